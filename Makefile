@@ -1,0 +1,67 @@
+# `make` lists the targets. Nothing but Python 3.11+, make and a network is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit integration e2e lint format crds lock tools clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) ## make .venv and install Cascadia with everything that its tests need
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Cascadia needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)."; \
+	  echo "Install one and say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "» making $(VENV) and installing (about a minute the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "could not make a virtual environment: on Debian and Ubuntu, apt-get install python3-venv"; exit 2; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## the whole product on this machine: plan, serve, escalate, drift, re-plan
+	@$(BIN)/cascadia demo $(ARGS)
+
+test: lint unit integration e2e ## every test, with all the set-up it needs
+
+unit: $(STAMP) ## fast tests of the parts
+	@echo "» unit tests"
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+tools: $(STAMP) ## build the Kubernetes binaries that integration tests use (once, about 8 minutes)
+	@$(BIN)/python -m tests.support.control_plane build
+
+integration: tools ## tests on a real API server, scheduler and KWOK nodes
+	@echo "» integration tests on a real control plane"
+	@$(BIN)/python -m pytest tests/integration $(ARGS)
+
+e2e: $(STAMP) ## tests of the whole product on this machine
+	@echo "» end-to-end tests"
+	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy, import-linter
+	@echo "» ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+format: $(STAMP) ## mend formatting and simple lint
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+crds: $(STAMP) ## write crds/*.yaml anew from the models
+	@$(BIN)/python -m cascadia_api.crd crds
+
+lock: ## resolve requirements.lock anew (hashes, no addresses)
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

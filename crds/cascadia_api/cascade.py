@@ -1,0 +1,449 @@
+"""`CascadeDeployment`: what a user writes.
+
+The custom resource definition is generated from these models (`crd`), so the field docs below are what
+``kubectl explain`` shows. Defaults are given in the schema only outside lists: a defaulted field inside
+a list item would show as a permanent difference in GitOps tools.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
+from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
+from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
+
+__all__ = [
+    "Calibration",
+    "CascadeDeployment",
+    "CascadeDeploymentSpec",
+    "Engine",
+    "Gpus",
+    "LatencyTarget",
+    "LocalObjectReference",
+    "Model",
+    "ModelSource",
+    "ObjectMeta",
+    "Objective",
+    "Parallelism",
+    "PodTemplate",
+    "Pool",
+    "Replanning",
+    "Rollout",
+    "Routing",
+    "Scorer",
+    "SecretKeyReference",
+    "Streaming",
+    "TokenLengths",
+    "Toleration",
+    "Workload",
+]
+
+ModelName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=MODEL_NAME_MAX)
+]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+Argument = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
+LabelMap = Annotated[dict[str, LabelValue], Field(max_length=32)]
+
+
+class LocalObjectReference(ApiModel):
+    """Reference to an object in the same namespace."""
+
+    name: Text = Field(description="Name of the object.")
+
+
+class SecretKeyReference(ApiModel):
+    """Reference to one key of a Secret in the same namespace. Mounted into pods; never read by the operator."""
+
+    name: Text = Field(description="Name of the Secret.")
+    key: Text = Field(description="Key in the Secret.")
+
+
+class HuggingFaceSource(ApiModel):
+    """Weights from a Hugging Face repository, downloaded by the engine."""
+
+    repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$", max_length=128)] = Field(
+        description="Repository, as in `meta-llama/Llama-3.1-8B-Instruct`."
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit; the default branch where absent.")
+    token_secret_ref: SecretKeyReference | None = Field(
+        None, description="Secret key with the access token of gated repositories."
+    )
+
+
+class PvcSource(ApiModel):
+    """Weights on a PersistentVolumeClaim that many nodes can read."""
+
+    claim_name: DnsLabel = Field(description="PersistentVolumeClaim in the same namespace.")
+    path: Text = Field(description="Folder of the model inside the volume.")
+    architecture: Text | None = Field(
+        None, description="Catalogue name or repository whose architecture the weights have; planning needs it."
+    )
+
+
+class ModelSource(ApiModel):
+    """Where a model's weights come from: exactly one of the fields."""
+
+    hugging_face: HuggingFaceSource | None = Field(None, description="A Hugging Face repository.")
+    pvc: PvcSource | None = Field(None, description="A folder on a PersistentVolumeClaim.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.huggingFace) != has(self.pvc)",
+            "set exactly one of huggingFace and pvc",
+            lambda s: (s.hugging_face is None) != (s.pvc is None),
+        ),
+    )
+
+
+class Parallelism(ApiModel):
+    """Limits on how one replica of the model may be spread over GPUs."""
+
+    max_tensor_parallel: int | None = Field(None, ge=1, le=64, description="Largest tensor-parallel degree.")
+    max_pipeline_parallel: int | None = Field(None, ge=1, le=16, description="Largest pipeline-parallel degree.")
+
+
+class EnvironmentVariable(ApiModel):
+    """An environment variable of the engine container."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)] = Field(
+        description="Name of the variable."
+    )
+    value: Annotated[str, StringConstraints(max_length=1024)] | None = Field(None, description="Its value.")
+    secret_key_ref: SecretKeyReference | None = Field(None, description="Secret key that holds its value.")
+
+
+_OWNED_LIST = "[" + ", ".join(f"'{argument}'" for argument in OWNED_ENGINE_ARGS) + "]"
+
+
+class Engine(ApiModel):
+    """How SGLang is run for one model."""
+
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = Field(
+        None, description="Container image; the operator's default where absent."
+    )
+    extra_args: Annotated[list[Argument], Field(max_length=32)] | None = Field(
+        None,
+        description="More arguments for SGLang; options that the operator sets (parallelism, ports, …) are refused.",
+    )
+    env: Annotated[list[EnvironmentVariable], Field(max_length=32)] | None = Field(
+        None, description="Environment variables of the engine container."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.extraArgs) || self.extraArgs.all(a, !a.startsWith('--') || "
+            f"!{_OWNED_LIST}.exists(o, o.startsWith(a.split('=')[0])))",
+            "extraArgs must not set or abbreviate an option that the operator owns (model, parallelism, host, "
+            "port, metrics, keys): remove it, or set the field of the manifest that controls it",
+            lambda e: not any(is_owned(a) for a in e.extra_args or ()),
+            ".extraArgs",
+        ),
+    )
+
+
+class Model(ApiModel):
+    """One model of the cascade."""
+
+    name: ModelName = Field(description="Stage name: short, unique, used in object names, metrics and headers.")
+    source: ModelSource = Field(description="Where the weights come from.")
+    precision: Literal["bf16", "fp16", "fp8", "int8", "int4"] | None = Field(
+        None, description="Precision of the weights as served; bf16 where absent."
+    )
+    parallelism: Parallelism | None = Field(None, description="Limits on tensor and pipeline parallelism.")
+    min_replicas: int | None = Field(
+        None, ge=0, le=256, description="Least number of replicas; 0 or absent lets the planner drop the stage."
+    )
+    pools: Annotated[list[DnsLabel], Field(max_length=8)] | None = Field(
+        None, description="GPU pools that may serve this model; any where absent."
+    )
+    engine: Engine | None = Field(None, description="Image, arguments and environment of its engine.")
+
+
+class Toleration(ApiModel):
+    """A toleration of the pods of a pool."""
+
+    key: Text | None = Field(None, description="Taint key; all keys where absent and operator is Exists.")
+    operator: Literal["Exists", "Equal"] | None = Field(None, description="Equal where absent.")
+    value: LabelValue | None = Field(None, description="Taint value for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Taint effect; all where absent."
+    )
+
+
+class Pool(ApiModel):
+    """GPUs of one kind."""
+
+    name: DnsLabel = Field(description="Name of the pool, unique in the manifest.")
+    gpu: Text = Field(description="GPU of the catalogue, as in `H100-SXM-80GB`; `cascadia predict --help` lists them.")
+    max_gpus: int = Field(ge=1, le=4096, description="Most GPUs that the cascade may take from this pool: a ceiling.")
+    gpus_per_node: int | None = Field(None, ge=1, le=16, description="GPUs of one node; 8 where absent.")
+    price_per_gpu_hour: DecimalString | None = Field(
+        None, description="Price of one GPU for one hour, any currency; needed to minimise Cost."
+    )
+    resource_name: (
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] | None
+    ) = Field(None, description="Extended resource that pods ask for; `nvidia.com/gpu` where absent.")
+    node_selector: LabelMap | None = Field(None, description="Labels of the pool's nodes.")
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = Field(
+        None, description="Tolerations of pods on this pool."
+    )
+
+
+class Gpus(ApiModel):
+    """The GPU budget."""
+
+    pools: Annotated[list[Pool], Field(min_length=1, max_length=8)] = Field(description="One or several kinds of GPU.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.pools.all(p, self.pools.exists_one(q, q.name == p.name))",
+            "pool names must be unique: rename one",
+            lambda g: len({p.name for p in g.pools}) == len(g.pools),
+            ".pools",
+        ),
+    )
+
+
+class LatencyTarget(ApiModel):
+    """A latency that the plan has to meet."""
+
+    metric: Literal["EndToEnd", "TimeToFirstToken", "TimePerOutputToken"] = Field(
+        description="What is measured, along the whole path of a request."
+    )
+    percentile: Literal[50, 90, 95, 99] = Field(description="Which percentile.")
+    milliseconds: int = Field(ge=1, le=3_600_000, description="The most that it may be, ms.")
+
+
+class Objective(ApiModel):
+    """What the plan is good for."""
+
+    min_quality: DecimalString = Field(
+        description='Least mean judged worth of the answers, "0" to "1": the quality floor.'
+    )
+    confidence: DecimalString = Field(
+        "0.95", description="Probability with which the floor has to hold, given the calibration set."
+    )
+    minimize: Literal["Latency", "Cost"] = Field("Latency", description="What to make least within the limits.")
+    percentile: Literal[50, 90, 95, 99] = Field(95, description="Percentile of end-to-end latency that is minimised.")
+    targets: Annotated[list[LatencyTarget], Field(max_length=8)] | None = Field(
+        None, description="Latencies that the plan has to meet."
+    )
+    min_quality_overloaded: DecimalString | None = Field(
+        None, description="Lower floor that routers may go down to under overload; absent: never below minQuality."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "double(self.minQuality) <= 1.0",
+            "minQuality is a mean worth between 0 and 1: write 85 % as 0.85",
+            lambda o: as_decimal(o.min_quality) <= 1,
+            ".minQuality",
+        ),
+        Rule(
+            "double(self.confidence) >= 0.5 && double(self.confidence) < 1.0",
+            "confidence must be at least 0.5 and below 1",
+            lambda o: 0.5 <= float(o.confidence) < 1,
+            ".confidence",
+        ),
+        Rule(
+            "!has(self.minQualityOverloaded) || double(self.minQualityOverloaded) <= double(self.minQuality)",
+            "minQualityOverloaded must not be above minQuality",
+            lambda o: (
+                o.min_quality_overloaded is None or as_decimal(o.min_quality_overloaded) <= as_decimal(o.min_quality)
+            ),
+            ".minQualityOverloaded",
+        ),
+    )
+
+
+class Scorer(ApiModel):
+    """What scores an answer."""
+
+    type: Literal["LogProb"] = Field("LogProb", description="LogProb: the engine's own token log-probabilities.")
+    statistic: Literal["Mean", "Minimum"] = Field(
+        "Mean", description="Mean: exp of the mean token log-probability. Minimum: the least token probability."
+    )
+
+
+class Streaming(ApiModel):
+    """How streamed answers of stages that may still be rejected are held back."""
+
+    mode: Literal["Buffer"] = Field("Buffer", description="Buffer: hold the answer until it is scored.")
+
+
+class Routing(ApiModel):
+    """What the routers do."""
+
+    scorer: Scorer = Field(default_factory=Scorer, description="What scores an answer.")
+    on_scorer_error: Literal["Escalate", "Accept"] = Field(
+        "Escalate", description="When an answer cannot be scored: Escalate (within a budget, then accept) or Accept."
+    )
+    streaming: Streaming = Field(default_factory=Streaming, description="How streamed answers are held back.")
+    max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")
+    request_timeout_seconds: int = Field(600, ge=1, le=86_400, description="Deadline of a request, all stages, s.")
+    api_keys_secret_ref: SecretKeyReference | None = Field(
+        None, description="Secret key that holds the API keys of clients, one a line. Without it any client is served."
+    )
+
+
+class TokenLengths(ApiModel):
+    """A distribution of token counts, taken as log-normal through these two points."""
+
+    mean: int = Field(ge=1, le=1_000_000, description="Mean, tokens.")
+    p95: int = Field(ge=1, le=1_000_000, description="95th percentile, tokens.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.p95 >= self.mean && 10 * self.p95 <= 38 * self.mean",
+            "p95 must lie between the mean and 3.8 times the mean: no log-normal distribution has both otherwise",
+            lambda t: t.mean <= t.p95 and 10 * t.p95 <= 38 * t.mean,
+            ".p95",
+        ),
+    )
+
+
+class Workload(ApiModel):
+    """The traffic to plan for until real traffic has been seen."""
+
+    requests_per_second: DecimalString = Field(description="Arrival rate of requests, 1/s.")
+    input_tokens: TokenLengths = Field(description="Prompt lengths.")
+    output_tokens: TokenLengths = Field(description="Answer lengths of the largest model.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "double(self.requestsPerSecond) > 0.0",
+            "requestsPerSecond must be above 0",
+            lambda w: as_decimal(w.requests_per_second) > 0,
+            ".requestsPerSecond",
+        ),
+    )
+
+
+class Calibration(ApiModel):
+    """Requests answered, scored and judged by every model once."""
+
+    config_map_ref: LocalObjectReference = Field(
+        description="ConfigMap whose keys ending in `.jsonl` hold calibration lines."
+    )
+
+
+class Replanning(ApiModel):
+    """When a new plan is made for changed traffic."""
+
+    mode: Literal["Automatic", "Advisory", "Disabled"] = Field(
+        "Automatic", description="Automatic applies a better plan, Advisory proposes it, Disabled does neither."
+    )
+    interval_seconds: int = Field(60, ge=5, le=86_400, description="Time between looks at the traffic, s.")
+    cooldown_seconds: int = Field(600, ge=0, le=86_400, description="Least time between two placements, s.")
+    min_improvement_percent: int = Field(
+        10, ge=0, le=100, description="Least improvement of the minimised figure that justifies moving replicas, %."
+    )
+
+
+class Rollout(ApiModel):
+    """How a new plan replaces the running one."""
+
+    strategy: Literal["InPlace", "MakeBeforeBreak", "Recreate"] = Field(
+        "InPlace",
+        description="InPlace frees GPUs stage by stage, MakeBeforeBreak adds first where GPUs are free, "
+        "Recreate stops everything first.",
+    )
+    progress_deadline_seconds: int = Field(
+        1800, ge=30, le=86_400, description="Time without progress after which the rollout counts as Stalled, s."
+    )
+
+
+class PodTemplate(ApiModel):
+    """The part of pods that a platform team may set, for all models of the cascade."""
+
+    labels: LabelMap | None = Field(None, description="More labels on pods.")
+    annotations: (
+        Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32)] | None
+    ) = Field(None, description="More annotations on pods.")
+    service_account_name: DnsLabel | None = Field(
+        None, description="ServiceAccount of the pods; the operator makes one where absent."
+    )
+    priority_class_name: DnsLabel | None = Field(None, description="PriorityClass of the pods.")
+    scheduler_name: Text | None = Field(None, description="Scheduler of the pods.")
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=8)] | None = Field(
+        None, description="Secrets for pulling images."
+    )
+
+
+class CascadeDeploymentSpec(ApiModel):
+    """What a cascade is made of and what it has to achieve."""
+
+    models: Annotated[list[Model], Field(min_length=1, max_length=8)] = Field(
+        description="The family of models, smallest first: each is a stage of the cascade."
+    )
+    gpus: Gpus = Field(description="The GPU budget.")
+    objective: Objective = Field(description="Quality floor, latency targets and what to minimise.")
+    routing: Routing = Field(default_factory=Routing, description="Scoring, escalation and streaming.")
+    workload: Workload = Field(description="The traffic to plan for until real traffic has been seen.")
+    calibration: Calibration | None = Field(
+        None, description="Calibration set; a published prior is assumed where absent, without a quality bound."
+    )
+    replanning: Replanning = Field(default_factory=Replanning, description="When to plan again.")
+    plan_ref: LocalObjectReference | None = Field(
+        None, description="Pins the CascadePlan of this name: it is applied and no other."
+    )
+    rollout: Rollout = Field(default_factory=Rollout, description="How plans replace each other.")
+    pod_template: PodTemplate | None = Field(None, description="Labels, accounts and priorities of the pods.")
+    paused: bool = Field(False, description="Stop reconciling; what runs keeps running.")
+    suspend: bool = Field(False, description="Release all GPUs; the plan and its history stay.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.models.all(m, self.models.exists_one(n, n.name == m.name))",
+            "model names must be unique: rename one",
+            lambda s: len({m.name for m in s.models}) == len(s.models),
+            ".models",
+        ),
+        Rule(
+            "self.models.all(m, !has(m.pools) || m.pools.all(p, self.gpus.pools.exists(q, q.name == p)))",
+            "models[].pools must name pools of gpus.pools",
+            lambda s: all(p in {q.name for q in s.gpus.pools} for m in s.models for p in m.pools or ()),
+            ".models",
+        ),
+        Rule(
+            "self.objective.minimize != 'Cost' || self.gpus.pools.all(p, has(p.pricePerGpuHour))",
+            "minimize: Cost needs pricePerGpuHour on every pool",
+            lambda s: s.objective.minimize != "Cost" or all(p.price_per_gpu_hour for p in s.gpus.pools),
+            ".gpus",
+        ),
+    )
+
+
+class ObjectMeta(ApiModel):
+    """The part of a manifest's metadata that Cascadia reads; the rest is kept as it is."""
+
+    model_config = ApiModel.model_config | {"extra": "allow"}
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1)]
+    namespace: str | None = None
+    uid: str | None = None
+    generation: int | None = None
+
+
+class CascadeDeployment(ApiModel):
+    """An ordered family of language models served as one endpoint within a GPU budget and a quality floor."""
+
+    api_version: Literal["cascadia.dev/v1alpha1"]
+    kind: Literal["CascadeDeployment"]
+    metadata: ObjectMeta
+    spec: CascadeDeploymentSpec = Field(description="What the cascade is made of and what it has to achieve.")
+    status: dict[str, Any] | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"size(self.metadata.name) <= {CASCADE_NAME_MAX}",
+            f"metadata.name must have at most {CASCADE_NAME_MAX} characters: longer StatefulSet names create no pods",
+            lambda c: len(c.metadata.name) <= CASCADE_NAME_MAX,
+            "",
+        ),
+    )

@@ -1,0 +1,149 @@
+"""Reading a manifest file: YAML in, a `CascadeDeployment` or named problems out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cascadia_api.cascade import CascadeDeployment, CascadeDeploymentSpec
+from cascadia_api.errors import InputError, Problem
+from cascadia_api.names import API_VERSION, KIND
+
+__all__ = ["Manifest", "field_path", "load_manifest", "parse_cascade", "parse_spec", "problems_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest file's content.
+
+    Attributes:
+        cascade: The CascadeDeployment in it.
+        calibration: Calibration lines of the ConfigMap that it refers to, where the file holds that too.
+    """
+
+    cascade: CascadeDeployment
+    calibration: tuple[str, ...] | None = None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int)) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice in one mapping: remove one", key_node.start_mark
+                )
+            if isinstance(key, (str, int)):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_manifest(text: str, source: str) -> Manifest:
+    """Read a manifest file that holds one CascadeDeployment, and perhaps its calibration ConfigMap.
+
+    Args:
+        text: The file's content, YAML or JSON, one or several documents.
+        source: The file's name, for errors.
+
+    Raises:
+        InputError: It is not YAML, holds no CascadeDeployment or several, or some field is wrong.
+    """
+    try:
+        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {_one_line(error)}", source=source) from None
+    for document in documents:
+        if not isinstance(document, dict):
+            raise InputError(f"expected a Kubernetes object, found {type(document).__name__}", source=source)
+    cascades = [d for d in documents if d.get("kind") == KIND]
+    if len(cascades) != 1:
+        kinds = ", ".join(str(d.get("kind", "an object without kind")) for d in documents) or "nothing"
+        raise InputError(
+            f"expected exactly one object with apiVersion: {API_VERSION} and kind: {KIND}, found {kinds}", source=source
+        )
+    try:
+        cascade = parse_cascade(cascades[0])
+    except InputError as error:
+        raise error.within(source) from None
+    reference = cascade.spec.calibration.config_map_ref.name if cascade.spec.calibration else None
+    config_maps = [
+        d for d in documents if d.get("kind") == "ConfigMap" and (d.get("metadata") or {}).get("name") == reference
+    ]
+    lines = tuple(calibration_lines(config_maps[0].get("data") or {})) if reference and config_maps else None
+    return Manifest(cascade, lines)
+
+
+def calibration_lines(data: dict[str, str]) -> Iterator[str]:
+    """Calibration lines of a ConfigMap's data: keys that end in ``.jsonl``, in order of their names."""
+    for key in sorted(data):
+        if key.endswith(".jsonl"):
+            yield from data[key].splitlines()
+
+
+def parse_cascade(document: dict[str, Any]) -> CascadeDeployment:
+    """Validate one object.
+
+    Raises:
+        InputError: With one problem for each wrong field.
+    """
+    try:
+        return CascadeDeployment.model_validate(document)
+    except ValidationError as error:
+        raise InputError(problems_of(error)) from None
+
+
+def parse_spec(document: dict[str, Any]) -> CascadeDeploymentSpec:
+    """Validate a spec alone, fields named from ``spec``.
+
+    Raises:
+        InputError: With one problem for each wrong field.
+    """
+    try:
+        return CascadeDeploymentSpec.model_validate(document)
+    except ValidationError as error:
+        raise InputError(problems_of(error, root="spec")) from None
+
+
+def problems_of(error: ValidationError, root: str = "") -> list[Problem]:
+    """Name each wrong field of a failed validation, once."""
+    problems: list[Problem] = []
+    for item in error.errors(include_url=False):
+        location = list(item["loc"])
+        kind, context = item["type"], item.get("ctx") or {}
+        message = item["msg"]
+        if kind == "missing":
+            message = "is required: add it"
+        elif kind == "extra_forbidden":
+            message = "unknown field: remove it, or mend its spelling (kubectl explain cascadedeployment.spec)"
+        elif kind == "rule":
+            location += [part for part in str(context.get("field", "")).split(".") if part]
+        elif kind == "string_pattern_mismatch":
+            message = f"{item['input']!r} does not match {context.get('pattern')}"
+        elif kind == "literal_error":
+            message = f"{item['input']!r} is not one of {context.get('expected')}"
+        problem = Problem(field_path(location, root), message)
+        if problem not in problems:
+            problems.append(problem)
+    return problems
+
+
+def field_path(location: list[str | int], root: str = "") -> str:
+    """``['spec', 'models', 1, 'name']`` as ``spec.models[1].name``."""
+    path = root
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())

@@ -1,0 +1,194 @@
+"""What a router is told: its bootstrap configuration, and the policy that it enforces.
+
+The bootstrap (`RouterConfig`) is fixed for the life of the process. The policy (`RouterPolicy`) is one
+JSON document, written by the operator into a ConfigMap or by the embedded runtime into a file, and
+replaced as a whole: a router takes a document with a higher `policyRevision` and ignores any other.
+
+msgspec structs, not pydantic models: the router validates a policy in microseconds and stays small.
+Field names are camelCase on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+__all__ = [
+    "POLICY_SCHEMA_VERSION",
+    "Capability",
+    "Endpoint",
+    "RouterConfig",
+    "RouterPolicy",
+    "ScorerPolicy",
+    "StagePolicy",
+    "StreamingPolicy",
+    "decode_policy",
+    "encode_policy",
+]
+
+POLICY_SCHEMA_VERSION = 1
+
+NonEmpty = Annotated[str, Meta(min_length=1, max_length=253)]
+Address = Annotated[str, Meta(pattern=r"^.{1,253}:[0-9]{1,5}$")]
+"""``host:port``."""
+Capability = Literal["tools", "images", "audio", "json-schema"]
+
+
+class Endpoint(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=False):
+    """One replica of a stage, as other routers reach it.
+
+    Attributes:
+        replica: The replica's name, the same as its router's `RouterConfig.replica`.
+        address: ``host:port`` of that replica's router's *stage* port.
+        weight: The plan's share of load for this replica, relative to its siblings.
+    """
+
+    replica: NonEmpty
+    address: Address
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+
+
+class StagePolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """One live stage of the cascade.
+
+    Attributes:
+        name: Stage (and model) name in the CascadeDeployment.
+        served_model_name: The `model` that this stage's engine answers to.
+        threshold: An answer is accepted when its raw score is ≥ this; None accepts every answer.
+        endpoints: The stage's replicas. May be empty while a stage starts: it is then skipped.
+        context_window: Longest prompt + answer that the model takes, tokens; None if unknown.
+        capabilities: What the model can do beyond text.
+    """
+
+    name: NonEmpty
+    served_model_name: NonEmpty
+    threshold: float | None = None
+    endpoints: Annotated[list[Endpoint], Meta(max_length=512)] = msgspec.field(default_factory=list)
+    context_window: Annotated[int, Meta(ge=1)] | None = None
+    capabilities: list[Capability] = msgspec.field(default_factory=list)
+
+
+class ScorerPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """What scores an answer.
+
+    Attributes:
+        id: The scorer's id: the key under which calibration sets hold its scores.
+        type: The only built-in type so far is ``LogProb``.
+        statistic: LogProb only. ``Mean``: exp of the mean token log-probability, in (0, 1].
+            ``Minimum``: the least token probability.
+    """
+
+    id: NonEmpty = "logprob-mean"
+    type: Literal["LogProb"] = "LogProb"
+    statistic: Literal["Mean", "Minimum"] = "Mean"
+
+
+class StreamingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """How a streamed answer of a stage that may still be rejected is held back.
+
+    Attributes:
+        mode: ``Buffer`` holds the whole answer until it is scored, then replays it as it came.
+        keep_alive_seconds: Silence after which an SSE comment is sent, s.
+    """
+
+    mode: Literal["Buffer"] = "Buffer"
+    keep_alive_seconds: Annotated[float, Meta(gt=0)] = 10.0
+
+
+class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """All that the routers of one cascade enforce, the same document for each of them.
+
+    Attributes:
+        schema_version: Version of this document's shape.
+        cascade: Name that clients use as `model`.
+        policy_revision: Grows by at least one with each change.
+        plan_id: The plan that this policy enforces.
+        stages: Live stages, smallest model first; the last one's threshold is None.
+        ladder: Threshold vectors (one entry a live stage, the last None), strictest first.
+        scorer: What scores answers.
+        on_scorer_error: ``Escalate`` (within the budget, then accept) or ``Accept``.
+        escalation_budget: Largest share of a stage's requests that scorer errors may escalate.
+        max_escalations: Most times that one request is passed on.
+        streaming: How streams are held back.
+        request_timeout_seconds: Deadline of a request through the whole cascade, service seconds.
+        max_in_flight: Requests that one router holds at once; more are refused with 429.
+        sample_rate: Share of answered requests kept as calibration samples in the report.
+        pin_stages: Whether `model: <stage name>` asks that stage alone.
+    """
+
+    schema_version: Literal[1] = 1
+    cascade: NonEmpty
+    policy_revision: Annotated[int, Meta(ge=1)]
+    plan_id: NonEmpty
+    stages: Annotated[list[StagePolicy], Meta(min_length=1, max_length=8)]
+    ladder: Annotated[list[list[float | None]], Meta(max_length=64)] = msgspec.field(default_factory=list)
+    scorer: ScorerPolicy = msgspec.field(default_factory=ScorerPolicy)
+    on_scorer_error: Literal["Escalate", "Accept"] = "Escalate"
+    escalation_budget: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    max_escalations: Annotated[int, Meta(ge=0, le=7)] = 7
+    streaming: StreamingPolicy = msgspec.field(default_factory=StreamingPolicy)
+    request_timeout_seconds: Annotated[float, Meta(gt=0)] = 600.0
+    max_in_flight: Annotated[int, Meta(ge=1)] = 4096
+    sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    pin_stages: bool = True
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must be unique, got {names}")
+        if self.stages[-1].threshold is not None:
+            raise ValueError(f"the last stage ({names[-1]}) answers everything: its threshold must be null")
+        for step, vector in enumerate(self.ladder):
+            if len(vector) != len(self.stages):
+                raise ValueError(f"ladder[{step}] has {len(vector)} thresholds for {len(self.stages)} stages")
+
+
+class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
+    """Bootstrap of one router process, fixed for its life.
+
+    Attributes:
+        stage: Stage of the engine beside this router; None for an entry router without an engine,
+            which relays every request to the first live stage.
+        replica: This replica's name, as in `Endpoint.replica`; None for an entry router.
+        engine: ``host:port`` of the engine beside it; None for an entry router or a follower.
+        role: ``Leader`` serves; ``Follower`` (rank > 0 of a multi-node replica) only answers probes.
+        client: ``host:port`` to listen on for clients.
+        peers: ``host:port`` to listen on for other routers of the cascade (the *stage port*).
+        admin: ``host:port`` for probes, metrics, report and drain.
+        policy_file: File that holds the policy: watched, and read at a cold start.
+        policy_config_map: ``namespace/name`` of the ConfigMap to watch in a cluster (key
+            ``policy.json``); `policy_file` then serves a cold start only.
+        peer_secret_file: File with the secret that signs what routers send each other.
+        clock_scale: Service seconds per wall second (1 in a cluster).
+        clock_epoch: See `ScaledClock.epoch`.
+    """
+
+    stage: NonEmpty | None = None
+    replica: NonEmpty | None = None
+    engine: Address | None = None
+    role: Literal["Leader", "Follower"] = "Leader"
+    client: Address | None = None
+    peers: Address | None = None
+    admin: Address
+    policy_file: str | None = None
+    policy_config_map: str | None = None
+    peer_secret_file: str | None = None
+    clock_scale: Annotated[float, Meta(gt=0)] = 1.0
+    clock_epoch: float = 0.0
+
+
+def encode_policy(policy: RouterPolicy) -> bytes:
+    """Return the policy as JSON, keys in the structs' order."""
+    return msgspec.json.encode(policy)
+
+
+def decode_policy(document: bytes | str) -> RouterPolicy:
+    """Read a policy.
+
+    Raises:
+        msgspec.ValidationError: The document does not fit; the message names the field.
+        msgspec.DecodeError: The document is not JSON.
+    """
+    return msgspec.json.decode(document, type=RouterPolicy)
