@@ -269,6 +269,11 @@ class Scorer(ApiModel):
         "Mean", description="Mean: exp of the mean token log-probability. Minimum: the least token probability."
     )
 
+    @property
+    def id(self) -> str:
+        """Key of its scores in calibration sets."""
+        return "logprob-mean" if self.statistic == "Mean" else "logprob-min"
+
 
 class Streaming(ApiModel):
     """How streamed answers of stages that may still be rejected are held back."""

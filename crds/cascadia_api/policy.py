@@ -163,6 +163,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
         peer_secret_file: File with the secret that signs what routers send each other.
         clock_scale: Service seconds per wall second (1 in a cluster).
         clock_epoch: See `ScaledClock.epoch`.
+        max_body_bytes: Largest request body that is taken; a larger one is refused with 413.
     """
 
     stage: NonEmpty | None = None
@@ -177,6 +178,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
     peer_secret_file: str | None = None
     clock_scale: Annotated[float, Meta(gt=0)] = 1.0
     clock_epoch: float = 0.0
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 8 * 1024 * 1024
 
 
 def encode_policy(policy: RouterPolicy) -> bytes:

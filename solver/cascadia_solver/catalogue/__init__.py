@@ -1,0 +1,1 @@
+"""Facts about models and GPUs: what is published, and nothing that is measured or fitted."""

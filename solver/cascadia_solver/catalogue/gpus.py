@@ -1,0 +1,114 @@
+"""What datasheets say about GPUs.
+
+Arithmetic is dense (no structured sparsity), bandwidths are per GPU and one way. Memory is what the
+driver reports for the card, which for NVIDIA lies a little below the name's gigabytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from cascadia_api.errors import InputError
+
+__all__ = ["GPUS", "GpuFacts", "gpu_facts"]
+
+_MIB = 2**20
+_TERA = 1e12
+_GIGA = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """One kind of GPU.
+
+    Attributes:
+        name: As in manifests, for example ``H100-SXM-80GB``.
+        memory_bytes: Device memory, bytes.
+        memory_bandwidth: Bytes/s of HBM or GDDR.
+        bf16_flops: Dense bf16 (and fp16) operations/s.
+        fp8_flops: Dense fp8 operations/s; 0 where tensor cores have no fp8.
+        int8_flops: Dense int8 operations/s.
+        link_bandwidth: Bytes/s to the other GPUs of the node, one way (NVLink, xGMI or PCIe).
+        network_bandwidth: Bytes/s to other nodes, one way: a property of the server, here that of
+            the usual reference design.
+        source: The datasheet.
+    """
+
+    name: str
+    memory_bytes: float
+    memory_bandwidth: float
+    bf16_flops: float
+    fp8_flops: float
+    int8_flops: float
+    link_bandwidth: float
+    network_bandwidth: float
+    source: str
+
+
+def _gpu(
+    name: str,
+    *,
+    mebibytes: int,
+    memory_gbps: float,
+    bf16: float,
+    fp8: float,
+    int8: float,
+    link_gbps: float,
+    network_gbps: float,
+    source: str,
+) -> GpuFacts:
+    """Facts from the datasheet's units: MiB, GB/s and Tera-operations/s."""
+    return GpuFacts(
+        name=name,
+        memory_bytes=float(mebibytes) * _MIB,
+        memory_bandwidth=memory_gbps * _GIGA,
+        bf16_flops=bf16 * _TERA,
+        fp8_flops=fp8 * _TERA,
+        int8_flops=int8 * _TERA,
+        link_bandwidth=link_gbps * _GIGA,
+        network_bandwidth=network_gbps * _GIGA,
+        source=source,
+    )
+
+
+# Network: DGX A100 has one 200 Gb/s adapter per GPU, DGX H100/H200/B200 and MI300X platforms one of
+# 400 Gb/s; servers with PCIe cards commonly one of 100 Gb/s per card.
+GPUS: dict[str, GpuFacts] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("A100-SXM-40GB", mebibytes=40960, memory_gbps=1555, bf16=312, fp8=0, int8=624,
+             link_gbps=300, network_gbps=25, source="NVIDIA A100 datasheet (NVLink 3, 600 GB/s both ways)"),
+        _gpu("A100-SXM-80GB", mebibytes=81920, memory_gbps=2039, bf16=312, fp8=0, int8=624,
+             link_gbps=300, network_gbps=25, source="NVIDIA A100 datasheet (NVLink 3, 600 GB/s both ways)"),
+        _gpu("H100-PCIe-80GB", mebibytes=81559, memory_gbps=2000, bf16=756.5, fp8=1513, int8=1513,
+             link_gbps=64, network_gbps=12.5, source="NVIDIA H100 PCIe product brief (PCIe 5 x16)"),
+        _gpu("H100-SXM-80GB", mebibytes=81559, memory_gbps=3350, bf16=989.4, fp8=1978.9, int8=1978.9,
+             link_gbps=450, network_gbps=50, source="NVIDIA H100 datasheet (NVLink 4, 900 GB/s both ways)"),
+        _gpu("H200-SXM-141GB", mebibytes=143771, memory_gbps=4800, bf16=989.4, fp8=1978.9, int8=1978.9,
+             link_gbps=450, network_gbps=50, source="NVIDIA H200 datasheet (NVLink 4, 900 GB/s both ways)"),
+        _gpu("B200-SXM-180GB", mebibytes=183359, memory_gbps=7700, bf16=2250, fp8=4500, int8=4500,
+             link_gbps=900, network_gbps=50, source="NVIDIA HGX B200 datasheet (NVLink 5, 1.8 TB/s both ways)"),
+        _gpu("L40S-48GB", mebibytes=46068, memory_gbps=864, bf16=362, fp8=733, int8=733,
+             link_gbps=32, network_gbps=12.5, source="NVIDIA L40S datasheet (PCIe 4 x16, no NVLink)"),
+        _gpu("L4-24GB", mebibytes=23034, memory_gbps=300, bf16=121, fp8=242.5, int8=242.5,
+             link_gbps=32, network_gbps=12.5, source="NVIDIA L4 datasheet (PCIe 4 x16, no NVLink)"),
+        _gpu("MI300X-192GB", mebibytes=196592, memory_gbps=5300, bf16=1307.4, fp8=2614.9, int8=2614.9,
+             link_gbps=448, network_gbps=50, source="AMD Instinct MI300X datasheet (7 xGMI links, 128 GB/s both ways)"),
+    )
+}  # fmt: skip
+
+
+def gpu_facts(name: str) -> GpuFacts:
+    """Look up a GPU by name, in any case.
+
+    Raises:
+        InputError: If the name is unknown; lists the nearest names.
+    """
+    by_folded = {known.casefold(): gpu for known, gpu in GPUS.items()}
+    gpu = by_folded.get(name.casefold())
+    if gpu is not None:
+        return gpu
+    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.4)
+    names = [by_folded[near].name for near in nearest] or list(GPUS)
+    raise InputError(f"GPU {name!r} is not in the catalogue; use {', '.join(names)}")

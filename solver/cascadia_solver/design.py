@@ -1,0 +1,190 @@
+"""One candidate plan: thresholds, GPUs, replicas; its tables are made for exactly its own requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_solver.closed_form import length_profile
+from cascadia_solver.operating_point import load_curves
+from cascadia_solver.parallelism import ReplicaSet, StageTable, latency_levels
+from cascadia_solver.path_allocation import Ceiling, PathStage, allocate_path, trim_allocation
+from cascadia_solver.replay import exit_stages
+from cascadia_solver.sites import Site
+from cascadia_solver.workload import RequestSample
+
+__all__ = ["Design", "Route", "Routed", "design", "redesigned", "routed"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_REQUESTS = 1024
+_LEVEL_WITH = 0.01
+"""Latencies this close count as equal: it is about the noise of a simulated p95."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which stages there are, where, and which answers they may give.
+
+    Attributes:
+        stages: Model index of each stage, ascending.
+        thresholds: Of each stage but the last.
+        pools: Pool index of each stage.
+        mean: Mean quality.
+        assured: Quality bound, or the mean under a prior.
+    """
+
+    stages: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    pools: tuple[int, ...]
+    mean: float
+    assured: float
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """What a route makes of the traffic; S stages.
+
+    Attributes:
+        route: The route.
+        exits: Model that answers each request [n].
+        reach: Share of the requests at each stage [S].
+        rates: Arrival rate at each stage, 1/s [S].
+        tables: Of each stage, for the requests that get there: one profile.
+        latencies: Of each stage's best replicas by number of GPUs, s [S][F + 1].
+        steps: What the allocation may choose from.
+    """
+
+    route: Route
+    exits: Integers
+    reach: Floats
+    rates: Floats
+    tables: tuple[StageTable, ...]
+    latencies: tuple[Floats, ...]
+    steps: tuple[PathStage, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """A route with replicas.
+
+    Attributes:
+        routed: The route and its traffic.
+        choice: Index into each stage's steps.
+        estimate: Closed-form percentile of end-to-end latency of the allocation first found, s.
+        bound: By the closed form, no allocation of the same route within the limits has less of what is
+            minimised: a percentile in s, or a price.
+        exhaustive: Whether all allocations were tried.
+    """
+
+    routed: Routed
+    choice: tuple[int, ...]
+    estimate: float
+    bound: float
+    exhaustive: bool
+
+    @property
+    def route(self) -> Route:
+        """Stages, thresholds, pools."""
+        return self.routed.route
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """GPUs of each stage."""
+        return tuple(replicas.gpus for replicas in self.replicas)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for designs that are the same plan."""
+        return self.route.stages, self.route.thresholds, self.route.pools, self.gpus
+
+    @cached_property
+    def replicas(self) -> tuple[ReplicaSet, ...]:
+        """Replicas of each stage."""
+        return tuple(
+            table.replicas(0, rate, int(step.gpus[k]))
+            for table, rate, step, k in zip(
+                self.routed.tables, self.routed.rates, self.routed.steps, self.choice, strict=True
+            )
+        )
+
+    def path_percentile(self, percentile: float) -> float:
+        """Closed-form percentile of end-to-end latency of this allocation, s."""
+        total = np.sum([step.seconds[k] for step, k in zip(self.routed.steps, self.choice, strict=True)], axis=0)
+        return float(np.percentile(total, percentile))
+
+    def cost(self, prices: Sequence[float]) -> float:
+        """Price of its GPUs for one hour."""
+        return sum(g * prices[p] for g, p in zip(self.gpus, self.route.pools, strict=True))
+
+
+def routed(
+    route: Route, sites: Sequence[Site], sample: RequestSample, limits: Sequence[int], percentile: float
+) -> Routed:
+    """Replay a route on the traffic and tabulate its stages.
+
+    Args:
+        route: Stages, thresholds, pools.
+        sites: Of each stage.
+        sample: The traffic.
+        limits: GPUs of each pool.
+        percentile: Of latency.
+    """
+    exits = exit_stages(route.stages, route.thresholds, sample.scores)
+    shown = np.linspace(0, len(sample) - 1, min(_REQUESTS, len(sample))).astype(np.int64)
+    inputs, outputs = sample.input_tokens, sample.output_tokens
+    reach, tables, latencies, steps = [], [], [], []
+    for site in sites:
+        visits = exits >= site.model
+        reach.append(float(visits.mean()))
+        rows = visits if visits.any() else slice(None)
+        profile = length_profile(inputs[rows], outputs[rows, site.model])
+        curves = load_curves([option.step for option in site.options], [profile], percentile)
+        table = StageTable(site.options, curves, latency_levels([curves]), limits[site.pool], site.least_replicas)
+        latency = table.latency_by_gpus(0, sample.requests_per_second * reach[-1])
+        faster = np.flatnonzero(latency < np.concatenate([[np.inf], latency[:-1]]))
+        at = np.log(latency[faster])
+        parts = np.stack([np.interp(at, np.log(table.levels), table.parts[0][:, k]) for k in range(3)], axis=1)
+        seconds = parts[:, 0, None] + parts[:, 1, None] * inputs[shown] + parts[:, 2, None] * outputs[shown, site.model]
+        steps.append(PathStage(faster, seconds * visits[shown], site.pool))
+        tables.append(table)
+        latencies.append(latency)
+    share = np.array(reach)
+    return Routed(
+        route, exits, share, sample.requests_per_second * share, tuple(tables), tuple(latencies), tuple(steps)
+    )
+
+
+def design(
+    traffic: Routed,
+    limits: Sequence[int],
+    *,
+    percentile: float,
+    prices: Sequence[float] | None,
+    ceilings: Sequence[Ceiling],
+) -> Design | None:
+    """Give a route the allocation that is fastest, or cheapest within ceilings where prices are given.
+
+    A fastest allocation is then relieved of GPUs that make it faster by less than the noise.
+
+    Returns:
+        The design; None if the GPUs do not carry the route.
+    """
+    found = allocate_path(traffic.steps, limits, percentile=percentile, prices=prices, ceilings=ceilings)
+    if found is None:
+        return None
+    choice = found.choice
+    if prices is None:
+        slowest = found.latency * (1 + _LEVEL_WITH)
+        choice = trim_allocation(traffic.steps, choice, percentile=percentile, slowest=slowest)
+    return Design(traffic, choice, found.latency, found.bound, found.exhaustive)
+
+
+def redesigned(plan: Design, choice: Sequence[int]) -> Design:
+    """The same route with another allocation."""
+    return replace(plan, choice=tuple(choice))

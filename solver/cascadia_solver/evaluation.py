@@ -1,0 +1,91 @@
+"""Simulation of finalists: what a design would do, request by request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_api.cascade import LatencyTarget
+from cascadia_solver.design import Design
+from cascadia_solver.simulation import StageReplicas, simulate_cascade
+from cascadia_solver.workload import RequestSample
+
+__all__ = ["Evaluation", "evaluate", "stage_replicas"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A simulated design.
+
+    Attributes:
+        design: The design.
+        end_to_end: Seconds of each request [n].
+        first_token: Seconds to the first byte that a client sees [n].
+        per_token: Seconds per answer token after that [n].
+        stage_p95: Of each stage's own time, s; None where no request came by.
+        utilisation: Share of time in which each stage's replicas worked.
+        saturated: Whether some queue grew with the number of requests.
+    """
+
+    design: Design
+    end_to_end: Floats
+    first_token: Floats
+    per_token: Floats
+    stage_p95: tuple[float | None, ...]
+    utilisation: tuple[float, ...]
+    saturated: bool
+
+    def percentile(self, percentile: float, metric: str = "EndToEnd") -> float:
+        """A percentile of one of the metrics that targets may name, s."""
+        values = {"EndToEnd": self.end_to_end, "TimeToFirstToken": self.first_token}.get(metric, self.per_token)
+        return float(np.percentile(values, percentile, method="higher"))
+
+    def excess(self, targets: list[LatencyTarget]) -> float:
+        """How far targets are missed at worst, as a share of the target; 0 if all are met."""
+        over = [self.percentile(t.percentile, t.metric) * 1e3 / t.milliseconds - 1 for t in targets]
+        return max([0.0, *over])
+
+
+def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
+    """Simulate a design on the whole sample.
+
+    Args:
+        design: The design.
+        sample: The traffic: the same one for every finalist, so that they share their luck.
+        models: Number of models of the cascade.
+    """
+    stages = [StageReplicas([], []) for _ in range(models)]
+    for model, replicas in zip(design.route.stages, stage_replicas(design), strict=True):
+        stages[model] = replicas
+    times = simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, design.routed.exits)
+    answer = sample.output_tokens[np.arange(len(sample)), design.routed.exits]
+    answered = np.isfinite(times.end_to_end)
+    per_token = np.full(len(sample), np.inf)
+    streamed = times.end_to_end[answered] - times.time_to_first_token[answered]
+    per_token[answered] = streamed / np.maximum(answer[answered] - 1, 1)
+    service = [times.stage_service[model] for model in design.route.stages]
+    return Evaluation(
+        design=design,
+        end_to_end=times.end_to_end,
+        first_token=times.time_to_first_token,
+        per_token=per_token,
+        stage_p95=tuple(
+            float(np.percentile(seconds, 95, method="higher")) if len(seconds) else None for seconds in service
+        ),
+        utilisation=tuple(min(1.0, times.utilisation[model]) for model in design.route.stages),
+        saturated=any(times.saturated),
+    )
+
+
+def stage_replicas(design: Design) -> list[StageReplicas]:
+    """The replicas of each live stage as the simulation wants them."""
+    result = []
+    for replicas in design.replicas:
+        steps = [o.step for o, count in zip(replicas.options, replicas.counts, strict=True) for _ in range(count)]
+        rates = [rate for rate, count in zip(replicas.rates, replicas.counts, strict=True) for _ in range(count)]
+        result.append(StageReplicas(steps, rates if min(rates) > 0 else [1.0] * len(steps)))
+    return result

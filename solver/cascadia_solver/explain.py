@@ -1,0 +1,82 @@
+"""Why this plan, in words and numbers."""
+
+from __future__ import annotations
+
+from cascadia_api.plan import Plan, PlanStage
+from cascadia_solver.inputs import PlanningInputs
+
+__all__ = ["explain"]
+
+_BUSY = 1.25
+
+
+def explain(plan: Plan, inputs: PlanningInputs) -> list[str]:
+    """Say what binds the plan, what each stage does, what came second and why not a single model.
+
+    Args:
+        plan: The plan.
+        inputs: What it was made from.
+
+    Returns:
+        Sentences, most important first.
+    """
+    objective = inputs.cascade.spec.objective
+    said = [_summary(plan, objective.minimize, objective.percentile), _quality(plan, float(objective.min_quality))]
+    said += [_stage(stage, plan) for stage in plan.live_stages]
+    said += [
+        f"{stage.name} has no stage: the cascade does better without it." for stage in plan.stages if not stage.gpus
+    ]
+    said.append(_binding(plan, inputs))
+    said += [f"Not {other.name}: {other.reason}." for other in plan.alternatives]
+    return said
+
+
+def _summary(plan: Plan, minimize: str, percentile: int) -> str:
+    path = " -> ".join(stage.name for stage in plan.live_stages)
+    cost = "" if plan.cost_per_hour is None else f" for {plan.cost_per_hour:.2f} an hour"
+    target = "the lowest cost" if minimize == "Cost" else f"the lowest p{percentile}"
+    return (
+        f"{path} on {plan.gpus} GPUs{cost} has {target} found at {plan.demand.requests_per_second:.3g} requests/s: "
+        f"p50 {plan.latency.p50_ms / 1e3:.1f} s, p95 {plan.latency.p95_ms / 1e3:.1f} s."
+    )
+
+
+def _quality(plan: Plan, floor: float) -> str:
+    quality = plan.quality
+    if quality.lower_bound is None:
+        return f"Quality is {quality.mean:.3f} by a published prior, against a floor of {floor:g}; nothing bounds it."
+    return (
+        f"Mean quality is {quality.mean:.3f} on {quality.requests} calibration requests; with {quality.confidence:.0%} "
+        f"confidence it is at least {quality.lower_bound:.3f}, against a floor of {floor:g}."
+    )
+
+
+def _stage(stage: PlanStage, plan: Plan) -> str:
+    shapes = " + ".join(
+        f"{group.count} x TP{group.tensor_parallel}"
+        + (f" PP{group.pipeline_parallel}" if group.pipeline_parallel > 1 else "")
+        for group in stage.replicas
+    )
+    answers = (
+        "and answers all of them"
+        if stage is plan.live_stages[-1] or stage.threshold is None
+        else (f"and answers those that score at least {stage.threshold:.3g}")
+    )
+    slow = "" if stage.p95_ms is None else f", p95 {stage.p95_ms / 1e3:.1f} s there"
+    return f"{stage.name} sees {stage.reach:.0%} of the requests {answers}: {stage.gpus} GPUs as {shapes}{slow}."
+
+
+def _binding(plan: Plan, inputs: PlanningInputs) -> str:
+    spec = inputs.cascade.spec
+    available = inputs.available_gpus or {}
+    budget = sum(min(pool.max_gpus, available.get(pool.name, pool.max_gpus)) for pool in spec.gpus.pools)
+    own = next((step for step in plan.ladder if step.thresholds == plan.thresholds), None)
+    rate = plan.demand.requests_per_second
+    if own is not None and own.max_requests_per_second < _BUSY * rate:
+        return (
+            f"Capacity binds: these replicas carry {own.max_requests_per_second:.3g} requests/s at these thresholds, "
+            f"against {rate:.3g}."
+        )
+    if plan.gpus < budget:
+        return f"{budget - plan.gpus} of {budget} GPUs are left free: they would improve it by less than 1 %."
+    return f"The GPU budget of {budget} binds, and the quality floor sets how many requests must be passed on."

@@ -1,0 +1,61 @@
+"""Non-dominated plans, and the choice among them.
+
+Points are rows of (latency, cost, quality): the first two to be small, the third to be large.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["non_dominated", "tchebycheff_picks"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+_AUGMENTATION = 1e-3
+"""Weight of the sum of all deviations: keeps weakly dominated points from being picked."""
+
+
+def non_dominated(points: Floats) -> Integers:
+    """Indices of the points that no other point beats or equals in everything.
+
+    Of equal points the first is kept. Sorted by latency.
+
+    Args:
+        points: Rows of (latency, cost, quality), finite [n, 3].
+    """
+    costs = points * np.array([1.0, 1.0, -1.0])
+    order = np.lexsort((costs[:, 2], costs[:, 1], costs[:, 0]))
+    kept: list[int] = []
+    front = np.empty((0, 2))
+    for index in order:
+        # Everything kept so far is at least as fast: only cost and quality decide.
+        rest = costs[index, 1:]
+        if not (front <= rest).all(axis=1).any():
+            kept.append(int(index))
+            front = np.vstack([front[~(rest <= front).all(axis=1)], rest])
+    return np.array(kept, dtype=np.int64)
+
+
+def tchebycheff_picks(points: Floats, weights: Floats) -> Integers:
+    """The point that each weighting prefers, by the augmented weighted Tchebycheff distance.
+
+    Each criterion is normalised by the ideal point (the best of each) and the nadir point (the worst of
+    each among the non-dominated): d = max_k w_k z_k + rho * sum_k w_k z_k with z in [0, 1].
+
+    Args:
+        points: Non-dominated rows of (latency, cost, quality) [n, 3].
+        weights: Rows of non-negative weights [m, 3].
+
+    Returns:
+        Index of the preferred point for each weighting [m]; every one is non-dominated, and every
+        non-dominated point is preferred under some weighting.
+    """
+    costs = points * np.array([1.0, 1.0, -1.0])
+    ideal, nadir = costs.min(axis=0), costs.max(axis=0)
+    normal = (costs - ideal) / np.where(nadir > ideal, nadir - ideal, 1.0)
+    weighted = weights[:, None, :] * normal[None, :, :]
+    distance = weighted.max(axis=2) + _AUGMENTATION * weighted.sum(axis=2)
+    return np.asarray(np.argmin(distance, axis=1))

@@ -1,0 +1,166 @@
+"""Why there is no plan, in numbers, and what the nearest one would be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget
+from cascadia_api.errors import InfeasibleError, Shortfall
+from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.evaluation import Evaluation
+from cascadia_solver.quality import QualityOfGrid, requests_needed
+from cascadia_solver.replay import ThresholdGrid
+from cascadia_solver.screening import Screened
+from cascadia_solver.search import Problem, pool_choices, screen_all
+from cascadia_solver.sites import find_sites
+
+__all__ = ["latency_out_of_reach", "quality_out_of_reach", "too_few_gpus"]
+
+_MORE_GPUS = 4
+_STEPS = 8
+
+
+def quality_out_of_reach(
+    spec: CascadeDeploymentSpec,
+    table: CalibrationSet,
+    grids: Sequence[ThresholdGrid],
+    qualities: Sequence[QualityOfGrid],
+) -> InfeasibleError:
+    """No threshold vector of any choice of stages keeps the quality floor."""
+    floor = float(spec.objective.min_quality)
+    g = int(np.argmax([quality.assured.max() for quality in qualities]))
+    best = int(qualities[g].assured.argmax())
+    mean, assured = float(qualities[g].mean[best]), float(qualities[g].assured[best])
+    names = " -> ".join(spec.models[model].name for model in grids[g].stages)
+    thresholds = ", ".join(f"{threshold:.3g}" for threshold in grids[g].vector(best))
+    at = f"{names}" + (f" with thresholds {thresholds}" if thresholds else "")
+    if qualities[g].bound is None:
+        return InfeasibleError(
+            "QualityOutOfReach",
+            f"minQuality {floor:g} is out of reach: under the prior the best is a mean of {mean:.3f} ({at}); "
+            "lower minQuality, add a better model, or give a calibration set of your own traffic",
+            shortfalls=[Shortfall("mean quality", floor, mean)],
+            nearest=f"minQuality {_down(assured)} with {at}",
+        )
+    needed = requests_needed(len(table), mean, assured, floor)
+    remedy = (
+        f"its mean is {mean:.3f}, so a calibration set of about {needed} requests would do (it has {len(table)})"
+        if needed is not None
+        else f"its mean is {mean:.3f}, so no calibration set would do: add a better model or scorer"
+    )
+    return InfeasibleError(
+        "QualityOutOfReach",
+        f"minQuality {floor:g} is out of reach at confidence {spec.objective.confidence}: the best lower bound is "
+        f"{assured:.3f} ({at}); {remedy}; or lower minQuality or confidence",
+        shortfalls=[Shortfall("quality lower bound", floor, assured)],
+        nearest=f"minQuality {_down(assured)} with {at}",
+    )
+
+
+def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts]) -> InfeasibleError:
+    """The floor can be kept, but not by stages that fit into the GPU budget at this rate."""
+    most = [max(64, _MORE_GPUS * limit) for limit in problem.limits]
+    sites = find_sites(spec, facts, problem.budgets, problem.sample, percentile=problem.percentile, gpus=most)
+    budgets = [replace(budget, gpus=gpus) for budget, gpus in zip(problem.budgets, most, strict=True)]
+    grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
+    roomy = replace(
+        problem,
+        sites=sites,
+        budgets=budgets,
+        grids=[problem.grids[k] for k in grids],
+        qualities=[problem.qualities[k] for k in grids],
+    )
+    have = ", ".join(f"{b.gpus} of pool {b.name}" for b in problem.budgets)
+    least = _least_gpus(problem, _screen(roomy))
+    if least is None:
+        slow = next(iter(sites.unfit.values()), None)
+        if slow is not None and not grids:
+            return slow
+        return InfeasibleError(
+            "InsufficientGPUs",
+            f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g} need more than "
+            f"{_MORE_GPUS} times the GPUs that there are ({have}); add GPUs, or lower the rate or minQuality",
+            shortfalls=[
+                Shortfall(f"GPUs of pool {b.name}", m + 1, b.gpus) for b, m in zip(problem.budgets, most, strict=True)
+            ],
+            nearest=_nearest_rate(problem),
+        )
+    points, k = least
+    needed = [0] * len(problem.budgets)
+    for gpus, pool in zip(points.gpus[k], points.pools, strict=True):
+        needed[pool] += int(gpus)
+    stages = " + ".join(
+        f"{int(gpus)} for {spec.models[model].name}"
+        for gpus, model in zip(points.gpus[k], points.grid.stages, strict=True)
+    )
+    short = [(b, n) for b, n in zip(problem.budgets, needed, strict=True) if n > b.gpus]
+    words = " and ".join(f"at least {n} GPUs of pool {b.name}, has {b.gpus}" for b, n in short)
+    return InfeasibleError(
+        "InsufficientGPUs",
+        f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g} need {words} ({stages}); "
+        "add GPUs, or lower the rate or minQuality",
+        shortfalls=[Shortfall(f"GPUs of pool {b.name}", n, b.gpus) for b, n in short],
+        nearest=_nearest_rate(problem),
+    )
+
+
+def latency_out_of_reach(best: Evaluation, targets: Sequence[LatencyTarget]) -> InfeasibleError:
+    """Every design misses a latency target."""
+    missed = []
+    for target in targets:
+        reached = best.percentile(target.percentile, target.metric) * 1e3
+        if reached > target.milliseconds:
+            missed.append((f"{target.metric} p{target.percentile} ms", float(target.milliseconds), reached))
+    words = "; ".join(
+        f"{what} {limit:.0f} is asked, {reached:.0f} is the best found" for what, limit, reached in missed
+    )
+    return InfeasibleError(
+        "LatencyOutOfReach",
+        f"a latency target is out of reach: {words}; add GPUs, raise the target, or lower the rate or minQuality",
+        shortfalls=[Shortfall(what, limit, reached) for what, limit, reached in missed],
+        nearest="; ".join(f"{what} {reached:.0f}" for what, _, reached in missed),
+    )
+
+
+def _down(value: float) -> str:
+    """Three digits, rounded down, so that the nearest floor is one that can be kept."""
+    return f"{np.floor(value * 1000) / 1000:.3f}"
+
+
+def _screen(problem: Problem) -> list[Screened]:
+    return screen_all(problem, lambda: False, lambda _: None)
+
+
+def _least_gpus(problem: Problem, screened: Sequence[Screened]) -> tuple[Screened, int] | None:
+    """The point at the floor that exceeds the budgets by the fewest GPUs."""
+    best: tuple[int, Screened, int] | None = None
+    limits = np.array(problem.limits)
+    for points in screened:
+        good = np.flatnonzero(points.assured >= problem.floor)
+        if not len(good):
+            continue
+        used = np.stack(
+            [points.gpus[good][:, np.array(points.pools) == pool].sum(axis=1) for pool in range(len(limits))], axis=1
+        )
+        over = np.maximum(0, used - limits).sum(axis=1)
+        k = int(over.argmin())
+        if best is None or int(over[k]) < best[0]:
+            best = int(over[k]), points, int(good[k])
+    return None if best is None else (best[1], best[2])
+
+
+def _nearest_rate(problem: Problem) -> str:
+    """The highest rate that the GPUs carry at the floor, by bisection; empty if none."""
+    if not any(pool_choices(problem, grid) for grid in problem.grids):
+        return ""
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        sample = replace(problem.sample, requests_per_second=problem.sample.requests_per_second * middle)
+        carried = any((p.assured >= problem.floor).any() for p in _screen(replace(problem, sample=sample)))
+        low, high = (middle, high) if carried else (low, middle)
+    return f"{problem.sample.requests_per_second * low:.3g} requests/s on the GPUs that there are" if low > 0 else ""

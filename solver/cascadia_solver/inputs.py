@@ -1,0 +1,173 @@
+"""What a plan is made from, and the traffic that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cascadia_api.cascade import CascadeDeployment, TokenLengths
+from cascadia_api.errors import InputError
+from cascadia_api.plan import plan_id
+from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.observed import ObservedDemand, demand_of_observation
+from cascadia_solver.prior import prior_accuracy, prior_table
+from cascadia_solver.sites import PoolBudget, catalogue_facts, repository
+from cascadia_solver.trace import Trace
+from cascadia_solver.workload import Demand, RequestSample, demand_of_manifest, demand_of_trace, match
+
+__all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_of"]
+
+SOLVER_VERSION = "1"
+"""Grows when the same inputs may give another plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningInputs:
+    """Everything that a plan depends on.
+
+    Attributes:
+        cascade: The manifest.
+        calibration: Calibration set of the manifest's models; None for the stated prior.
+        trace: Traffic to plan for in place of the manifest's workload.
+        observed: Traffic that routers saw, for a re-plan; goes before `trace`.
+        available_gpus: Free GPUs by pool name; a pool that is not named has its `maxGpus`.
+        requests_per_second: Rate to scale the trace to; its own where None.
+        seed: Seed of everything that is drawn.
+        notes: What the plan's warnings should also say, as of rows skipped in a file.
+    """
+
+    cascade: CascadeDeployment
+    calibration: CalibrationSet | None = None
+    trace: Trace | None = None
+    observed: ObservedDemand | None = None
+    available_gpus: Mapping[str, int] | None = None
+    requests_per_second: float | None = None
+    seed: int = 0
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Traffic:
+    """The requests that are planned for.
+
+    Attributes:
+        facts: Of the manifest's models.
+        table: Calibration set, or the prior in its shape.
+        demand: Rates and lengths.
+        sample: Both joined, request by request.
+    """
+
+    facts: list[ModelFacts]
+    table: CalibrationSet
+    demand: Demand
+    sample: RequestSample
+
+
+def traffic_of(inputs: PlanningInputs) -> Traffic:
+    """Join demand and calibration set; what the planner and anyone who replays its demand start from.
+
+    Raises:
+        InputError: An unknown model, a calibration set of other models or another scorer, impossible rates.
+    """
+    spec = inputs.cascade.spec
+    facts = catalogue_facts(spec)
+    models = tuple(model.name for model in spec.models)
+    if inputs.calibration is None:
+        accuracies = [prior_accuracy(repository(m), f.params_total) for m, f in zip(spec.models, facts, strict=True)]
+        mean = float(spec.workload.output_tokens.mean)
+        table = prior_table(
+            models, accuracies, scorer=spec.routing.scorer.id, output_tokens_mean=mean, seed=inputs.seed
+        )
+    else:
+        table = inputs.calibration
+        if table.models != models:
+            raise InputError(
+                f"calibration set: it is of the models {', '.join(table.models)}, the manifest has {', '.join(models)}"
+            )
+        if table.scorer != spec.routing.scorer.id:
+            raise InputError(
+                f"calibration set: its scores are {table.scorer!r}, spec.routing.scorer is {spec.routing.scorer.id!r}"
+            )
+    demand = _demand(inputs, table)
+    return Traffic(facts, table, demand, match(demand, table, seed=inputs.seed))
+
+
+def _demand(inputs: PlanningInputs, table: CalibrationSet) -> Demand:
+    spec = inputs.cascade.spec
+    rate = inputs.requests_per_second
+    if rate is not None and not rate > 0:
+        raise InputError(f"requests per second are {rate}; they must be above 0")
+    if inputs.observed is not None:
+        return demand_of_observation(inputs.observed, table, seed=inputs.seed)
+    if inputs.trace is not None:
+        return demand_of_trace(inputs.trace, len(spec.models), requests_per_second=rate)
+    workload = spec.workload
+    if rate is not None:
+        workload = workload.model_copy(update={"requests_per_second": f"{rate:.6f}"})
+    return demand_of_manifest(workload, len(spec.models), seed=inputs.seed)
+
+
+def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[PoolBudget]) -> str:
+    """Id of the plan that these inputs give: equal on every machine for inputs of equal value.
+
+    Only what the plan depends on goes in: images, rollout or labels do not change it.
+    """
+    spec = inputs.cascade.spec
+    objective = spec.objective
+    targets = [[t.metric, t.percentile, t.milliseconds] for t in objective.targets or ()]
+    return plan_id(
+        {
+            "version": SOLVER_VERSION,
+            "models": [
+                {
+                    "name": model.name,
+                    "architecture": repository(model),
+                    "precision": model.precision or "bf16",
+                    "limits": None if model.parallelism is None else model.parallelism.model_dump(),
+                    "minReplicas": model.min_replicas or 0,
+                    "pools": model.pools,
+                }
+                for model in spec.models
+            ],
+            "pools": [[b.name, b.gpu.name, b.gpus, b.gpus_per_node, b.price] for b in budgets],
+            "objective": {
+                "minQuality": float(objective.min_quality),
+                "confidence": float(objective.confidence),
+                "minimize": objective.minimize,
+                "percentile": objective.percentile,
+                "targets": sorted(targets),
+            },
+            "scorer": spec.routing.scorer.id,
+            "maxEscalations": spec.routing.max_escalations,
+            "calibration": table.digest if inputs.calibration is not None else "prior",
+            "demand": _demand_id(inputs),
+            "seed": inputs.seed,
+        }
+    )
+
+
+def _demand_id(inputs: PlanningInputs) -> dict[str, Any]:
+    if inputs.observed is not None:
+        seen = inputs.observed
+        histograms = (seen.input_tokens, seen.output_tokens, seen.scores)
+        return {"rate": seen.requests_per_second, "stage": seen.stage, "counts": [h.counts for h in histograms]}
+    if inputs.trace is not None:
+        state = hashlib.sha256()
+        for array in (inputs.trace.arrivals, inputs.trace.input_tokens, inputs.trace.output_tokens):
+            state.update(np.ascontiguousarray(array).tobytes())
+        return {"trace": state.hexdigest(), "rate": inputs.requests_per_second}
+    workload = inputs.cascade.spec.workload
+
+    def lengths(tokens: TokenLengths) -> list[int]:
+        return [tokens.mean, tokens.p95]
+
+    return {
+        "rate": inputs.requests_per_second or float(workload.requests_per_second),
+        "input": lengths(workload.input_tokens),
+        "output": lengths(workload.output_tokens),
+    }

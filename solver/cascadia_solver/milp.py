@@ -1,0 +1,126 @@
+"""The paper's allocation MILP, in PuLP: certifies the exact search and carries side constraints.
+
+::
+
+    min L + eps * sum f x[i,f]
+    s.t.  sum_f x[i,f] = 1                       for every stage i
+          sum_(i in pool) sum_f f x[i,f] <= N    for every pool (the paper has one, and equality)
+          L >= sum_f l_i(f) x[i,f]               for every stage i
+          sum_f price f x[i,f] <= budget         if there is one
+          x binary; no x[i,f] where f GPUs cannot serve stage i
+
+eps only breaks ties towards fewer GPUs; it is small enough not to trade any latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pulp
+from numpy.typing import NDArray
+
+__all__ = ["MilpResult", "solve_allocation"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class MilpResult:
+    """What the solver said.
+
+    Attributes:
+        status: ``Failed`` is the solver's own failure (missing binary, crash), not a verdict.
+        gpus: One number a stage; empty without a solution.
+        latency: Of the worst stage; infinite without a solution.
+        detail: The solver's words where it failed.
+    """
+
+    status: Literal["Optimal", "Infeasible", "TimedOut", "Failed"]
+    gpus: tuple[int, ...] = ()
+    latency: float = float("inf")
+    detail: str = ""
+
+
+def solve_allocation(
+    tables: Sequence[Floats],
+    limits: Sequence[int],
+    pool_of: Sequence[int] | None = None,
+    *,
+    prices: Sequence[float] | None = None,
+    budget: float | None = None,
+    deadline_seconds: float = 10.0,
+) -> MilpResult:
+    """Solve the min-max allocation with CBC.
+
+    Columns that a smaller number of GPUs equals or beats are left out: no solution needs them.
+
+    Args:
+        tables: Latency of each stage on f GPUs at index f (from 0); infinite where it cannot run.
+        limits: GPUs of each pool.
+        pool_of: Pool of each stage; all in pool 0 where None.
+        prices: Price of a GPU hour of each pool; needed with `budget`.
+        budget: Most that all GPUs may cost for an hour.
+        deadline_seconds: Time given to the solver, which it keeps itself.
+    """
+    pools = [0] * len(tables) if pool_of is None else list(pool_of)
+    columns = [_columns(table, limits[pool]) for table, pool in zip(tables, pools, strict=True)]
+    if not all(columns):
+        return MilpResult("Infeasible")
+    scale = min(latency for column in columns for _, latency in column) or 1.0
+    problem = pulp.LpProblem("allocation", pulp.LpMinimize)
+    bottleneck = problem.add_variable("bottleneck", lowBound=0)
+    choose = [[problem.add_variable(f"x_{i}_{f}", cat="Binary") for f, _ in column] for i, column in enumerate(columns)]
+    gpus = [
+        pulp.lpSum(f * x for (f, _), x in zip(column, xs, strict=True))
+        for column, xs in zip(columns, choose, strict=True)
+    ]
+    problem += bottleneck + 1e-7 / max(1, sum(limits)) * pulp.lpSum(gpus)
+    for column, xs in zip(columns, choose, strict=True):
+        problem += pulp.lpSum(xs) == 1
+        problem += bottleneck >= pulp.lpSum(latency / scale * x for (_, latency), x in zip(column, xs, strict=True))
+    for pool, limit in enumerate(limits):
+        problem += pulp.lpSum(g for g, p in zip(gpus, pools, strict=True) if p == pool) <= limit
+    if budget is not None:
+        if prices is None:
+            raise ValueError("a budget needs prices")
+        problem += pulp.lpSum(prices[p] * g for g, p in zip(gpus, pools, strict=True)) <= budget
+    try:
+        # The CBC that comes with PuLP, by its path: the class of that name warns of PuLP 4. It keeps the time
+        # limit itself, so that no process is left behind.
+        cbc = pulp.COIN_CMD(
+            path=pulp.PULP_CBC_CMD.pulp_cbc_path, msg=False, threads=1, timeLimit=deadline_seconds, gapRel=0, gapAbs=0
+        )
+        problem.solve(cbc)
+    except (pulp.PulpError, OSError) as error:
+        return MilpResult("Failed", detail=str(error))
+    return _result(problem, columns, choose)
+
+
+def _columns(table: Floats, limit: int) -> list[tuple[int, float]]:
+    """(GPUs, latency) that no smaller number of GPUs equals or beats."""
+    reachable = table[: limit + 1]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(reachable)[:-1]])
+    return [(int(f), float(reachable[f])) for f in np.flatnonzero(reachable < before)]
+
+
+def _result(
+    problem: pulp.LpProblem, columns: Sequence[Sequence[tuple[int, float]]], choose: Sequence[Sequence[pulp.LpVariable]]
+) -> MilpResult:
+    if problem.status == pulp.LpStatusInfeasible:
+        return MilpResult("Infeasible")
+    chosen = [
+        [pair for pair, x in zip(c, xs, strict=True) if (x.value() or 0) > 0.5]
+        for c, xs in zip(columns, choose, strict=True)
+    ]
+    solved = all(len(pairs) == 1 for pairs in chosen)
+    if problem.status != pulp.LpStatusOptimal and not solved:
+        stopped = problem.sol_status == pulp.LpSolutionNoSolutionFound
+        return MilpResult("TimedOut" if stopped else "Failed", detail=pulp.LpStatus[problem.status])
+    gpus = tuple(pairs[0][0] for pairs in chosen)
+    latency = max(pairs[0][1] for pairs in chosen)
+    # CBC reports "optimal" for a feasible solution at the time limit too; the solution's status tells them apart.
+    proven = problem.status == pulp.LpStatusOptimal and problem.sol_status == pulp.LpSolutionOptimal
+    return MilpResult("Optimal" if proven else "TimedOut", gpus, latency)

@@ -1,0 +1,146 @@
+"""How fast a replica is at each load, per request: what path latencies are summed from.
+
+The mean field of `closed_form`, tabulated by load instead of asked at given rates, and with the parts
+of a request's latency kept apart::
+
+    latency(in, out) = wait + in * prefill + out * decode
+
+so that the latency of a path is a sum over its stages for each request of a joint sample. With n
+requests decoding, a step takes D(n) and a prompt adds X(n), so that (Little)::
+
+    rate(n) = n / (E[out - 1] D(n) + n X(n)),   decode = D / (1 - rate X)
+
+Nothing beyond `LOAD_LIMIT` of a replica's slots, key-value cache or time is planned for. At high loads
+the figures are optimistic (queueing for slots is left out); the simulation of finalists settles that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
+from numpy.typing import NDArray
+
+from cascadia_solver.closed_form import LengthProfile
+from cascadia_solver.compiled import compiled
+from cascadia_solver.steptime import StepModel, step_seconds
+
+__all__ = ["LOADS", "LOAD_LIMIT", "LoadCurves", "load_curves"]
+
+Floats = NDArray[np.float64]
+
+LOADS = 40
+"""Points of a curve."""
+LOAD_LIMIT = 0.85
+
+_step_seconds = compiled(step_seconds)
+_FIELDS = len(StepModel._fields)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadCurves:
+    """Operating points of R replicas under P length profiles, from idle to the load limit.
+
+    Attributes:
+        rate: Arrival rate, 1/s, ascending along the last axis [P, R, LOADS].
+        latency: Percentile of end-to-end latency, s, non-decreasing [P, R, LOADS].
+        parts: Wait s, prefill s/token and decode s/token of a request [P, R, LOADS, 3].
+    """
+
+    rate: Floats
+    latency: Floats
+    parts: Floats
+
+
+def load_curves(steps: Sequence[StepModel], profiles: Sequence[LengthProfile], percentile: float) -> LoadCurves:
+    """Tabulate every replica under every profile.
+
+    Args:
+        steps: Replicas.
+        profiles: Of the lengths that arrive.
+        percentile: Of the latency, in (0, 100).
+    """
+    classes = max(len(profile.shares) for profile in profiles)
+    padded = np.zeros((3, len(profiles), classes))
+    for row, profile in enumerate(profiles):
+        padded[:, row, : len(profile.shares)] = profile.inputs, profile.outputs, profile.shares
+    inputs, outputs, shares = padded
+    points = _points(np.array(steps, dtype=np.float64), inputs, outputs, shares)
+    rate, wait, prefill, decode = (points[..., column, None] for column in range(4))
+    lengths = inputs[:, None, None, :], outputs[:, None, None, :]
+    latency = wait + lengths[0] * prefill + lengths[1] * decode
+    order = np.argsort(latency, axis=-1)
+    seen = np.cumsum(np.take_along_axis(np.broadcast_to(shares[:, None, None, :], latency.shape), order, -1), axis=-1)
+    at = np.minimum((seen < percentile / 100).sum(axis=-1), classes - 1)
+    kth = np.take_along_axis(order, at[..., None], axis=-1)
+    return LoadCurves(
+        rate=np.maximum.accumulate(rate[..., 0], axis=-1),
+        latency=np.maximum.accumulate(np.take_along_axis(latency, kth, axis=-1)[..., 0], axis=-1),
+        parts=points[..., 1:],
+    )
+
+
+@compiled
+def _prompt_seconds(step: StepModel, prompt: float, batch: float, context: float) -> float:
+    """What one prompt adds to the steps of a decoding batch."""
+    plain = _step_seconds(step, 0.0, 0.0, batch, batch * context) if batch > 0.0 else 0.0
+    seconds = 0.0
+    done = 0.0
+    while done < prompt:
+        chunk = min(step.chunk_tokens, prompt - done)
+        pairs = chunk * done + 0.5 * chunk * (chunk + 1.0)
+        seconds += _step_seconds(step, chunk, pairs, batch, batch * context) - plain
+        done += chunk
+    return seconds
+
+
+@compiled
+def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> Floats:
+    """(rate, wait, prefill, decode) of every profile, replica and load [P, R, LOADS, 4]."""
+    points = np.empty((len(inputs), len(steps), LOADS, 4))
+    for p in range(len(inputs)):
+        mean_in = 0.0
+        decode_steps = 0.0
+        context = 0.0
+        held = 0.0
+        for k in range(len(shares[p])):
+            mean_in += shares[p, k] * inputs[p, k]
+            weight = shares[p, k] * max(outputs[p, k] - 1.0, 1e-3)
+            decode_steps += weight
+            context += weight * (inputs[p, k] + 0.5 * outputs[p, k])
+            held += weight * (inputs[p, k] + outputs[p, k])
+        context /= decode_steps
+        held /= decode_steps
+        for r in range(len(steps)):
+            step = StepModel(*to_fixed_tuple(steps[r], _FIELDS))  # type: ignore[call-arg]  # as in scheduling_kernel
+            most = LOAD_LIMIT * min(step.max_running, step.kv_capacity_tokens / held)
+            least = min(0.05, 0.5 * most)
+            growth = (most / least) ** (1.0 / (LOADS - 2))
+            decoding = 0.0
+            for g in range(LOADS):
+                extra = 0.0
+                square = 0.0
+                for k in range(len(shares[p])):
+                    added = _prompt_seconds(step, inputs[p, k], decoding, context)
+                    extra += shares[p, k] * added
+                    square += shares[p, k] * added * added
+                batch = decoding + 1.0
+                decode = _step_seconds(step, 0.0, 0.0, batch, batch * context)
+                rate = decoding / (decode_steps * decode + decoding * extra)
+                if g > 0 and rate * extra > LOAD_LIMIT:
+                    points[p, r, g] = points[p, r, g - 1]
+                    continue
+                token = decode / (1.0 - rate * extra)
+                once = _prompt_seconds(step, mean_in, decoding, context)
+                prefill = (_prompt_seconds(step, 2.0 * mean_in, decoding, context) - once) / mean_in
+                # Half a step when busy, and the prompts ahead (Pollaczek and Khinchine).
+                queue = 0.5 * rate * square / (1.0 - rate * extra)
+                wait = 0.5 * decode * (1.0 - np.exp(-decoding)) + queue + once - mean_in * prefill
+                points[p, r, g, 0] = rate
+                points[p, r, g, 1] = wait - token
+                points[p, r, g, 2] = prefill
+                points[p, r, g, 3] = token
+                decoding = least if g == 0 else decoding * growth
+    return points

@@ -1,0 +1,282 @@
+"""The best replicas of a stage on any number of GPUs.
+
+Replicas of a stage may differ in shape. Load is split so that all of them are equally slow; then a set
+of replicas carries, at a latency T, the sum of the rates at which each of them alone is T slow. So the
+best set on f GPUs at latency T is an unbounded knapsack over shapes (GPUs against rate), solved for all
+f and for a ladder of latencies at once, and the least latency at a given rate is read off by
+interpolation. It does not increase with f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_solver.closed_form import LengthProfile
+from cascadia_solver.operating_point import LoadCurves, load_curves
+from cascadia_solver.shapes import ReplicaOption
+
+__all__ = ["LEVELS", "ReplicaSet", "StageTable", "latency_levels", "useful_options"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+LEVELS = 96
+_SLOWEST = 1.05
+"""Levels end a little above the slowest operating point."""
+_IDLE = 0.25
+"""A group of replicas that gets less than this share of the others' load per GPU is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Rate of one replica by option index, their common latency s, and the GPUs of all."""
+
+    rates: Mapping[int, float]
+    latency: float
+    gpus: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReplicaSet:
+    """Replicas of one stage at one load.
+
+    Attributes:
+        options: Shape of each group.
+        counts: Replicas of each group, at least 1.
+        rates: Arrival rate of one replica of each group, 1/s.
+        latency: Percentile of the stage's latency, s, the same for all of them.
+        parts: Wait s, prefill s/token, decode s/token of a request, averaged over replicas by rate [3].
+        capacity: Highest rate that is planned for on these replicas, 1/s.
+    """
+
+    options: tuple[ReplicaOption, ...]
+    counts: tuple[int, ...]
+    rates: tuple[float, ...]
+    latency: float
+    parts: Floats
+    capacity: float
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return sum(option.gpus * count for option, count in zip(self.options, self.counts, strict=True))
+
+
+def useful_options(options: Sequence[ReplicaOption], profile: LengthProfile, percentile: float) -> list[ReplicaOption]:
+    """Drop shapes that others on no more GPUs beat at every latency.
+
+    A shape on g GPUs goes if another on g GPUs, or two of g/2, carry at least its rate at every latency.
+    """
+    curves = load_curves([option.step for option in options], [profile], percentile)
+    rates = _rates_at(curves, latency_levels([curves]))[0]
+    kept: list[int] = []
+    best: dict[int, Floats] = {}
+    for gpus in sorted({option.gpus for option in options}):
+        rest = 2 * best[gpus // 2] if gpus // 2 in best and gpus % 2 == 0 else np.zeros(LEVELS)
+        same = [index for index, option in enumerate(options) if option.gpus == gpus]
+        for index in sorted(same, key=lambda i: -float(rates[i].sum())):
+            if (rates[index] > rest * (1 + 1e-9)).any():
+                kept.append(index)
+                rest = np.maximum(rest, rates[index])
+        best[gpus] = rest
+    return [options[index] for index in sorted(kept)]
+
+
+def latency_levels(curves: Sequence[LoadCurves]) -> Floats:
+    """Geometric ladder of latencies over everything that these replicas can be, s [LEVELS]."""
+    fastest = min(float(c.latency.min()) for c in curves)
+    slowest = max(float(c.latency.max()) for c in curves)
+    return np.geomspace(fastest, slowest * _SLOWEST, LEVELS)
+
+
+def _rates_at(curves: LoadCurves, levels: Floats) -> Floats:
+    """Rate at which each replica is as slow as each level; 0 below its idle latency [P, R, LEVELS]."""
+    rates = np.empty((*curves.rate.shape[:2], len(levels)))
+    for p, r in np.ndindex(*curves.rate.shape[:2]):
+        rates[p, r] = np.interp(levels, curves.latency[p, r], curves.rate[p, r], left=0.0)
+    return rates
+
+
+class StageTable:
+    """Rates that a stage carries by number of GPUs and latency, under P length profiles.
+
+    Args:
+        options: Shapes that a replica may have.
+        curves: Their operating points.
+        levels: Ladder of latencies, s [LEVELS].
+        most_gpus: Largest number of GPUs tabulated.
+        least_replicas: Fewest replicas, at least 1.
+    """
+
+    def __init__(
+        self, options: Sequence[ReplicaOption], curves: LoadCurves, levels: Floats, most_gpus: int, least_replicas: int
+    ) -> None:
+        self.options = tuple(options)
+        self.levels = levels
+        self._curves = curves
+        self._rates = _rates_at(curves, levels)
+        self._least_replicas = max(1, least_replicas)
+        by_gpus: dict[int, Floats] = {}
+        for index, option in enumerate(options):
+            rate = self._rates[:, index]
+            by_gpus[option.gpus] = np.maximum(by_gpus[option.gpus], rate) if option.gpus in by_gpus else rate
+        self._best = by_gpus
+        self.carried = _knapsack(by_gpus, most_gpus, self._least_replicas)
+        self.parts = self._typical_parts()
+
+    def gpus_needed(self, profile: int, rates: Floats) -> Integers:
+        """Fewest GPUs that carry each rate at each latency; one more than tabulated where none do.
+
+        Args:
+            profile: Which length profile.
+            rates: Arrival rates at the stage, 1/s [m].
+
+        Returns:
+            [LEVELS, m]
+        """
+        table = self.carried[:, profile, :]
+        needed = [np.searchsorted(column, rates, side="left") for column in table.T]
+        return np.stack(needed).astype(np.int64)
+
+    def latency_by_gpus(self, profile: int, rate: float) -> Floats:
+        """Latency of the best replicas at a rate, by number of GPUs from 0; infinite where too few [F + 1]."""
+        carried = self.carried[:, profile, :]
+        enough = carried >= rate
+        first = enough.argmax(axis=1)
+        below = np.maximum(first - 1, 0)
+        rows = np.arange(len(carried))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = (rate - carried[rows, below]) / (carried[rows, first] - carried[rows, below])
+        share = np.where((first > 0) & np.isfinite(share), np.clip(share, 0.0, 1.0), 1.0)
+        log = np.log(self.levels)
+        latency = np.exp(log[below] + share * (log[first] - log[below]))
+        return np.minimum.accumulate(np.where(enough.any(axis=1), latency, np.inf))
+
+    def replicas(self, profile: int, rate: float, gpus: int) -> ReplicaSet:
+        """The best replicas on at most so many GPUs at a rate, and how load is split over them.
+
+        Raises:
+            ValueError: The rate is beyond what these GPUs carry.
+        """
+        carried = self.carried[gpus, profile]
+        if not carried[-1] >= rate:
+            raise ValueError(f"{gpus} GPUs carry {carried[-1]:.3g} requests/s, not {rate:.3g}")
+        counts = self._chosen(profile, int(np.searchsorted(carried, rate, side="left")), gpus)
+        split = self._split(profile, rate, counts)
+        busy = {
+            option: count
+            for option, count in counts.items()
+            if split.rates[option] * split.gpus >= _IDLE * rate * self.options[option].gpus
+        }
+        if busy and len(busy) < len(counts) and sum(busy.values()) >= self._least_replicas:
+            # A group that is too slow to take load at this latency would only hold GPUs.
+            counts, split = busy, self._split(profile, rate, busy)
+        parts = np.array([self._parts_at(profile, option, split.rates[option]) for option in counts])
+        weight = np.array([max(split.rates[option], 1e-12) * count for option, count in counts.items()])
+        return ReplicaSet(
+            options=tuple(self.options[option] for option in counts),
+            counts=tuple(counts.values()),
+            rates=tuple(split.rates[option] for option in counts),
+            latency=split.latency,
+            parts=weight @ parts / weight.sum(),
+            capacity=float(sum(n * self._curves.rate[profile, option, -1] for option, n in counts.items())),
+        )
+
+    def _split(self, profile: int, rate: float, counts: Mapping[int, int]) -> _Split:
+        """Split a rate over replicas so that all are equally slow."""
+        log = np.log(self.levels)
+        own = {option: self._rates[profile, option] for option in counts}
+        together = np.sum([count * own[option] for option, count in counts.items()], axis=0)
+        latency = float(np.interp(rate, np.maximum.accumulate(together + 1e-12 * np.arange(len(together))), log))
+        rates = {option: float(np.interp(latency, log, curve)) for option, curve in own.items()}
+        total = sum(rates[option] * count for option, count in counts.items())
+        scale = rate / total if total > 0 else 0.0
+        gpus = sum(self.options[option].gpus * count for option, count in counts.items())
+        return _Split({option: r * scale for option, r in rates.items()}, float(np.exp(latency)), gpus)
+
+    def _chosen(self, profile: int, level: int, gpus: int) -> dict[int, int]:
+        """Number of replicas of each option in the best set at one level."""
+        value = {size: float(rates[profile, level]) for size, rates in self._best.items()}
+        option_of: dict[int, int] = {}
+        for index, option in enumerate(self.options):
+            best = option_of.get(option.gpus)
+            if best is None or self._rates[profile, index, level] > self._rates[profile, best, level]:
+                option_of[option.gpus] = index
+        return {option_of[size]: count for size, count in _best_counts(value, gpus, self._least_replicas).items()}
+
+    def _parts_at(self, profile: int, option: int, rate: float) -> Floats:
+        curve, parts = self._curves.rate[profile, option], self._curves.parts[profile, option]
+        return np.array([np.interp(rate, curve, parts[:, k]) for k in range(3)])
+
+    def _typical_parts(self) -> Floats:
+        """Parts of a request's latency at each level, of the shape that carries most per GPU [P, LEVELS, 3]."""
+        gpus = np.array([option.gpus for option in self.options])
+        density = self._rates / gpus[None, :, None]
+        best = density.argmax(axis=1)
+        parts = np.empty((*best.shape, 3))
+        for p, level in np.ndindex(*best.shape):
+            option = int(best[p, level])
+            parts[p, level] = self._parts_at(p, option, float(self._rates[p, option, level]))
+        return parts
+
+
+def _knapsack(best: dict[int, Floats], most_gpus: int, least_replicas: int) -> Floats:
+    """Most rate on f GPUs with at least so many replicas, -inf where they do not fit [F + 1, P, LEVELS]."""
+    shape = next(iter(best.values())).shape
+    sizes = sorted(size for size in best if size <= most_gpus)
+    table = np.zeros((most_gpus + 1, *shape))
+    for _ in range(least_replicas):
+        layer = np.full_like(table, -np.inf)
+        for size in sizes:
+            np.maximum(layer[size:], table[: most_gpus + 1 - size] + best[size], out=layer[size:])
+        table = layer
+    for f in range(1, most_gpus + 1):
+        np.maximum(table[f], table[f - 1], out=table[f])
+        for size in sizes:
+            if size > f:
+                break
+            np.maximum(table[f], table[f - size] + best[size], out=table[f])
+    return table
+
+
+def _best_counts(value: dict[int, float], gpus: int, least_replicas: int) -> dict[int, int]:
+    """The set behind one entry of `_knapsack`: replicas by size.
+
+    Args:
+        value: Rate of one replica by its GPUs.
+        gpus: Most GPUs; the least number of replicas fits.
+        least_replicas: Fewest replicas.
+    """
+    sizes = sorted(value)
+    fixed = [[0.0] * (gpus + 1)]
+    for _ in range(least_replicas):
+        before = fixed[-1]
+        fixed.append(
+            [max((before[f - s] + value[s] for s in sizes if s <= f), default=-np.inf) for f in range(gpus + 1)]
+        )
+    free = list(fixed[-1])
+    for f in range(1, gpus + 1):
+        free[f] = max(free[f], free[f - 1], *(free[f - s] + value[s] for s in sizes if s <= f))
+    counts: dict[int, int] = {}
+    remaining = gpus
+    # Walk back: idle GPUs first, then the fixed replicas, then the free ones; equal values end the walk soonest.
+    while True:
+        if remaining and free[remaining - 1] == free[remaining]:
+            remaining -= 1
+        elif free[remaining] == fixed[-1][remaining]:
+            break
+        else:
+            size = next(s for s in sizes if s <= remaining and free[remaining - s] + value[s] == free[remaining])
+            counts[size] = counts.get(size, 0) + 1
+            remaining -= size
+    for layer in range(least_replicas, 0, -1):
+        size = next(
+            s for s in sizes if s <= remaining and fixed[layer - 1][remaining - s] + value[s] == fixed[layer][remaining]
+        )
+        counts[size] = counts.get(size, 0) + 1
+        remaining -= size
+    return counts

@@ -1,0 +1,269 @@
+"""Allocation for the end-to-end objective: a percentile of the sum along each request's path.
+
+The objective is neither separable nor min-max, but it does not increase with any stage's GPUs, and a
+stage's latency changes at few numbers of GPUs only. So up to some thousands of combinations are all
+tried (the stage with the most steps takes what the others leave); beyond that, a local search runs
+from the min-max allocation, and its result is held against a lower bound: every stage with all the
+GPUs that the others' least leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Ceiling", "PathAllocation", "PathStage", "allocate_path", "trim_allocation"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_EXHAUSTIVE = 4096
+_BLOCK = 256
+_MOVES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, eq=False)
+class PathStage:
+    """One stage's choices; B of them, n requests.
+
+    Attributes:
+        gpus: GPUs at which the stage becomes faster, ascending [B].
+        seconds: Latency there of each request, 0 for those that do not come by [B, n].
+        pool: Index of its pool.
+    """
+
+    gpus: Integers
+    seconds: Floats
+    pool: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """A limit on a percentile of end-to-end latency.
+
+    Attributes:
+        percentile: 0 to 100.
+        seconds: The most that it may be.
+    """
+
+    percentile: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PathAllocation:
+    """An allocation and what is known of its quality.
+
+    Attributes:
+        choice: Index into each stage's choices.
+        latency: Estimated percentile of end-to-end latency, s.
+        bound: No allocation within the limits has less of what is minimised, s or price.
+        exhaustive: Whether all allocations were tried.
+    """
+
+    choice: tuple[int, ...]
+    latency: float
+    bound: float
+    exhaustive: bool
+
+
+def allocate_path(
+    stages: Sequence[PathStage],
+    limits: Sequence[int],
+    *,
+    percentile: float,
+    prices: Sequence[float] | None = None,
+    ceilings: Sequence[Ceiling] = (),
+) -> PathAllocation | None:
+    """Find the fastest allocation, or the cheapest within ceilings.
+
+    Args:
+        stages: At least one.
+        limits: GPUs of each pool.
+        percentile: Of end-to-end latency.
+        prices: Of a GPU of each pool: minimise cost. None: minimise latency.
+        ceilings: With prices: what the allocation has to keep, where one can.
+
+    Returns:
+        The allocation; None if none is within the limits.
+    """
+    sizes = [len(stage.gpus) for stage in stages]
+    if any(size == 0 for size in sizes):
+        return None
+    free = int(np.argmax(sizes))
+    others = [range(size) for j, size in enumerate(sizes) if j != free]
+    combinations = int(np.prod([len(r) for r in others], dtype=np.float64))
+    exhaustive = combinations <= _EXHAUSTIVE
+    search = _Search(stages, limits, percentile, prices, ceilings)
+    if exhaustive:
+        rest = np.array(list(product(*others)), dtype=np.int64).reshape(combinations, len(others))
+        choices = search.completed(np.insert(rest, free, 0, axis=1), free)
+        if not len(choices):
+            return None
+        best = choices[search.order(choices)[0]]
+    else:
+        start = search.start()
+        if start is None:
+            return None
+        best = search.descend(start)
+    latency = float(search.latency(best[None], percentile)[0])
+    value = search.value(best[None])[0]
+    bound = value if exhaustive else min(value, search.bound())
+    return PathAllocation(tuple(int(k) for k in best), latency, float(bound), exhaustive)
+
+
+def trim_allocation(
+    stages: Sequence[PathStage], choice: Sequence[int], *, percentile: float, slowest: float
+) -> tuple[int, ...]:
+    """Give up GPUs that hardly matter: step stages down while the percentile stays at most `slowest`.
+
+    Returns:
+        The choice with the fewest GPUs found.
+    """
+    search = _Search(stages, [], percentile, None, ())
+    current = np.array(choice, dtype=np.int64)
+    while True:
+        steps = [current - row for row in np.eye(len(stages), dtype=np.int64) if (current - row >= 0).all()]
+        if not steps:
+            return tuple(int(k) for k in current)
+        candidates = np.array(steps)
+        kept = candidates[search.latency(candidates, percentile) <= slowest]
+        if not len(kept):
+            return tuple(int(k) for k in current)
+        current = kept[np.argmin(search.gpus(kept).sum(axis=1))]
+
+
+class _Search:
+    def __init__(
+        self,
+        stages: Sequence[PathStage],
+        limits: Sequence[int],
+        percentile: float,
+        prices: Sequence[float] | None,
+        ceilings: Sequence[Ceiling],
+    ) -> None:
+        self._stages = stages
+        self._limits = np.array(limits, dtype=np.int64)
+        self._percentile = percentile
+        self._prices = prices
+        self._ceilings = ceilings
+        self._in_pool = np.array([[stage.pool == pool for stage in stages] for pool in range(len(limits))], dtype=bool)
+
+    def gpus(self, choices: Integers) -> Integers:
+        """GPUs of each stage [A, stages]."""
+        return np.stack([stage.gpus[choices[:, j]] for j, stage in enumerate(self._stages)], axis=1)
+
+    def within(self, choices: Integers) -> NDArray[np.bool_]:
+        """Whether the pools hold each allocation [A]."""
+        used = self.gpus(choices) @ self._in_pool.T.astype(np.int64)
+        return np.asarray((used <= self._limits).all(axis=1))
+
+    def latency(self, choices: Integers, percentile: float) -> Floats:
+        """Percentile of the path's latency, s [A]."""
+        requests = self._stages[0].seconds.shape[1]
+        kth = min(requests - 1, int(percentile / 100 * requests))
+        result = np.empty(len(choices))
+        for start in range(0, len(choices), _BLOCK):
+            block = choices[start : start + _BLOCK]
+            total = self._stages[0].seconds[block[:, 0]].copy()
+            for j, stage in enumerate(self._stages[1:], start=1):
+                total += stage.seconds[block[:, j]]
+            result[start : start + _BLOCK] = np.partition(total, kth, axis=1)[:, kth]
+        return result
+
+    def value(self, choices: Integers) -> Floats:
+        """What is minimised: the percentile, or the price [A]."""
+        if self._prices is None:
+            return self.latency(choices, self._percentile)
+        cost: Floats = self.gpus(choices) @ np.array([self._prices[stage.pool] for stage in self._stages])
+        return cost
+
+    def excess(self, choices: Integers) -> Floats:
+        """How far ceilings are exceeded, as a share of the ceiling; 0 where all are kept [A]."""
+        over = np.zeros(len(choices))
+        for ceiling in self._ceilings:
+            over = np.maximum(over, self.latency(choices, ceiling.percentile) / ceiling.seconds - 1)
+        return over
+
+    def order(self, choices: Integers) -> Integers:
+        """Choices from best to worst."""
+        latency = self.latency(choices, self._percentile)
+        if self._prices is None:
+            return np.lexsort((self.gpus(choices).sum(axis=1), latency))
+        return np.lexsort((latency, self.value(choices), self.excess(choices)))
+
+    def completed(self, choices: Integers, free: int) -> Integers:
+        """Set the free stage of each choice to its best, and drop what does not fit."""
+        stage = self._stages[free]
+        others = self._in_pool[stage.pool].copy()
+        others[free] = False
+        left = self._limits[stage.pool] - self.gpus(choices)[:, others].sum(axis=1)
+        most = np.searchsorted(stage.gpus, left, side="right") - 1
+        choices, most = choices[most >= 0], most[most >= 0]
+        choices[:, free] = most
+        fits = self.within(choices)
+        choices, most = choices[fits], most[fits]
+        if self._prices is None or not len(choices):
+            return choices
+        # Cheapest: the fewest GPUs of the free stage that keep the ceilings; latency does not increase with them.
+        low, high = np.zeros(len(choices), dtype=np.int64), most.copy()
+        while (low < high).any():
+            middle = (low + high) // 2
+            choices[:, free] = middle
+            kept = self.excess(choices) <= 0
+            high = np.where(kept, middle, high)
+            low = np.where(kept, low, np.minimum(middle + 1, high))
+        choices[:, free] = low
+        return choices
+
+    def start(self) -> Integers | None:
+        """Every stage at its least, then GPUs one step at a time to the stage that gains the path most."""
+        current = np.zeros(len(self._stages), dtype=np.int64)
+        if not self.within(current[None])[0]:
+            return None
+        if self._prices is not None:
+            return current
+        step = 1 + max(len(stage.gpus) for stage in self._stages) // 64
+        sizes = np.array([len(stage.gpus) for stage in self._stages])
+        while True:
+            ups = np.minimum(current + step * np.eye(len(self._stages), dtype=np.int64), sizes - 1)
+            ups = ups[(ups != current).any(axis=1)]
+            ups = ups[self.within(ups)] if len(ups) else ups
+            if not len(ups):
+                return current
+            current = ups[np.argmin(self.latency(ups, self._percentile))]
+
+    def descend(self, current: Integers) -> Integers:
+        """Move steps from stage to stage, add and remove them, while that helps."""
+        sizes = np.array([len(stage.gpus) for stage in self._stages])
+        unit = np.eye(len(self._stages), dtype=np.int64)
+        directions = [*unit, *-unit]
+        directions += [a - b for a in unit for b in unit if (a != b).any()]
+        moves = np.array([direction * size for size in _MOVES for direction in directions])
+        while True:
+            around = np.clip(current + moves, 0, sizes - 1)
+            around = np.unique(np.vstack([current, around]), axis=0)
+            around = around[self.within(around)]
+            best = around[self.order(around)[0]]
+            if (best == current).all():
+                return current
+            if self.order(np.stack([current, best]))[0] == 0:
+                return current
+            current = best
+
+    def bound(self) -> float:
+        """A lower bound: the price of every stage's least, or the latency if each had all that the others leave."""
+        least = np.zeros((1, len(self._stages)), dtype=np.int64)
+        if self._prices is not None:
+            return float(self.value(least)[0])
+        most = least.copy()
+        for j, stage in enumerate(self._stages):
+            others = self._in_pool[stage.pool].copy()
+            others[j] = False
+            left = self._limits[stage.pool] - self.gpus(least)[0, others].sum()
+            most[0, j] = max(0, int(np.searchsorted(stage.gpus, left, side="right")) - 1)
+        return float(self.latency(most, self._percentile)[0])

@@ -1,0 +1,222 @@
+"""The plan as the contract has it, from a chosen design."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_api.plan import (
+    FrontierPoint,
+    LadderStep,
+    PlanAlternative,
+    PlanDemand,
+    PlanLatency,
+    PlanQuality,
+    PlanStage,
+    ReplicaGroup,
+)
+from cascadia_solver.design import Design
+from cascadia_solver.evaluation import Evaluation
+from cascadia_solver.frontier import non_dominated, tchebycheff_picks
+from cascadia_solver.inputs import Traffic
+from cascadia_solver.ladder import Rung
+from cascadia_solver.screening import Screened
+from cascadia_solver.search import Problem
+
+__all__ = [
+    "alternative",
+    "demand_of_plan",
+    "frontier_of_plan",
+    "ladder_of_plan",
+    "latency_of_plan",
+    "quality_of_plan",
+    "route_name",
+    "stages_of_plan",
+    "thresholds_of_plan",
+]
+
+Floats = NDArray[np.float64]
+_WEIGHT_STEPS = 9
+_FRONTIER = 63
+
+
+def thresholds_of_plan(stages: Sequence[int], thresholds: Sequence[float], models: int) -> list[float | None]:
+    """One entry a model: None where the stage accepts all, is the last or is dropped."""
+    result: list[float | None] = [None] * models
+    for model, threshold in zip(stages, thresholds, strict=False):
+        result[model] = float(threshold) if np.isfinite(threshold) else None
+    return result
+
+
+def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> list[PlanStage]:
+    """Every model in order, dropped ones without GPUs."""
+    plan = best.design
+    route = plan.route
+    thresholds = thresholds_of_plan(route.stages, route.thresholds, len(names))
+    stages = [PlanStage(name=name, threshold=None, reach=0.0, gpus=0, pool=None, replicas=[]) for name in names]
+    for j, model in enumerate(route.stages):
+        replicas = plan.replicas[j]
+        total = sum(rate * count for rate, count in zip(replicas.rates, replicas.counts, strict=True))
+        slowest = best.stage_p95[j]
+        stages[model] = PlanStage(
+            name=names[model],
+            threshold=thresholds[model],
+            reach=float(plan.routed.reach[j]),
+            gpus=replicas.gpus,
+            pool=problem.budgets[route.pools[j]].name,
+            replicas=[
+                ReplicaGroup(
+                    tensor_parallel=option.shape.tensor_parallel,
+                    pipeline_parallel=option.shape.pipeline_parallel,
+                    count=count,
+                    weight=rate / total if total > 0 else 1 / sum(replicas.counts),
+                )
+                for option, count, rate in zip(replicas.options, replicas.counts, replicas.rates, strict=True)
+            ],
+            p95_ms=None if slowest is None or not np.isfinite(slowest) else slowest * 1e3,
+            utilization=best.utilisation[j],
+        )
+    return stages
+
+
+def quality_of_plan(design: Design, traffic: Traffic, confidence: float) -> PlanQuality:
+    """Mean and bound, or the mean alone under a prior."""
+    prior = traffic.table.source == "Prior"
+    return PlanQuality(
+        mean=design.route.mean,
+        lower_bound=None if prior else design.route.assured,
+        confidence=None if prior else confidence,
+        source="Prior" if prior else "Calibration",
+        requests=None if prior else len(traffic.table),
+    )
+
+
+def latency_of_plan(best: Evaluation, uncertainty_percent: float) -> PlanLatency:
+    """Percentiles of the simulated requests."""
+    p50, p90, p95, p99 = (best.percentile(p) * 1e3 for p in (50, 90, 95, 99))
+    return PlanLatency(
+        p50_ms=p50,
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        time_to_first_token_p95_ms=best.percentile(95, "TimeToFirstToken") * 1e3,
+        time_per_output_token_p95_ms=best.percentile(95, "TimePerOutputToken") * 1e3,
+        source=f"event-jump simulation of {len(best.end_to_end)} requests on roofline step times",
+        uncertainty_percent=uncertainty_percent,
+    )
+
+
+def ladder_of_plan(rungs: Sequence[Rung], design: Design, models: int) -> list[LadderStep]:
+    """The ladder with one entry a model."""
+    steps = []
+    for rung in rungs:
+        reach = [0.0] * models
+        for model, share in zip(design.route.stages, rung.reach, strict=True):
+            reach[model] = share
+        steps.append(
+            LadderStep(
+                thresholds=thresholds_of_plan(design.route.stages, rung.thresholds, models),
+                reach=reach,
+                quality_mean=rung.mean,
+                quality_lower_bound=rung.bound,
+                max_requests_per_second=rung.requests_per_second,
+            )
+        )
+    return steps
+
+
+def demand_of_plan(traffic: Traffic, first_stage: int) -> PlanDemand:
+    """What the plan assumed of the traffic."""
+    sample = traffic.sample
+    answers, scores = sample.output_tokens[:, first_stage], sample.scores[:, first_stage]
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    known = bool(np.isfinite(scores).all())
+    return PlanDemand(
+        requests_per_second=sample.requests_per_second,
+        input_tokens_mean=float(sample.input_tokens.mean()),
+        output_tokens_mean=float(answers.mean()),
+        input_token_quantiles=[float(q) for q in np.quantile(sample.input_tokens, levels)],
+        output_token_quantiles=[float(q) for q in np.quantile(answers, levels)],
+        score_deciles=[float(q) for q in np.quantile(scores, np.arange(1, 10) / 10)] if known else [],
+        source=traffic.demand.source,
+    )
+
+
+def frontier_of_plan(
+    problem: Problem, screened: Sequence[Screened], best: Evaluation, traffic: Traffic
+) -> list[FrontierPoint]:
+    """Non-dominated points of the screening that some weighting of the three criteria prefers, and the plan.
+
+    Latencies are the closed form's, scaled by what the simulation of the plan says of it.
+    """
+    models = len(traffic.facts)
+    prior = traffic.table.source == "Prior"
+    design = best.design
+    estimate = design.path_percentile(problem.percentile)
+    simulated = best.percentile(95)
+    scale = simulated / estimate if estimate > 0 and np.isfinite(simulated) else 1.0
+    own = FrontierPoint(
+        thresholds=thresholds_of_plan(design.route.stages, design.route.thresholds, models),
+        gpus=_gpus_of_models(design.route.stages, design.gpus, models),
+        p95_ms=simulated * 1e3,
+        cost_per_hour=design.cost(problem.prices) if problem.priced else None,
+        quality_mean=design.route.mean,
+        quality_lower_bound=None if prior else design.route.assured,
+        chosen=True,
+    )
+    points = np.concatenate([np.stack([s.latency * scale, s.cost, s.assured], axis=1) for s in screened])
+    origin = np.concatenate([np.full(len(s.vector), k) for k, s in enumerate(screened)])
+    index = np.concatenate([np.arange(len(s.vector)) for s in screened])
+    chosen = np.array([simulated, design.cost(problem.prices), design.route.assured])
+    beaten = (points[:, :2] >= chosen[:2]).all(axis=1) & (points[:, 2] <= chosen[2])
+    front = non_dominated(points[~beaten]) if (~beaten).any() else np.empty(0, dtype=np.int64)
+    kept = np.flatnonzero(~beaten)[front]
+    picks = kept[np.unique(tchebycheff_picks(points[kept], _weights()))] if len(kept) else kept
+    result = [own]
+    for row in picks[:_FRONTIER]:
+        s, k = screened[int(origin[row])], int(index[row])
+        result.append(
+            FrontierPoint(
+                thresholds=thresholds_of_plan(s.grid.stages, s.grid.vector(int(s.vector[k])), models),
+                gpus=_gpus_of_models(s.grid.stages, [int(g) for g in s.gpus[k]], models),
+                p95_ms=float(s.latency[k]) * scale * 1e3,
+                cost_per_hour=float(s.cost[k]) if problem.priced else None,
+                quality_mean=float(s.mean[k]),
+                quality_lower_bound=None if prior else float(s.assured[k]),
+            )
+        )
+    return sorted(result, key=lambda point: point.p95_ms)
+
+
+def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation, reason: str) -> PlanAlternative:
+    """A plan that was not chosen, in numbers."""
+    p95, own = other.percentile(95), best.percentile(95)
+    ratio = f"p95 {p95:.1f} s against {own:.1f} s" if np.isfinite(p95) else "its queues grow without bound"
+    return PlanAlternative(
+        name=name,
+        p95_ms=p95 * 1e3 if np.isfinite(p95) else None,
+        quality_mean=other.design.route.mean,
+        cost_per_hour=other.design.cost(problem.prices) if problem.priced else None,
+        reason=f"{reason}: {ratio}" if reason else ratio,
+    )
+
+
+def route_name(stages: Sequence[int], names: Sequence[str]) -> str:
+    """A choice of stages in words."""
+    return " -> ".join(names[model] for model in stages) if len(stages) > 1 else f"{names[stages[0]]} alone"
+
+
+def _gpus_of_models(stages: Sequence[int], gpus: Sequence[int], models: int) -> list[int]:
+    result = [0] * models
+    for model, count in zip(stages, gpus, strict=True):
+        result[model] = count
+    return result
+
+
+def _weights() -> Floats:
+    """Weights of three criteria on a triangular lattice, each at least a little."""
+    steps = range(_WEIGHT_STEPS + 1)
+    rows = [(a, b, _WEIGHT_STEPS - a - b) for a in steps for b in steps if a + b <= _WEIGHT_STEPS]
+    return (np.array(rows, dtype=np.float64) + 0.05) / (_WEIGHT_STEPS + 0.15)

@@ -1,0 +1,310 @@
+"""The planner: the whole bi-level search, from inputs to a plan.
+
+Outer level: every threshold vector of every choice of stages is replayed on the calibration set
+(quality and its simultaneous bound) and on the traffic (load of each stage), and screened in closed
+form. Inner level: for the best of them, the best replicas for every number of GPUs, and the allocation
+for the end-to-end objective. Finalists are simulated request by request on the same draws; a local
+search by simulation takes the last steps, and the paper's MILP certifies the exact inner search.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cascadia_api.errors import InfeasibleError, Shortfall
+from cascadia_api.plan import Plan, PlanAlternative, PlanSolver
+from cascadia_solver import plan_document as document
+from cascadia_solver.allocation import max_stage_allocation
+from cascadia_solver.design import Design, Route
+from cascadia_solver.evaluation import Evaluation, evaluate
+from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reach, too_few_gpus
+from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
+from cascadia_solver.ladder import ladder
+from cascadia_solver.milp import MilpResult, solve_allocation
+from cascadia_solver.quality import QualityOfGrid, quality_of_grids
+from cascadia_solver.replay import ThresholdGrid, threshold_grids
+from cascadia_solver.screening import Screened
+from cascadia_solver.search import Problem, candidates, design_route, pool_choices, screen_all
+from cascadia_solver.selection import best_of, improve, simulate_finalists
+from cascadia_solver.sites import find_sites, pool_budgets
+
+__all__ = ["PlanningInputs", "plan_cascade"]
+
+_LEAST_SOLVER_SECONDS = 1.0
+_MILP_TOLERANCE = 1e-6
+
+Progress = Callable[[str, float], None]
+
+
+def plan_cascade(inputs: PlanningInputs, *, deadline_seconds: float = 60.0, progress: Progress | None = None) -> Plan:
+    """Make the best plan that the inputs allow.
+
+    Args:
+        inputs: What to plan from.
+        deadline_seconds: Wall time after which the best plan so far is returned, marked `TimedOut`.
+        progress: Told what is being done and the share that is done, 0 to 1.
+
+    Returns:
+        The plan. The same inputs give the same plan, but for the time it took and after a time-out.
+
+    Raises:
+        InputError: The inputs are wrong or contradict each other.
+        InfeasibleError: No plan can do what the manifest asks for; says what is missing.
+    """
+    started = _cpu_seconds()
+    ends = time.monotonic() + deadline_seconds
+    tell = progress or (lambda _what, _share: None)
+
+    def expired() -> bool:
+        return time.monotonic() >= ends
+
+    tell("matching traffic and calibration", 0.0)
+    spec = inputs.cascade.spec
+    traffic = traffic_of(inputs)
+    tell("replaying threshold vectors", 0.1)
+    problem = _problem(inputs, traffic)
+    tell("screening", 0.3)
+    screened = screen_all(problem, expired, lambda share: tell("screening", 0.3 + 0.3 * share))
+    designs = candidates(problem, screened, expired, lambda share: tell("allocating GPUs", 0.6 + 0.2 * share))
+    if not designs:
+        raise too_few_gpus(problem, spec, traffic.facts)
+    tell("simulating finalists", 0.8)
+    models = len(spec.models)
+    finalists = simulate_finalists(problem, designs, models, expired)
+    evaluations = improve(problem, finalists, models, expired)
+    best = best_of(problem, evaluations)
+    if best.excess(spec.objective.targets or []) > 0:
+        raise latency_out_of_reach(best, spec.objective.targets or [])
+    tell("certifying", 0.9)
+    certificate = _certify(best.design, problem, max(_LEAST_SOLVER_SECONDS, ends - time.monotonic()))
+    alternatives = _alternatives(problem, evaluations, best, [m.name for m in spec.models], expired)
+    tell("writing the plan", 0.97)
+    timed_out = expired()
+    plan = _plan(inputs, traffic, problem, screened, best, alternatives)
+    solver = _solver(best.design, problem, certificate, timed_out, _cpu_seconds() - started)
+    warnings = _warnings(inputs, traffic, problem, best, certificate, timed_out)
+    tell("done", 1.0)
+    return plan.model_copy(update={"solver": solver, "warnings": warnings})
+
+
+def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
+    """Set the problem up; raises `InfeasibleError` where the floor is out of reach whatever the allocation."""
+    spec = inputs.cascade.spec
+    budgets = pool_budgets(spec, inputs.available_gpus)
+    if not any(budget.gpus for budget in budgets):
+        raise InfeasibleError(
+            "InsufficientGPUs",
+            f"no GPU is available: {', '.join(f'pool {b.name} has 0' for b in budgets)}; free some, or add a pool",
+            shortfalls=[Shortfall(f"GPUs of pool {b.name}", 1, 0) for b in budgets],
+        )
+    sites = find_sites(spec, traffic.facts, budgets, traffic.sample, percentile=float(spec.objective.percentile))
+    forced = {index for index, model in enumerate(spec.models) if model.min_replicas}
+    priced = all(budget.price is not None for budget in budgets)
+
+    def problem(models: set[int]) -> Problem:
+        grids, qualities = _quality(inputs, traffic, models, forced)
+        return Problem(
+            objective=spec.objective,
+            budgets=budgets,
+            prices=[budget.price if priced and budget.price is not None else 1.0 for budget in budgets],
+            priced=priced,
+            sample=traffic.sample,
+            sites=sites,
+            grids=grids,
+            qualities=qualities,
+        )
+
+    fitting = {model for model, _ in sites.at}
+    if fitting >= forced and fitting:
+        found = problem(fitting)
+        if found.best_quality >= found.floor:
+            return found
+    if len(fitting) < len(spec.models):
+        found = problem(set(range(len(spec.models))))
+        if found.best_quality >= found.floor:
+            raise too_few_gpus(found, spec, traffic.facts)
+    raise quality_out_of_reach(spec, traffic.table, found.grids, found.qualities)
+
+
+def _quality(
+    inputs: PlanningInputs, traffic: Traffic, fitting: set[int], forced: set[int]
+) -> tuple[list[ThresholdGrid], list[QualityOfGrid]]:
+    spec = inputs.cascade.spec
+    grids = threshold_grids(
+        traffic.table, candidates=fitting, forced=forced, max_escalations=spec.routing.max_escalations
+    )
+    qualities = quality_of_grids(
+        traffic.table,
+        grids,
+        confidence=float(spec.objective.confidence),
+        weights=traffic.demand.row_weights,
+        seed=inputs.seed,
+    )
+    return grids, qualities
+
+
+def _certify(plan: Design, problem: Problem, seconds: float) -> MilpResult:
+    """Hold the exact min-max search of the plan's own tables against the MILP.
+
+    Raises:
+        ArithmeticError: They disagree, which neither data nor input can cause.
+    """
+    tables, pools = plan.routed.latencies, plan.route.pools
+    exact = max_stage_allocation(tables, problem.limits, pools)
+    result = solve_allocation(tables, problem.limits, pools, deadline_seconds=seconds)
+    agree = result.status != "Optimal" or (
+        exact is not None and abs(result.latency - exact.latency) <= _MILP_TOLERANCE * exact.latency
+    )
+    if not agree:
+        raise ArithmeticError(f"the exact search found {exact}, the MILP {result}")
+    return result
+
+
+def _alternatives(
+    problem: Problem,
+    evaluations: Sequence[Evaluation],
+    best: Evaluation,
+    names: Sequence[str],
+    expired: Callable[[], bool],
+) -> list[PlanAlternative]:
+    """Every single model, and the best design of each other choice of stages that was simulated."""
+    result: list[PlanAlternative] = []
+    for g, grid in enumerate(problem.grids):
+        if len(grid.stages) == 1 and grid.stages != best.design.route.stages and not expired():
+            result.append(_single(problem, g, best, names))
+    others: dict[tuple[int, ...], Evaluation] = {}
+    for evaluation in evaluations:
+        stages = evaluation.design.route.stages
+        if len(stages) > 1 and stages != best.design.route.stages:
+            kept = others.get(stages)
+            others[stages] = evaluation if kept is None else best_of(problem, [kept, evaluation])
+    result += [
+        document.alternative(document.route_name(stages, names), problem, other, best, "")
+        for stages, other in others.items()
+    ]
+    return result[:16]
+
+
+def _single(problem: Problem, g: int, best: Evaluation, names: Sequence[str]) -> PlanAlternative:
+    grid, quality = problem.grids[g], problem.qualities[g]
+    name = document.route_name(grid.stages, names)
+    assured, mean = float(quality.assured[0]), float(quality.mean[0])
+    found = None
+    for pools in pool_choices(problem, grid):
+        route = Route(grid.stages, (), pools, mean, assured)
+        other = design_route(problem, route)
+        if other is not None and (found is None or other.estimate < found.estimate):
+            found = other
+    reason = ""
+    if assured < problem.floor:
+        what = "mean quality" if quality.bound is None else "quality bound"
+        reason = f"its {what} {assured:.3f} is below the floor of {problem.floor:g}"
+    if found is None:
+        rate = f"{problem.sample.requests_per_second:.3g} requests/s are more than the GPUs carry"
+        return PlanAlternative(name=name, quality_mean=mean, reason=f"{reason}; {rate}" if reason else rate)
+    return document.alternative(name, problem, evaluate(found, problem.sample, len(names)), best, reason)
+
+
+def _plan(
+    inputs: PlanningInputs,
+    traffic: Traffic,
+    problem: Problem,
+    screened: Sequence[Screened],
+    best: Evaluation,
+    alternatives: Sequence[PlanAlternative],
+) -> Plan:
+    spec = inputs.cascade.spec
+    plan, names = best.design, [model.name for model in spec.models]
+    g = next(k for k, grid in enumerate(problem.grids) if grid.stages == plan.route.stages)
+    rungs = ladder(plan, problem.grids[g], problem.qualities[g], traffic.sample, problem.floor)
+    sites = [problem.sites.at[m, p] for m, p in zip(plan.route.stages, plan.route.pools, strict=True)]
+    return Plan(
+        plan_id=inputs_id(inputs, traffic.table, problem.budgets),
+        cascade=inputs.cascade.metadata.name,
+        thresholds=document.thresholds_of_plan(plan.route.stages, plan.route.thresholds, len(names)),
+        stages=document.stages_of_plan(best, problem, names),
+        ladder=document.ladder_of_plan(rungs, plan, len(names)),
+        quality=document.quality_of_plan(plan, traffic, float(spec.objective.confidence)),
+        latency=document.latency_of_plan(best, max(site.uncertainty_percent for site in sites)),
+        cost_per_hour=plan.cost(problem.prices) if problem.priced else None,
+        demand=document.demand_of_plan(traffic, plan.route.stages[0]),
+        frontier=document.frontier_of_plan(problem, screened, best, traffic),
+        alternatives=list(alternatives),
+        solver=PlanSolver(
+            status="Feasible",
+            objective="EndToEnd",
+            gap=0.0,
+            elapsed_ms=0.0,
+            threshold_vectors=0,
+            version=SOLVER_VERSION,
+        ),
+        scorer=traffic.table.scorer,
+    )
+
+
+def _solver(plan: Design, problem: Problem, certificate: MilpResult, timed_out: bool, seconds: float) -> PlanSolver:
+    value = plan.cost(problem.prices) if problem.cheapest else plan.path_percentile(problem.percentile)
+    gap = max(0.0, value / plan.bound - 1) if plan.bound > 0 else 0.0
+    proven = plan.exhaustive and certificate.status == "Optimal"
+    return PlanSolver(
+        status="TimedOut" if timed_out else "Optimal" if proven else "Feasible",
+        objective="EndToEnd",
+        gap=gap,
+        elapsed_ms=seconds * 1e3,
+        threshold_vectors=sum(len(grid) for grid in problem.grids),
+        version=SOLVER_VERSION,
+    )
+
+
+def _warnings(
+    inputs: PlanningInputs,
+    traffic: Traffic,
+    problem: Problem,
+    best: Evaluation,
+    certificate: MilpResult,
+    timed_out: bool,
+) -> list[str]:
+    spec, sample, table = inputs.cascade.spec, traffic.sample, traffic.table
+    said = list(inputs.notes)
+    if table.source == "Prior":
+        said.append(
+            "quality is a published prior, not measured on your traffic, and not bounded: give a calibration set"
+        )
+    for model, error in sorted(problem.sites.unfit.items()):
+        said.append(f"planned without {spec.models[model].name}: {error}")
+    if best.saturated:
+        said.append("the queue of a stage grew during the simulation: arrivals come in bursts beyond its capacity")
+    longest = sample.input_tokens[:, None] + sample.output_tokens
+    for model in best.design.route.stages:
+        window = traffic.facts[model].context_window
+        over = float((longest[:, model] > window).mean())
+        if over > 0:
+            said.append(
+                f"{over:.2%} of the requests exceed the context window of {spec.models[model].name} ({window} tokens)"
+            )
+    if table.source == "Calibration":
+        typical = float(np.median(table.output_tokens[:, traffic.demand.length_model]))
+        planned = float(np.median(traffic.demand.output_tokens))
+        if max(typical, planned) > 4 * min(typical, planned):
+            said.append(
+                f"extrapolated: the median answer has {planned:.0f} tokens, that of the calibration set {typical:.0f}"
+            )
+    if inputs.observed is not None and traffic.demand.row_weights is None:
+        said.append(
+            "too few scores were observed to tell how hard the requests are: the calibration set's mix is assumed"
+        )
+    if certificate.status != "Optimal":
+        said.append(f"the MILP did not certify the allocation: {certificate.status} {certificate.detail}".rstrip())
+    if timed_out:
+        said.append("planning stopped at its deadline: this is the best plan found so far")
+    return [sentence[:1024] for sentence in said[:16]]
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of the children that it waited for (the solver)."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

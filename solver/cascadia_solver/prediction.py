@@ -1,0 +1,218 @@
+"""What one replica would do at a concurrency or at a rate, by the same code that plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_solver.catalogue.gpus import GpuFacts
+from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
+from cascadia_solver.scheduling_kernel import Floats
+from cascadia_solver.simulation import StageReplicas, simulate_closed_loop, simulate_stage
+
+__all__ = ["Latency", "Prediction", "predict"]
+
+_SEED = 20250604
+_REQUESTS = 10_000
+_ROUNDS = 20
+"""A closed loop needs fewer requests: this many per client, within the limits below."""
+_FEWEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Percentiles of a latency, ms."""
+
+    p50_ms: float
+    p95_ms: float
+
+    def to_json(self) -> dict[str, float]:
+        """With the field names of ``predict -o json``."""
+        return {"p50Ms": self.p50_ms, "p95Ms": self.p95_ms}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one replica would do.
+
+    Attributes:
+        fits: Whether the model fits into the GPUs' memory; nothing else is predicted if not.
+        reason: The memory's numbers in a sentence.
+        kv_capacity_tokens: Tokens that the key-value cache holds; 0 if the model does not fit.
+        ttft: Time to first token.
+        tpot: Time per output token after the first; None if no answer has a second token.
+        e2e: End-to-end latency.
+        output_tokens_per_second: Produced by the replica while it is loaded.
+        saturated: Whether the queue grows without bound at this rate, so that the latencies only
+            say how long it had been growing; or, in a closed loop, whether clients wait for a place
+            in the batch.
+        source: Where the step times come from.
+        uncertainty_percent: Expected error of the latencies.
+    """
+
+    fits: bool
+    reason: str
+    kv_capacity_tokens: int
+    ttft: Latency | None
+    tpot: Latency | None
+    e2e: Latency | None
+    output_tokens_per_second: float
+    saturated: bool
+    source: str
+    uncertainty_percent: float
+
+    def to_json(self) -> dict[str, object]:
+        """The document that ``predict -o json`` prints."""
+        return {
+            "fits": self.fits,
+            "reason": self.reason,
+            "kvCapacityTokens": self.kv_capacity_tokens,
+            "ttft": self.ttft.to_json() if self.ttft else None,
+            "tpot": self.tpot.to_json() if self.tpot else None,
+            "e2e": self.e2e.to_json() if self.e2e else None,
+            "outputTokensPerSecond": self.output_tokens_per_second,
+            "saturated": self.saturated,
+            "source": self.source,
+            "uncertaintyPercent": self.uncertainty_percent,
+        }
+
+
+def predict(
+    model: ModelFacts,
+    gpu: GpuFacts,
+    shape: Shape,
+    precision: str,
+    inputs: npt.ArrayLike,
+    outputs: npt.ArrayLike,
+    *,
+    concurrency: int | None = None,
+    rate: float | None = None,
+    gpus_per_node: int = 8,
+    source: CostSource | None = None,
+) -> Prediction:
+    """Predict one replica by simulation; the same arguments give the same numbers.
+
+    Args:
+        model: The model.
+        gpu: The GPU.
+        shape: Degrees of parallelism.
+        precision: Of the weights.
+        inputs: Prompt lengths to draw from: one number, or [n].
+        outputs: Answer lengths, drawn together with the prompts: one number, or [n].
+        concurrency: Clients that ask again as soon as they are answered; or
+        rate: Poisson arrivals/s. Exactly one of the two.
+        gpus_per_node: GPUs of one server.
+        source: Cost source; the roofline by default.
+
+    Raises:
+        InputError: If both or neither of concurrency and rate are given, a number is senseless, or
+            a request is longer than the context window or the key-value cache.
+    """
+    prompts, answers = _drawn_lengths(model, inputs, outputs)
+    _check_load(concurrency, rate)
+    costs = source if source is not None else Roofline()
+    memory = memory_use(model, gpu, shape, precision)
+    uncertainty = costs.uncertainty_percent(model, gpu, shape)
+    if not memory.fits:
+        return Prediction(
+            fits=False,
+            reason=memory.reason,
+            kv_capacity_tokens=0,
+            ttft=None,
+            tpot=None,
+            e2e=None,
+            output_tokens_per_second=0.0,
+            saturated=False,
+            source=costs.name,
+            uncertainty_percent=uncertainty,
+        )
+    step = costs.step_model(model, gpu, shape, precision, gpus_per_node=gpus_per_node)
+    longest = float((prompts + answers).max())
+    if longest > step.kv_capacity_tokens:
+        raise InputError(
+            f"a request of {longest:.0f} tokens exceeds the key-value cache of {step.kv_capacity_tokens:.0f} tokens; "
+            f"use more or larger GPUs a replica"
+        )
+    random = np.random.default_rng(_SEED)
+    if rate is not None:
+        drawn = random.integers(len(prompts), size=_REQUESTS)
+        prompts, answers = prompts[drawn], answers[drawn]
+        arrivals = np.cumsum(random.exponential(1.0 / rate, _REQUESTS))
+        times = simulate_stage(StageReplicas([step], [1.0]), arrivals, prompts, answers)
+        first, finish, saturated = times.first_token, times.finish, times.saturated
+        counted = np.arange(_REQUESTS // 20, _REQUESTS)  # the start finds an empty replica
+        span = float(finish.max() - arrivals[0])
+        throughput = float(answers.sum()) / span
+    else:
+        clients = concurrency or 1
+        size = max(min(_ROUNDS * clients, _REQUESTS), _FEWEST, 4 * clients)
+        drawn = random.integers(len(prompts), size=size)
+        prompts, answers = prompts[drawn], answers[drawn]
+        arrivals, _, finish = simulate_closed_loop(step, clients, prompts, answers)
+        ramp = float((finish - arrivals).mean())
+        arrivals, first, finish = simulate_closed_loop(step, clients, prompts, answers, ramp_seconds=ramp)
+        # Neither while the clients start nor once the first of them has nobody to ask for.
+        opened, closed = 2.0 * ramp, float(arrivals.max())
+        counted = np.flatnonzero((arrivals >= min(opened, 0.5 * closed)) & (arrivals <= closed))
+        throughput = _throughput(answers, first, finish, min(opened, 0.5 * closed), closed)
+        room = step.kv_capacity_tokens / float((prompts + answers).mean())
+        saturated = clients > min(room, step.max_running)
+    several = counted[answers[counted] > 1]
+    token_times = (finish[several] - first[several]) / (answers[several] - 1.0)
+    return Prediction(
+        fits=True,
+        reason=memory.reason,
+        kv_capacity_tokens=memory.kv_capacity_tokens,
+        ttft=_percentiles(first[counted] - arrivals[counted]),
+        tpot=_percentiles(token_times) if len(several) else None,
+        e2e=_percentiles(finish[counted] - arrivals[counted]),
+        output_tokens_per_second=throughput,
+        saturated=saturated,
+        source=costs.name,
+        uncertainty_percent=uncertainty,
+    )
+
+
+def _drawn_lengths(model: ModelFacts, inputs: npt.ArrayLike, outputs: npt.ArrayLike) -> tuple[Floats, Floats]:
+    prompts = np.atleast_1d(np.asarray(inputs, dtype=np.float64))
+    answers = np.atleast_1d(np.asarray(outputs, dtype=np.float64))
+    for field, lengths in (("input", prompts), ("output", answers)):
+        if len(lengths) == 0 or not np.all(np.isfinite(lengths)) or lengths.min() < 1.0:
+            raise InputError(Problem(field, "lengths must be at least 1 token"))
+    if len(prompts) != len(answers):
+        if min(len(prompts), len(answers)) > 1:
+            raise InputError(f"{len(prompts)} input lengths and {len(answers)} output lengths do not pair up")
+        prompts, answers = (np.array(side) for side in np.broadcast_arrays(prompts, answers))
+    longest = float((prompts + answers).max())
+    if longest > model.context_window:
+        raise InputError(
+            f"{longest:.0f} tokens of prompt and answer exceed the context window of {model.name}, "
+            f"{model.context_window} tokens; use shorter ones"
+        )
+    return prompts, answers
+
+
+def _check_load(concurrency: int | None, rate: float | None) -> None:
+    if (concurrency is None) == (rate is None):
+        raise InputError("give either a concurrency or a rate")
+    if concurrency is not None and not 1 <= concurrency <= 100_000:
+        raise InputError(Problem("concurrency", f"must be from 1 to 100000, not {concurrency}"))
+    if rate is not None and not 0.0 < rate < 1e6:
+        raise InputError(Problem("rate", f"must be positive and below 1000000 requests/s, not {rate:g}"))
+
+
+def _throughput(answers: Floats, first: Floats, finish: Floats, opened: float, closed: float) -> float:
+    """Tokens/s between two instants, each answer's further tokens spread evenly over its decoding."""
+    took = np.maximum(finish - first, 1e-9)
+    within = np.clip((np.minimum(finish, closed) - np.maximum(first, opened)) / took, 0.0, 1.0)
+    firsts = (first >= opened) & (first <= closed)
+    return float((firsts + (answers - 1.0) * within).sum()) / (closed - opened)
+
+
+def _percentiles(seconds: Floats) -> Latency:
+    p50, p95 = np.percentile(seconds, [50.0, 95.0]) * 1e3
+    return Latency(float(p50), float(p95))

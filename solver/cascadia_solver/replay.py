@@ -1,0 +1,210 @@
+"""Replay of every threshold vector on recorded answers.
+
+For a cascade of some of the models and a grid of thresholds per stage, all vectors of the grid are
+replayed at once: requests are sorted into cells by the bin of each stage's score, and cumulative sums
+over the cells answer "the sum of v over the requests that get to stage j" for every vector. That costs
+one pass over the requests and one over the grid, whatever the number of vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_solver.calibration import CalibrationSet
+
+__all__ = ["Replay", "ThresholdGrid", "exit_stages", "threshold_grids"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_VECTORS = 1089
+"""Threshold vectors of one choice of stages: 33 quantiles for each of two thresholds."""
+_ALL_VECTORS = 16_384
+"""About the most for all choices of stages together (many models)."""
+_MOST_LEVELS = 65
+
+
+@dataclass(frozen=True, eq=False)
+class ThresholdGrid:
+    """The threshold vectors of one choice of stages.
+
+    Attributes:
+        stages: Indices of the models that have a stage, ascending.
+        levels: Ascending thresholds of each stage but the last, which accepts every answer. -inf is
+            "accept all", a value above all scores is "always escalate".
+    """
+
+    stages: tuple[int, ...]
+    levels: tuple[Floats, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of thresholds per stage but the last."""
+        return tuple(len(levels) for levels in self.levels)
+
+    def __len__(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def vector(self, index: int) -> tuple[float, ...]:
+        """Thresholds of the vector with this flat index, one a stage but the last."""
+        position = np.unravel_index(index, self.shape) if self.shape else ()
+        return tuple(float(levels[k]) for levels, k in zip(self.levels, position, strict=True))
+
+    def nearest(self, thresholds: Sequence[float]) -> int:
+        """Flat index of the vector with these thresholds (each the next level at or above)."""
+        position = [min(int(np.searchsorted(g, t)), len(g) - 1) for g, t in zip(self.levels, thresholds, strict=True)]
+        return int(np.ravel_multi_index(position, self.shape)) if position else 0
+
+
+def threshold_grids(
+    table: CalibrationSet, *, candidates: Collection[int], forced: Collection[int], max_escalations: int | None
+) -> list[ThresholdGrid]:
+    """The grids of every choice of stages that may be planned.
+
+    Thresholds are quantiles of the raw scores, rounded to the six digits that plans keep.
+
+    Args:
+        table: Calibration set.
+        candidates: Models that may have a stage (those that fit somewhere).
+        forced: Models that must have one (`minReplicas` above 0).
+        max_escalations: Most times that one request is passed on; None for any.
+
+    Raises:
+        InputError: More models are forced than escalations can reach.
+    """
+    most = len(candidates) if max_escalations is None else min(len(candidates), max_escalations + 1)
+    if len(forced) > most:
+        raise InputError(
+            Problem(
+                "spec.routing.maxEscalations",
+                f"is {max_escalations}, which lets a request visit {most} stages, but {len(forced)} models have "
+                "minReplicas above 0: raise it, or lower minReplicas",
+            )
+        )
+    choices = [
+        choice
+        for size in range(max(1, len(forced)), most + 1)
+        for choice in combinations(sorted(candidates), size)
+        if set(forced) <= set(choice)
+    ]
+    budget = min(_VECTORS, max(64, _ALL_VECTORS // max(1, len(choices))))
+    return [_grid(table, choice, set(forced), budget) for choice in choices]
+
+
+def _grid(table: CalibrationSet, stages: tuple[int, ...], forced: set[int], budget: int) -> ThresholdGrid:
+    thresholds = len(stages) - 1
+    count = min(_MOST_LEVELS, max(2, round(budget ** (1 / thresholds)))) if thresholds else 0
+    levels = []
+    for place, model in enumerate(stages[:-1]):
+        scores = table.scores[:, model]
+        quantiles = np.quantile(scores, (np.arange(count) + 0.5) / count)
+        grid = np.array([float(f"{value:.6g}") for value in quantiles])
+        # Dropping a stage is another choice of stages, so these two matter for forced stages only.
+        if forced & set(stages[place + 1 :]):
+            grid = np.append(grid, -np.inf)
+        if model in forced:
+            grid = np.append(grid, float(f"{scores.max() + max(1e-3, 1e-3 * abs(scores.max())):.6g}"))
+        levels.append(np.unique(grid))
+    return ThresholdGrid(stages, tuple(levels))
+
+
+class Replay:
+    """All vectors of a grid, replayed on n requests.
+
+    Args:
+        grid: V threshold vectors over the grid's stages.
+        scores: Raw scores of all models [n, C].
+    """
+
+    def __init__(self, grid: ThresholdGrid, scores: Floats) -> None:
+        self.grid = grid
+        self._requests = len(scores)
+        cell = np.zeros(self._requests, dtype=np.int64)
+        self._cells = [cell]
+        for model, levels in zip(grid.stages, grid.levels, strict=False):
+            # A request in bin b escalates at the k-th threshold exactly if b <= k: s < level[k].
+            bins = np.searchsorted(levels, scores[:, model], side="right")
+            cell = cell * (len(levels) + 1) + bins
+            self._cells.append(cell)
+
+    def reaching(self, stage: int, values: Floats) -> Floats:
+        """Sum of `values` over the requests that get to a stage.
+
+        Args:
+            stage: Place in `grid.stages`.
+            values: [..., n].
+
+        Returns:
+            For each choice of the thresholds before that stage, [..., K_0, …, K_(stage-1)].
+        """
+        shape = self.grid.shape[:stage]
+        cells = int(np.prod([k + 1 for k in shape], dtype=np.int64))
+        rows = values.reshape(-1, self._requests)
+        index = self._cells[stage] if len(rows) == 1 else self._cells[stage] + cells * np.arange(len(rows))[:, None]
+        sums = np.bincount(index.ravel(), rows.ravel(), minlength=cells * len(rows))
+        sums = sums.reshape((len(rows), *(k + 1 for k in shape)))
+        for axis in range(1, stage + 1):
+            sums = np.cumsum(sums, axis=axis)
+        kept = sums[(slice(None), *(slice(k) for k in shape))]
+        return kept.reshape((*values.shape[:-1], *shape))
+
+    def reach(self, weights: Floats) -> Floats:
+        """Share of the weight of all requests that gets to each stage, [V, stages]."""
+        total = weights.sum()
+        shares = [self._spread(self.reaching(j, weights), j) / total for j in range(len(self.grid.stages))]
+        return np.stack([share.ravel() for share in shares], axis=1)
+
+    def at_stage(self, stage: int, values: Floats) -> Floats:
+        """Sum of `values` [n] over the requests that get to a stage, for every vector [V]."""
+        return self._spread(self.reaching(stage, values), stage).ravel()
+
+    def at_exit(self, values: Floats) -> Floats:
+        """Sum over all requests of the value of the model that answers them.
+
+        Args:
+            values: [..., n, C].
+
+        Returns:
+            For every vector [..., V].
+        """
+        stages = self.grid.stages
+        lead = values.shape[:-2]
+        total = np.zeros((*lead, *self.grid.shape))
+        for j, model in enumerate(stages):
+            column = np.ascontiguousarray(values[..., model])
+            total += self._spread(self.reaching(j, column), j)
+            if j + 1 < len(stages):
+                total -= self._spread(self.reaching(j + 1, column), j + 1)
+        return total.reshape((*lead, len(self.grid)))
+
+    def _spread(self, sums: Floats, stage: int) -> Floats:
+        """Broadcast sums over the thresholds before a stage to all vectors."""
+        full = self.grid.shape
+        lead = sums.shape[: sums.ndim - stage]
+        return np.broadcast_to(sums.reshape((*sums.shape, *(1,) * (len(full) - stage))), (*lead, *full))
+
+
+def exit_stages(stages: Sequence[int], thresholds: Sequence[float], scores: Floats) -> Integers:
+    """Model that answers each request under one threshold vector.
+
+    Args:
+        stages: Indices of the models that have a stage.
+        thresholds: One a stage but the last.
+        scores: Raw scores [n, C].
+
+    Returns:
+        Model indices [n].
+    """
+    answered_by = np.full(len(scores), stages[-1], dtype=np.int64)
+    open_ = np.ones(len(scores), dtype=bool)
+    for model, threshold in zip(stages, thresholds, strict=False):
+        accepted = open_ & (scores[:, model] >= threshold)
+        answered_by[accepted] = model
+        open_ &= ~accepted
+    return answered_by

@@ -1,0 +1,191 @@
+"""The outer level: from every threshold vector to the designs worth simulating."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+
+import numpy as np
+
+from cascadia_api.cascade import Objective
+from cascadia_solver.design import Design, Route, design, routed
+from cascadia_solver.path_allocation import Ceiling
+from cascadia_solver.quality import QualityOfGrid
+from cascadia_solver.replay import ThresholdGrid
+from cascadia_solver.screening import Screened, screen
+from cascadia_solver.sites import PoolBudget, Sites
+from cascadia_solver.workload import RequestSample
+
+__all__ = ["Problem", "candidates", "design_route", "pool_choices", "routes", "screen_all"]
+
+_POOL_CHOICES = 64
+"""Most assignments of stages to pools per choice of stages: all of them for up to two pools and six stages."""
+_CANDIDATES = 12
+_PER_CHOICE = 5
+"""Candidates of one choice of stages and pools."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A planning problem, ready to be searched.
+
+    Attributes:
+        objective: The manifest's objective.
+        budgets: GPUs of each pool.
+        prices: Of a GPU hour of each pool; all 1 where the manifest lacks some.
+        priced: Whether `prices` are the manifest's.
+        sample: The traffic.
+        sites: Where each model can run.
+        grids: Threshold vectors of every choice of stages.
+        qualities: Of the vectors of each grid.
+    """
+
+    objective: Objective
+    budgets: Sequence[PoolBudget]
+    prices: Sequence[float]
+    priced: bool
+    sample: RequestSample
+    sites: Sites
+    grids: Sequence[ThresholdGrid]
+    qualities: Sequence[QualityOfGrid]
+
+    @property
+    def limits(self) -> list[int]:
+        """GPUs of each pool."""
+        return [budget.gpus for budget in self.budgets]
+
+    @property
+    def floor(self) -> float:
+        """Quality floor."""
+        return float(self.objective.min_quality)
+
+    @property
+    def best_quality(self) -> float:
+        """Highest quality that any vector is assured of."""
+        return max(float(quality.assured.max()) for quality in self.qualities)
+
+    @property
+    def percentile(self) -> float:
+        """Percentile of end-to-end latency that is minimised or limited."""
+        return float(self.objective.percentile)
+
+    @property
+    def cheapest(self) -> bool:
+        """Whether cost is minimised."""
+        return self.objective.minimize == "Cost"
+
+    @property
+    def ceilings(self) -> list[Ceiling]:
+        """Targets on end-to-end latency."""
+        return [
+            Ceiling(float(t.percentile), t.milliseconds / 1e3)
+            for t in self.objective.targets or ()
+            if t.metric == "EndToEnd"
+        ]
+
+
+def pool_choices(problem: Problem, grid: ThresholdGrid) -> list[tuple[int, ...]]:
+    """Assignments of a grid's stages to pools; beyond `_POOL_CHOICES`, those of cheap pools first."""
+
+    def least_cost(model: int, pool: int) -> float:
+        site = problem.sites.at[model, pool]
+        return min(option.gpus for option in site.options) * problem.prices[pool]
+
+    ranked = [
+        sorted(problem.sites.pools_of(model), key=lambda pool, m=model: least_cost(m, pool))  # type: ignore[misc]
+        for model in grid.stages
+    ]
+    return list(islice(product(*ranked), _POOL_CHOICES))
+
+
+def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable[[float], None]) -> list[Screened]:
+    """Screen every vector of every grid on every choice of pools, until the deadline."""
+    work = [(g, pools) for g, grid in enumerate(problem.grids) for pools in pool_choices(problem, grid)]
+    # Long cascades first: at a deadline these have been looked at.
+    work.sort(key=lambda item: -len(problem.grids[item[0]].stages))
+    found: list[Screened] = []
+    for done, (g, pools) in enumerate(work):
+        if found and expired():
+            break
+        grid = problem.grids[g]
+        found.append(
+            screen(
+                grid,
+                [problem.sites.at[model, pool] for model, pool in zip(grid.stages, pools, strict=True)],
+                problem.qualities[g],
+                problem.sample,
+                limits=problem.limits,
+                prices=problem.prices,
+                percentile=problem.percentile,
+                floor=problem.floor,
+            )
+        )
+        progress((done + 1) / len(work))
+    return found
+
+
+def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
+    """Routes within the quality floor, best first by the screening's estimates."""
+    rows = []
+    for place, points in enumerate(screened):
+        good = np.flatnonzero(points.assured >= problem.floor)
+        limit = min((c.seconds for c in problem.ceilings if c.percentile == problem.percentile), default=np.inf)
+        missed = np.maximum(0.0, points.latency[good] / limit - 1)
+        primary, secondary = points.latency[good], points.cost[good]
+        if problem.cheapest:
+            primary, secondary = secondary, primary
+        order = np.lexsort((secondary, primary, missed))
+        seen: set[int] = set()
+        for k in order:
+            vector = int(points.vector[good[k]])
+            if vector not in seen:
+                seen.add(vector)
+                rows.append((float(missed[k]), float(primary[k]), float(secondary[k]), place, int(good[k])))
+            if len(seen) == _PER_CHOICE:
+                break
+    for *_, place, point in sorted(rows):
+        points = screened[place]
+        yield Route(
+            stages=points.grid.stages,
+            thresholds=points.grid.vector(int(points.vector[point])),
+            pools=points.pools,
+            mean=float(points.mean[point]),
+            assured=float(points.assured[point]),
+        )
+
+
+def design_route(problem: Problem, route: Route, *, cheapest: bool | None = None) -> Design | None:
+    """Tabulate a route for exactly its own requests and allocate GPUs; None if the GPUs do not carry it."""
+    sites = [problem.sites.at[model, pool] for model, pool in zip(route.stages, route.pools, strict=True)]
+    traffic = routed(route, sites, problem.sample, problem.limits, problem.percentile)
+    by_cost = problem.cheapest if cheapest is None else cheapest
+    return design(
+        traffic,
+        problem.limits,
+        percentile=problem.percentile,
+        prices=problem.prices if by_cost else None,
+        ceilings=problem.ceilings,
+    )
+
+
+def candidates(
+    problem: Problem, screened: Sequence[Screened], expired: Callable[[], bool], progress: Callable[[float], None]
+) -> list[Design]:
+    """Designs worth simulating, best first by the closed form."""
+    designs: list[Design] = []
+    for done, route in enumerate(islice(routes(problem, screened), _CANDIDATES)):
+        if designs and expired():
+            break
+        found = design_route(problem, route)
+        if found is not None:
+            designs.append(found)
+        progress((done + 1) / _CANDIDATES)
+    if problem.cheapest:
+        return sorted(designs, key=lambda d: (_misses(problem, d), d.cost(problem.prices), d.estimate))
+    return sorted(designs, key=lambda d: (_misses(problem, d), d.estimate))
+
+
+def _misses(problem: Problem, plan: Design) -> bool:
+    limit = min((c.seconds for c in problem.ceilings if c.percentile == problem.percentile), default=np.inf)
+    return plan.estimate > limit

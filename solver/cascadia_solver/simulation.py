@@ -1,0 +1,243 @@
+"""Event-jump simulation of replicas, stages and cascades.
+
+Exact for the scheduler that `batcher` describes: a run of decode steps in which nothing changes is
+one event, so ten thousand requests take milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cascadia_solver.scheduling_kernel import Floats, Ints, run_stage
+from cascadia_solver.steptime import StepModel
+
+__all__ = [
+    "CascadeTimes",
+    "StageReplicas",
+    "StageTimes",
+    "simulate_cascade",
+    "simulate_closed_loop",
+    "simulate_replica",
+    "simulate_stage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StageReplicas:
+    """The replicas of one stage.
+
+    Attributes:
+        steps: Each replica's step model; empty for a stage without GPUs.
+        weights: Each replica's share of the load, relative to the others, > 0.
+    """
+
+    steps: Sequence[StepModel]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.weights):
+            raise ValueError(f"{len(self.steps)} replicas, but {len(self.weights)} weights")
+        if any(weight <= 0.0 for weight in self.weights):
+            raise ValueError(f"weights must be positive, not {list(self.weights)}")
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """What one stage did.
+
+    Attributes:
+        first_token: Times of the first tokens, [n], s; infinite if no replica can hold the request.
+        finish: Times of the last tokens, [n], s.
+        utilisation: Share of the time between first arrival and last finish in which a replica
+            was working, mean over the replicas.
+        saturated: Whether the queue grew with the number of requests.
+    """
+
+    first_token: Floats
+    finish: Floats
+    utilisation: float
+    saturated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeTimes:
+    """What a cascade did with each request.
+
+    Attributes:
+        end_to_end: Seconds from arrival to the whole accepted answer, [n].
+        time_to_first_token: Seconds to the first byte that a client sees, [n]: answers are held
+            back until accepted, except those of the last stage, which stream.
+        stage_service: For each stage, seconds from arrival there to the end of its answer, of the
+            requests that it saw, in order of their index; empty for a stage without replicas.
+        utilisation: For each stage, see `StageTimes`.
+        saturated: For each stage, whether its queue grew without bound.
+    """
+
+    end_to_end: Floats
+    time_to_first_token: Floats
+    stage_service: list[Floats]
+    utilisation: list[float]
+    saturated: list[bool]
+
+
+def simulate_replica(
+    step: StepModel, arrivals: npt.ArrayLike, inputs: npt.ArrayLike, outputs: npt.ArrayLike
+) -> tuple[Floats, Floats]:
+    """Simulate one replica.
+
+    Args:
+        step: Its step model.
+        arrivals: Times of arrival, [n], s, ascending.
+        inputs: Prompt lengths, [n].
+        outputs: Answer lengths, [n].
+
+    Returns:
+        Times of the first and of the last tokens, [n], s.
+    """
+    times = simulate_stage(StageReplicas([step], [1.0]), arrivals, inputs, outputs)
+    return times.first_token, times.finish
+
+
+def simulate_stage(
+    stage: StageReplicas, arrivals: npt.ArrayLike, inputs: npt.ArrayLike, outputs: npt.ArrayLike
+) -> StageTimes:
+    """Simulate the replicas of one stage together.
+
+    Each request goes, when it arrives, to the replica with the fewest outstanding requests by
+    weight (the first of them if several), which is the routers' rule.
+
+    Args:
+        stage: At least one replica.
+        arrivals: Times of arrival, [n], s, ascending.
+        inputs: Prompt lengths, [n], tokens; below 1 counts as 1.
+        outputs: Answer lengths, [n], tokens; below 1 counts as 1.
+
+    Raises:
+        ValueError: If there is no replica, lengths differ or arrivals descend.
+    """
+    when = np.ascontiguousarray(arrivals, dtype=np.float64)
+    prompts, answers = _lengths(inputs), _lengths(outputs)
+    if not stage.steps:
+        raise ValueError("a stage without replicas serves nothing")
+    if not len(when) == len(prompts) == len(answers):
+        raise ValueError(f"{len(when)} arrivals, {len(prompts)} prompts and {len(answers)} answers")
+    if len(when) == 0:
+        return StageTimes(np.empty(0), np.empty(0), 0.0, saturated=False)
+    if not np.all(np.diff(when) >= 0.0):
+        raise ValueError("arrivals must ascend")
+    steps, weights = np.array(stage.steps, dtype=np.float64), np.array(stage.weights, dtype=np.float64)
+    moments, busy, waiting = run_stage(steps, weights, when, prompts, answers, 0)
+    first, finish = moments[:, 1].copy(), moments[:, 2].copy()
+    served = finish[np.isfinite(finish)]
+    span = float(served.max() - when[0]) if len(served) else 0.0
+    utilisation = float(busy.mean()) / span if span > 0.0 else 0.0
+    # A stable queue's length does not depend on the number of requests, and at the very limit it
+    # grows as a random walk, like the square root; more than three times that is growth in proportion.
+    saturated = waiting > 3.0 * np.sqrt(len(when)) or len(served) < len(when)
+    return StageTimes(first, finish, utilisation, saturated=bool(saturated))
+
+
+def simulate_closed_loop(
+    step: StepModel,
+    concurrency: int,
+    inputs: npt.ArrayLike,
+    outputs: npt.ArrayLike,
+    *,
+    ramp_seconds: float = 0.0,
+) -> tuple[Floats, Floats, Floats]:
+    """Simulate one replica under a fixed number of clients, each of which asks again when answered.
+
+    Args:
+        step: The replica's step model.
+        concurrency: Clients, ≥ 1.
+        inputs: Prompt lengths, [n].
+        outputs: Answer lengths, [n].
+        ramp_seconds: Time over which the clients start, evenly spread; clients that start together
+            and get answers of one length stay in step for ever.
+
+    Returns:
+        Times of arrival, of the first and of the last tokens, [n], s.
+
+    Raises:
+        ValueError: If there is no client, or some request exceeds the key-value cache.
+    """
+    prompts, answers = _lengths(inputs), _lengths(outputs)
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+    if len(prompts) and (prompts + answers).max() > step.kv_capacity_tokens:
+        raise ValueError(f"a request exceeds the key-value cache of {step.kv_capacity_tokens:.0f} tokens")
+    steps = np.array([step], dtype=np.float64)
+    starts = np.arange(len(prompts), dtype=np.float64) * (ramp_seconds / concurrency)
+    moments, _, _ = run_stage(steps, np.ones(1), starts, prompts, answers, concurrency)
+    return moments[:, 0].copy(), moments[:, 1].copy(), moments[:, 2].copy()
+
+
+def simulate_cascade(
+    stages: Sequence[StageReplicas],
+    arrivals: npt.ArrayLike,
+    inputs: npt.ArrayLike,
+    outputs: npt.ArrayLike,
+    exit_stage: npt.ArrayLike,
+    scorer_seconds: float = 0.0,
+    hop_seconds: float = 0.002,
+) -> CascadeTimes:
+    """Simulate requests on their way through a cascade.
+
+    A request visits the stages that have replicas, in order, up to the one whose answer is accepted.
+    A stage's arrivals depend on the stages before it only, so stages are simulated one by one.
+
+    Args:
+        stages: In order, smallest model first.
+        arrivals: Times of arrival at the entry, [n], s, ascending.
+        inputs: Prompt lengths, [n], the same at every stage.
+        outputs: Answer lengths, [n, stages]: models differ in verbosity.
+        exit_stage: Index of the stage whose answer is accepted, [n]; it must have replicas.
+        scorer_seconds: Time to score an answer; the last stage's answers are not scored.
+        hop_seconds: Time to pass a request on to the next stage.
+
+    Raises:
+        ValueError: If some request's exit stage has no replicas, or shapes disagree.
+    """
+    when = np.ascontiguousarray(arrivals, dtype=np.float64)
+    prompts = _lengths(inputs)
+    answers = np.asarray(outputs)
+    exits = np.asarray(exit_stage)
+    live = [index for index, stage in enumerate(stages) if stage.steps]
+    if answers.shape != (len(when), len(stages)) or exits.shape != when.shape:
+        raise ValueError(f"outputs must have shape {(len(when), len(stages))}, not {answers.shape}")
+    if not np.isin(exits, live).all():
+        raise ValueError(f"requests end at stages without replicas; those with replicas are {live}")
+
+    at_stage = when.copy()
+    end = np.full(len(when), np.inf)
+    first_byte = np.full(len(when), np.inf)
+    service: list[Floats] = [np.empty(0) for _ in stages]
+    utilisation = [0.0] * len(stages)
+    saturated = [False] * len(stages)
+    for index in live:
+        visitors = np.flatnonzero(exits >= index)
+        visitors = visitors[np.argsort(at_stage[visitors], kind="stable")]
+        reached = np.isfinite(at_stage[visitors])
+        saturated[index] = not bool(reached.all())
+        visitors = visitors[reached]
+        times = simulate_stage(stages[index], at_stage[visitors], prompts[visitors], answers[visitors, index])
+        utilisation[index] = times.utilisation
+        saturated[index] |= times.saturated
+        in_order = np.argsort(visitors)
+        service[index] = (times.finish - at_stage[visitors])[in_order]
+
+        last = index == live[-1]
+        decided = times.finish if last else times.finish + scorer_seconds
+        accepted = exits[visitors] == index
+        end[visitors[accepted]] = decided[accepted]
+        first_byte[visitors[accepted]] = (times.first_token if last else decided)[accepted]
+        at_stage[visitors[~accepted]] = decided[~accepted] + hop_seconds
+    return CascadeTimes(end - when, first_byte - when, service, utilisation, saturated)
+
+
+def _lengths(tokens: npt.ArrayLike) -> Ints:
+    return np.maximum(np.rint(np.asarray(tokens, dtype=np.float64)), 1.0).astype(np.int64)

@@ -1,0 +1,244 @@
+"""Which models can run on which pools, and what they carry there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_api.cascade import CascadeDeploymentSpec, Model
+from cascadia_api.errors import InfeasibleError, InputError, Problem
+from cascadia_solver.catalogue.gpus import GpuFacts, gpu_facts
+from cascadia_solver.catalogue.models import ModelFacts, model_facts
+from cascadia_solver.closed_form import LengthProfile, length_profile
+from cascadia_solver.operating_point import load_curves
+from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
+from cascadia_solver.roofline import Roofline
+from cascadia_solver.shapes import ReplicaOption, replica_options
+from cascadia_solver.workload import RequestSample
+
+__all__ = ["PROFILE_REACHES", "PoolBudget", "Site", "Sites", "catalogue_facts", "find_sites", "pool_budgets"]
+
+Floats = NDArray[np.float64]
+
+PROFILE_REACHES = np.array([1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.1, 0.05])
+"""Reaches at which a later stage's table is made: the hardest so many of the requests get there."""
+_REPLICA_GPUS = 64
+"""Largest replica considered, GPUs."""
+_PIPELINE = 8
+"""Most pipeline stages where the manifest sets no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBudget:
+    """GPUs that a plan may take from one pool.
+
+    Attributes:
+        name: Pool name.
+        gpu: Its kind of GPU.
+        gpus: The least of the manifest's ceiling and what is available.
+        gpus_per_node: GPUs of one node.
+        price: Of one GPU for one hour; None where the manifest has none.
+    """
+
+    name: str
+    gpu: GpuFacts
+    gpus: int
+    gpus_per_node: int
+    price: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One model on one pool.
+
+    Attributes:
+        model: Index of the model.
+        pool: Index of the pool.
+        options: Shapes that a replica may have.
+        least_replicas: Fewest replicas if the stage is live.
+        reaches: Reach of each profile of `table` [P].
+        answer_tokens: Mean answer length of each profile [P].
+        table: Rates carried under each profile.
+        uncertainty_percent: Median error of the cost source here, %.
+    """
+
+    model: int
+    pool: int
+    options: tuple[ReplicaOption, ...]
+    least_replicas: int
+    reaches: Floats
+    answer_tokens: Floats
+    table: StageTable
+    uncertainty_percent: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """All sites, and why models have none.
+
+    Attributes:
+        at: By (model index, pool index).
+        unfit: Why a model without any site has none, by model index.
+        levels: Ladder of latencies that all tables share, s.
+    """
+
+    at: Mapping[tuple[int, int], Site]
+    unfit: Mapping[int, InfeasibleError]
+    levels: Floats
+
+    def pools_of(self, model: int) -> list[int]:
+        """Pools on which a model can run."""
+        return [pool for m, pool in self.at if m == model]
+
+
+def pool_budgets(spec: CascadeDeploymentSpec, available: Mapping[str, int] | None) -> list[PoolBudget]:
+    """The pools of a manifest with the GPUs that planning may use.
+
+    Args:
+        spec: The manifest's spec.
+        available: Free GPUs by pool name; a pool that is not named has its `maxGpus`.
+
+    Raises:
+        InputError: An unknown GPU or pool, or a negative number.
+    """
+    pools = spec.gpus.pools
+    if unknown := sorted(set(available or ()) - {pool.name for pool in pools}):
+        names = ", ".join(pool.name for pool in pools)
+        raise InputError(f"available GPUs name the pool {', '.join(unknown)}; the manifest has {names}")
+    budgets = []
+    for index, pool in enumerate(pools):
+        try:
+            facts = gpu_facts(pool.gpu)
+        except InputError as error:
+            raise InputError(Problem(f"spec.gpus.pools[{index}].gpu", str(error))) from error
+        free = (available or {}).get(pool.name, pool.max_gpus)
+        if free < 0:
+            raise InputError(f"available GPUs of pool {pool.name!r} are {free}; they cannot be negative")
+        price = None if pool.price_per_gpu_hour is None else float(pool.price_per_gpu_hour)
+        budgets.append(PoolBudget(pool.name, facts, min(pool.max_gpus, free), pool.gpus_per_node or 8, price))
+    return budgets
+
+
+def catalogue_facts(spec: CascadeDeploymentSpec) -> list[ModelFacts]:
+    """Facts of each model of a manifest.
+
+    Raises:
+        InputError: A model that the catalogue does not know.
+    """
+    problems: list[Problem] = []
+    facts: list[ModelFacts] = []
+    for index, model in enumerate(spec.models):
+        try:
+            facts.append(model_facts(repository(model)))
+        except InputError as error:
+            problems.append(Problem(f"spec.models[{index}].source", str(error)))
+    if problems:
+        raise InputError(problems)
+    return facts
+
+
+def repository(model: Model) -> str:
+    """Repository or catalogue name that a model's architecture is known by.
+
+    Raises:
+        InputError: A volume without `architecture`.
+    """
+    if model.source.hugging_face is not None:
+        return model.source.hugging_face.repo
+    pvc = model.source.pvc
+    if pvc is None or pvc.architecture is None:
+        raise InputError("set pvc.architecture to the repository whose architecture the weights have")
+    return pvc.architecture
+
+
+def find_sites(
+    spec: CascadeDeploymentSpec,
+    facts: Sequence[ModelFacts],
+    budgets: Sequence[PoolBudget],
+    sample: RequestSample,
+    *,
+    percentile: float,
+    gpus: Sequence[int] | None = None,
+) -> Sites:
+    """Tabulate every model on every pool that it may use.
+
+    Args:
+        spec: The manifest's spec.
+        facts: Of its models.
+        budgets: Of its pools.
+        sample: The traffic.
+        percentile: Of latency.
+        gpus: Tables up to so many GPUs of each pool, in place of the budgets.
+    """
+    limits = [budget.gpus for budget in budgets] if gpus is None else list(gpus)
+    source = Roofline()
+    found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile], float]] = {}
+    unfit: dict[int, InfeasibleError] = {}
+    for m, model in enumerate(spec.models):
+        profiles, _ = _profiles(sample, m)
+        reasons: list[InfeasibleError] = []
+        for p, budget in enumerate(budgets):
+            if model.pools is not None and budget.name not in model.pools:
+                continue
+            try:
+                options = _options(model, facts[m], budget, limits[p])
+            except InfeasibleError as error:
+                reasons.append(error)
+                continue
+            options = useful_options(options, profiles[0], percentile)
+            uncertain = max(source.uncertainty_percent(facts[m], budget.gpu, option.shape) for option in options)
+            found[m, p] = options, profiles, uncertain
+        if not any(key[0] == m for key in found):
+            unfit[m] = reasons[0]
+    curves = {
+        key: load_curves([option.step for option in options], profiles, percentile)
+        for key, (options, profiles, _) in found.items()
+    }
+    levels = latency_levels(list(curves.values())) if curves else np.empty(0)
+    at = {}
+    for key, (options, _, uncertain) in found.items():
+        m, p = key
+        _, tokens = _profiles(sample, m)
+        least = max(1, spec.models[m].min_replicas or 0)
+        at[key] = Site(
+            model=m,
+            pool=p,
+            options=tuple(options),
+            least_replicas=least,
+            reaches=PROFILE_REACHES[: len(tokens)],
+            answer_tokens=tokens,
+            table=StageTable(options, curves[key], levels, limits[p], least),
+            uncertainty_percent=uncertain,
+        )
+    return Sites(at, unfit, levels)
+
+
+def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int) -> list[ReplicaOption]:
+    limits = model.parallelism
+    pipeline = (limits.max_pipeline_parallel if limits is not None else None) or _PIPELINE
+    return replica_options(
+        facts,
+        budget.gpu,
+        model.precision or "bf16",
+        max_tensor_parallel=limits.max_tensor_parallel if limits is not None else None,
+        max_pipeline_parallel=pipeline,
+        gpus_per_node=budget.gpus_per_node,
+        max_gpus=min(gpus, _REPLICA_GPUS),
+    )
+
+
+def _profiles(sample: RequestSample, model: int) -> tuple[list[LengthProfile], Floats]:
+    """Length profiles of the hardest requests, by the scores of smaller models; and their mean answers."""
+    inputs, outputs = sample.input_tokens, sample.output_tokens[:, model]
+    if model == 0:
+        return [length_profile(inputs, outputs)], np.array([outputs.mean()])
+    ranks = np.argsort(np.argsort(sample.scores[:, :model], axis=0), axis=0).mean(axis=1)
+    order = np.argsort(ranks, kind="stable")
+    chosen = [order[: max(1, round(reach * len(order)))] for reach in PROFILE_REACHES]
+    return (
+        [length_profile(inputs[rows], outputs[rows]) for rows in chosen],
+        np.array([outputs[rows].mean() for rows in chosen]),
+    )

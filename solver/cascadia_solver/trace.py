@@ -1,0 +1,139 @@
+"""Traces of real traffic: when requests came, and how long prompts and answers were."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_api.errors import InputError
+from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary
+
+__all__ = ["Trace", "parse_trace"]
+
+Floats = NDArray[np.float64]
+
+_ARRIVAL = {"timestampms": 1e-3, "timestamp": 1e-3, "arrived_at": 1.0}
+"""Columns of arrival times and the seconds of their unit. A timestamp with a date is read as such."""
+_INPUT = frozenset({"inputtokens", "contexttokens", "input_length", "num_prefill_tokens"})
+_OUTPUT = frozenset({"outputtokens", "generatedtokens", "output_length", "num_decode_tokens"})
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrivals: Seconds since the first one [n].
+        input_tokens: Prompt lengths [n].
+        output_tokens: Answer lengths [n], taken to be those of the largest model.
+    """
+
+    arrivals: Floats
+    input_tokens: Floats
+    output_tokens: Floats
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    @property
+    def requests_per_second(self) -> float:
+        """Mean arrival rate, 1/s."""
+        return (len(self) - 1) / float(self.arrivals[-1])
+
+
+def parse_trace(lines: Iterable[bytes | str]) -> tuple[Trace, list[RowProblem]]:
+    """Read a trace: Azure's CSV, or JSONL with ``timestampMs``, ``inputTokens`` and ``outputTokens``.
+
+    Other public names of the same columns are understood (Mooncake's, Vidur's). Rows out of order are
+    sorted; unusable rows are skipped.
+
+    Raises:
+        InputError: Not a trace, no usable rows, or all at one moment.
+    """
+    text = (line.decode("utf-8", "replace") if isinstance(line, bytes) else line for line in lines)
+    numbered = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+    first = next(numbered, None)
+    if first is None:
+        raise InputError("trace: it is empty")
+    records = (_json_records if first[1].lstrip().startswith("{") else _csv_records)(chain([first], numbered))
+    rows: list[tuple[float, float, float]] = []
+    problems: list[RowProblem] = []
+    for number, record in records:
+        try:
+            rows.append(_request(record))
+        except ValueError as error:
+            problems.append(RowProblem(number, str(error)))
+    if len(rows) < 2:
+        detail = " " + rejected_rows_summary(problems, "trace") if problems else ""
+        raise InputError(f"trace: it has {len(rows)} usable rows; two are the least.{detail}")
+    table = np.array(rows)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    arrivals = table[:, 0] - table[0, 0]
+    if arrivals[-1] <= 0:
+        raise InputError("trace: all requests have the same timestamp, so it has no arrival rate")
+    return Trace(arrivals, np.ascontiguousarray(table[:, 1]), np.ascontiguousarray(table[:, 2])), problems
+
+
+def _json_records(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in lines:
+        try:
+            record = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            yield number, {"": str(error)}
+            continue
+        yield number, record if isinstance(record, dict) else {"": "it is not a JSON object"}
+
+
+def _csv_records(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    _, header = next(lines)
+    names = next(csv.reader([header]))
+    folded = {name.strip().casefold() for name in names}
+    if not (folded & _ARRIVAL.keys() and folded & _INPUT and folded & _OUTPUT):
+        raise InputError(
+            f"trace: columns are {', '.join(names)}; a CSV trace has TIMESTAMP, ContextTokens and GeneratedTokens"
+        )
+    for number, line in lines:
+        yield number, dict(zip(names, next(csv.reader([line])), strict=False))
+
+
+def _request(record: Mapping[str, Any]) -> tuple[float, float, float]:
+    if "" in record:
+        raise ValueError(str(record[""]))
+    fields = {name.strip().casefold(): value for name, value in record.items()}
+    arrival = next((name for name in _ARRIVAL if name in fields), None)
+    if arrival is None:
+        raise ValueError("it has no timestampMs")
+    return _seconds(fields[arrival], _ARRIVAL[arrival]), _tokens(fields, _INPUT), _tokens(fields, _OUTPUT)
+
+
+def _seconds(value: object, unit: float) -> float:
+    try:
+        seconds = float(str(value)) * unit
+    except ValueError:
+        moment = datetime.fromisoformat(str(value).strip())
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(f"its timestamp is {value}")
+    return seconds
+
+
+def _tokens(fields: Mapping[str, Any], names: frozenset[str]) -> float:
+    name = next((name for name in fields if name in names), None)
+    if name is None:
+        raise ValueError(f"it has no {'inputTokens' if names is _INPUT else 'outputTokens'}")
+    try:
+        tokens = float(fields[name])
+    except (TypeError, ValueError):
+        tokens = math.nan
+    if not (math.isfinite(tokens) and tokens >= 1):
+        raise ValueError(f"{name} is {fields[name]!r}; it must be at least 1")
+    return tokens

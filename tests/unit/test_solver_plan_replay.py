@@ -1,0 +1,98 @@
+"""The vectorised replay against a loop over requests and thresholds."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascadia_api.errors import InputError
+from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages, threshold_grids
+from tests.support.planning import probit_table
+
+
+def walk(stages: tuple[int, ...], thresholds: tuple[float, ...], scores: np.ndarray) -> tuple[list[int], int]:
+    """Visited stages and the model that answers, one request at a time."""
+    visited = []
+    for model, threshold in zip(stages, (*thresholds, -np.inf), strict=True):
+        visited.append(model)
+        if scores[model] >= threshold or model == stages[-1]:
+            return visited, model
+    raise AssertionError
+
+
+grids = st.integers(1, 4).flatmap(
+    lambda models: st.tuples(
+        st.just(models),
+        st.sets(st.integers(0, models - 1), min_size=1).map(lambda s: tuple(sorted(s))),
+        st.lists(
+            st.lists(st.sampled_from([-np.inf, 0.1, 0.3, 0.5, 0.7, 1.5]), min_size=1, max_size=3, unique=True).map(sorted),
+            min_size=models - 1, max_size=models - 1,
+        ),
+        st.integers(0, 10_000),
+    )
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=grids)
+def test_replay_equals_a_loop(case: tuple[int, tuple[int, ...], list[list[float]], int]) -> None:
+    models, stages, levels, seed = case
+    random = np.random.default_rng(seed)
+    scores = random.choice([0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.9], size=(25, models))
+    values, weights = random.random((25, models)), random.random(25)
+    grid = ThresholdGrid(stages, tuple(np.array(levels[k]) for k in range(len(stages) - 1)))
+    replay = Replay(grid, scores)
+    reach, worth = replay.reach(weights), replay.at_exit(values)
+    batch = replay.at_exit(np.stack([values, 2 * values]))
+    assert len(grid) == len(reach) == len(worth)
+    for index in range(len(grid)):
+        thresholds = grid.vector(index)
+        paths = [walk(stages, thresholds, row) for row in scores]
+        assert worth[index] == pytest.approx(sum(values[r, answered] for r, (_, answered) in enumerate(paths)))
+        assert batch[:, index] == pytest.approx([worth[index], 2 * worth[index]])
+        for j, model in enumerate(stages):
+            share = sum(weights[r] for r, (visited, _) in enumerate(paths) if model in visited) / weights.sum()
+            assert reach[index, j] == pytest.approx(share)
+        assert exit_stages(stages, thresholds, scores).tolist() == [answered for _, answered in paths]
+
+
+def test_vectors_are_found_again() -> None:
+    grid = ThresholdGrid((0, 1, 2), (np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6])))
+    assert [grid.vector(k) for k in range(len(grid))] == list(product([0.1, 0.2, 0.3], [0.5, 0.6]))
+    assert [grid.nearest(grid.vector(k)) for k in range(len(grid))] == list(range(6))
+
+
+def test_three_models_are_searched_over_a_thousand_vectors() -> None:
+    grids = threshold_grids(probit_table(500, 0), candidates=range(3), forced=(), max_escalations=None)
+    assert sorted(grid.stages for grid in grids) == [(0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]
+    assert len(next(grid for grid in grids if len(grid.stages) == 3)) >= 1000
+    for grid in grids:
+        assert all((np.diff(levels) > 0).all() for levels in grid.levels)
+
+
+def test_thresholds_survive_six_digits() -> None:
+    for grid in threshold_grids(probit_table(500, 0), candidates=range(3), forced=(), max_escalations=None):
+        for levels in grid.levels:
+            assert [float(f"{level:.6g}") for level in levels] == levels.tolist()
+
+
+def test_escalations_limit_the_stages() -> None:
+    table = probit_table(200, 0)
+    grids = threshold_grids(table, candidates=range(3), forced=(), max_escalations=1)
+    assert max(len(grid.stages) for grid in grids) == 2
+    assert {grid.stages for grid in threshold_grids(table, candidates=range(3), forced=(), max_escalations=0)} == {(0,), (1,), (2,)}
+
+
+def test_forced_stages_are_in_every_choice_and_may_be_passed_by() -> None:
+    table = probit_table(200, 0)
+    grids = threshold_grids(table, candidates=range(3), forced={1}, max_escalations=None)
+    assert all(1 in grid.stages for grid in grids)
+    full = next(grid for grid in grids if grid.stages == (0, 1, 2))
+    assert full.levels[0][0] == -np.inf
+    assert full.levels[1][-1] > table.scores[:, 1].max()
+    with pytest.raises(InputError, match="3 models have minReplicas above 0"):
+        threshold_grids(table, candidates=range(3), forced={0, 1, 2}, max_escalations=1)
