@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from cascadia_api.plan import PlanStage
+from cascadia_api.plan import Plan, PlanStage
 from cascadia_solver.replicas import DesiredReplica, ObservedReplica, ReplicaState, held_by_group, left_in_group
 
 __all__ = ["Drains", "Room", "Strategy"]
 
 Strategy: TypeAlias = Literal["InPlace", "MakeBeforeBreak", "Recreate"]
 
-_ASSUMED_UTILIZATION = 0.5
+_ASSUMED_LOAD = 0.5
 """Share of a stage's GPUs that its load needs, where the plan does not say."""
+_STABLE = 0.85
+"""Highest share of what GPUs can carry at which queues stay short."""
 _MOST_HARM = 4
 
 
@@ -58,8 +60,10 @@ class Drains:
         candidates: Sequence[ObservedReplica],
         serving: Sequence[ObservedReplica],
         kept: Sequence[ObservedReplica],
-        stages: Mapping[str, PlanStage],
+        plan: Plan,
     ) -> None:
+        stages = {stage.name: stage for stage in plan.live_stages}
+        self._load = _load(plan)
         self.chosen: list[ObservedReplica] = []
         self._rest = list(candidates)
         self._stages = stages
@@ -151,14 +155,24 @@ class Drains:
         headroom = left / max(self._needed(stage), 1e-9) if stage else float("inf")
         return kept, group, replica.gpus < short, -headroom, replica.gpus, replica.name
 
-    @staticmethod
-    def _needed(stage: PlanStage) -> float:
-        """GPUs that a stage's load keeps busy."""
-        busy = _ASSUMED_UTILIZATION if stage.utilization is None else stage.utilization
-        return busy * stage.gpus
+    def _needed(self, stage: PlanStage) -> float:
+        """GPUs without which the stage's queue would grow."""
+        return self._load * stage.gpus
 
     def _account(self, replica: ObservedReplica, sign: int) -> None:
         self._ready_gpus[replica.stage] += sign * replica.gpus
         self._ready[replica.stage] += sign
         if replica.node_group is not None:
             self._in_group[replica.pool, replica.node_group] += sign * replica.gpus
+
+
+def _load(plan: Plan) -> float:
+    """Share of each stage's GPUs that a plan's demand needs, from the rate that they would carry.
+
+    The plan's `utilization` does not say: an engine that is never idle may still take many more requests
+    into its batch.
+    """
+    step = next((step for step in plan.ladder if step.thresholds == plan.thresholds), None)
+    if step is None or not step.max_requests_per_second > 0:
+        return _ASSUMED_LOAD
+    return min(1.0, plan.demand.requests_per_second / step.max_requests_per_second / _STABLE)

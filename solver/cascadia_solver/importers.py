@@ -29,8 +29,8 @@ CHARACTERS_PER_TOKEN = 4.6
 _NORMAL = NormalDist()
 _Figure = Callable[[Mapping[str, str]], float]
 _SCORER = "logprob-mean"
-_WILDBENCH_JUDGE_TOKENS = 1400
-"""WildBench's judge prompt without the conversation and the answer: instructions and checklist, about."""
+_WILDBENCH_JUDGE_TOKENS = 620
+"""WildBench's judge prompt without conversation and answer: what the shortest prompts (1 %) leave over."""
 
 
 def import_zeroeval(

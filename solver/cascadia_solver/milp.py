@@ -2,14 +2,12 @@
 
 ::
 
-    min L + eps * sum f x[i,f]
+    min L
     s.t.  sum_f x[i,f] = 1                       for every stage i
           sum_(i in pool) sum_f f x[i,f] <= N    for every pool (the paper has one, and equality)
           L >= sum_f l_i(f) x[i,f]               for every stage i
           sum_f price f x[i,f] <= budget         if there is one
           x binary; no x[i,f] where f GPUs cannot serve stage i
-
-eps only breaks ties towards fewer GPUs; it is small enough not to trade any latency.
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ def solve_allocation(
         pulp.lpSum(f * x for (f, _), x in zip(column, xs, strict=True))
         for column, xs in zip(columns, choose, strict=True)
     ]
-    problem += bottleneck + 1e-7 / max(1, sum(limits)) * pulp.lpSum(gpus)
+    problem += bottleneck
     for column, xs in zip(columns, choose, strict=True):
         problem += pulp.lpSum(xs) == 1
         problem += bottleneck >= pulp.lpSum(latency / scale * x for (_, latency), x in zip(column, xs, strict=True))

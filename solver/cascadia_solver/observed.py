@@ -115,7 +115,7 @@ def _quantiles(histogram: Histogram, levels: Floats) -> Floats:
     xs, shares = _knots(histogram)
     kept = np.concatenate([[True], np.diff(shares) > 0])
     kept |= np.concatenate([np.diff(shares) > 0, [False]])  # both ends of every bucket that holds values
-    return np.interp(levels, shares[kept], xs[kept])
+    return np.asarray(np.interp(levels, shares[kept], xs[kept]))
 
 
 def _cumulative(histogram: Histogram, points: Floats | Sequence[float]) -> Floats:

@@ -218,9 +218,11 @@ class StageTable:
         density = self._rates / gpus[None, :, None]
         best = density.argmax(axis=1)
         parts = np.empty((*best.shape, 3))
-        for p, level in np.ndindex(*best.shape):
-            option = int(best[p, level])
-            parts[p, level] = self._parts_at(p, option, float(self._rates[p, option, level]))
+        for p, option in np.ndindex(*self._rates.shape[:2]):
+            levels = np.flatnonzero(best[p] == option)
+            rates, curve = self._rates[p, option, levels], self._curves.rate[p, option]
+            for k in range(3):
+                parts[p, levels, k] = np.interp(rates, curve, self._curves.parts[p, option, :, k])
         return parts
 
 

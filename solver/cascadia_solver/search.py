@@ -76,6 +76,11 @@ class Problem:
         return self.objective.minimize == "Cost"
 
     @property
+    def token_targets(self) -> bool:
+        """Whether there are targets on time to first token or per token."""
+        return any(target.metric != "EndToEnd" for target in self.objective.targets or ())
+
+    @property
     def ceilings(self) -> list[Ceiling]:
         """Targets on end-to-end latency."""
         return [
@@ -126,7 +131,10 @@ def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable
 
 
 def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
-    """Routes within the quality floor, best first by the screening's estimates."""
+    """Routes within the quality floor, best first by the screening's estimates.
+
+    Where a target is on tokens, which only the simulation knows, the best of each choice of stages come first.
+    """
     rows = []
     for place, points in enumerate(screened):
         good = np.flatnonzero(points.assured >= problem.floor)
@@ -140,8 +148,9 @@ def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
         for k in order:
             vector = int(points.vector[good[k]])
             if vector not in seen:
+                rank = len(seen) if problem.token_targets else 0
                 seen.add(vector)
-                rows.append((float(missed[k]), float(primary[k]), float(secondary[k]), place, int(good[k])))
+                rows.append((rank, float(missed[k]), float(primary[k]), float(secondary[k]), place, int(good[k])))
             if len(seen) == _PER_CHOICE:
                 break
     for *_, place, point in sorted(rows):

@@ -13,7 +13,7 @@ from cascadia_solver.search import Problem
 __all__ = ["best_of", "improve", "simulate_finalists"]
 
 _FINALISTS = 3
-_MOST_FINALISTS = 10
+_MOST_FINALISTS = 12
 _MOST_STEPS = 12
 _LEVEL_WITH = 0.01
 """Simulated percentiles this close count as equal: the noise of a p95 over 10,000 requests is 1.3 %."""
@@ -22,7 +22,7 @@ _LEVEL_WITH = 0.01
 def simulate_finalists(
     problem: Problem, designs: Sequence[Design], models: int, expired: Callable[[], bool]
 ) -> list[Evaluation]:
-    """Simulate the best designs: at least three, and more while targets are missed."""
+    """Simulate the best designs: at least three, more while targets are missed, all if some are on tokens."""
     evaluations: list[Evaluation] = []
     seen: set[tuple[object, ...]] = set()
     for candidate in designs:
@@ -33,7 +33,8 @@ def simulate_finalists(
         seen.add(candidate.key)
         evaluations.append(evaluate(candidate, problem.sample, models))
         good = sum(not e.saturated and _excess(problem, e) <= 0 for e in evaluations)
-        if (good and len(evaluations) >= _FINALISTS) or len(evaluations) >= _MOST_FINALISTS:
+        enough = _MOST_FINALISTS if problem.token_targets or not good else _FINALISTS
+        if len(evaluations) >= enough:
             break
     return evaluations
 

@@ -110,7 +110,7 @@ def next_step(
         start = room.give(ordered)
     blocked = room.blocked
 
-    drains = Drains(candidates, serving, kept, stages)
+    drains = Drains(candidates, serving, kept, policy_plan)
     if strategy == "Recreate" or not (missing or starting):
         drains.take(candidates)
     else:

@@ -68,14 +68,14 @@ def test_the_milp_agrees_with_the_exact_search(case: tuple[int, int, int, int]) 
     else:
         assert result.status == "Optimal"
         assert result.latency == pytest.approx(exact.latency)
-        assert sum(result.gpus) == sum(exact.gpus)
+        assert max(t[g] for t, g in zip(found, result.gpus, strict=True)) == result.latency
 
 
 def test_a_budget_in_money_is_kept() -> None:
     table = np.array([np.inf, 10.0, 5.0, 3.0, 2.0])
     free = solve_allocation([table, table], [8], prices=[2.0])
     tight = solve_allocation([table, table], [8], prices=[2.0], budget=8.0)
-    assert (free.gpus, free.latency) == ((4, 4), 2.0)
+    assert (free.gpus, free.latency) == ((4, 4), 2.0)  # only these are as fast
     assert (sum(tight.gpus), tight.latency) == (4, 5.0)
     assert solve_allocation([table, table], [8], prices=[2.0], budget=3.0).status == "Infeasible"
 
@@ -91,7 +91,7 @@ def test_infeasible_failed_and_timed_out_are_told_apart(monkeypatch: pytest.Monk
 
     def stopped(self: object, problem: pulp.LpProblem, **_: object) -> int:
         problem.assignStatus(pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound)
-        return pulp.LpStatusNotSolved
+        return int(pulp.LpStatusNotSolved)
 
     monkeypatch.setattr(pulp.COIN_CMD, "actualSolve", stopped)
     assert solve_allocation([table, table], [4]).status == "TimedOut"
@@ -128,7 +128,9 @@ def quantile(stages: list[PathStage], choice: tuple[int, ...], percentile: float
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 3), pools=st.integers(1, 2), percentile=st.sampled_from([50, 95]))
+@given(
+    seed=st.integers(0, 10**6), count=st.integers(1, 3), pools=st.integers(1, 2), percentile=st.sampled_from([50, 95])
+)
 def test_the_end_to_end_allocation_equals_brute_force(seed: int, count: int, pools: int, percentile: int) -> None:
     stages, limits = path_stages(seed, count, 6, pools), [14, 9][:pools]
     choices = every_choice(stages, limits)

@@ -77,9 +77,7 @@ def test_a_bad_row_is_counted_named_and_skipped(bad: dict[str, object] | str, me
 
 
 def test_the_last_model_needs_no_score() -> None:
-    table, problems = parse_calibration(
-        lines(row(1, answers__large__scores={})), models=NAMES, scorer="logprob-mean"
-    )
+    table, problems = parse_calibration(lines(row(1, answers__large__scores={})), models=NAMES, scorer="logprob-mean")
     assert problems == []
     assert np.isnan(table.scores[0, 1])
 
@@ -98,7 +96,7 @@ def test_an_empty_set_and_a_small_set_are_refused() -> None:
 
 def test_constant_scores_are_refused() -> None:
     constant = [json.dumps(row(k, answers__small__scores={"logprob-mean": 0.5})) for k in range(60)]
-    with pytest.raises(InputError, match="every score of model 'small' under 'logprob-mean' is 0.5"):
+    with pytest.raises(InputError, match=r"every score of model 'small' under 'logprob-mean' is 0\.5"):
         parse_calibration(constant, models=NAMES, scorer="logprob-mean")
 
 

@@ -26,8 +26,8 @@ def three_stage_grids(table: object) -> list[ThresholdGrid]:
 
 
 def test_all_bounds_hold_at_once_as_often_as_stated() -> None:
-    population = probit_table(60_000, 1)
-    draws, failures, selected_failures = 150, 0, 0
+    population = probit_table(20_000, 1)
+    draws, failures, selected_failures = 100, 0, 0
     for draw in range(draws):
         table = probit_table(300, 1000 + draw)
         grids = three_stage_grids(table)

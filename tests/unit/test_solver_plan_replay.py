@@ -24,13 +24,13 @@ def walk(stages: tuple[int, ...], thresholds: tuple[float, ...], scores: np.ndar
     raise AssertionError
 
 
+LEVELS = st.sampled_from([-np.inf, 0.1, 0.3, 0.5, 0.7, 1.5])
 grids = st.integers(1, 4).flatmap(
     lambda models: st.tuples(
         st.just(models),
         st.sets(st.integers(0, models - 1), min_size=1).map(lambda s: tuple(sorted(s))),
         st.lists(
-            st.lists(st.sampled_from([-np.inf, 0.1, 0.3, 0.5, 0.7, 1.5]), min_size=1, max_size=3, unique=True).map(sorted),
-            min_size=models - 1, max_size=models - 1,
+            st.lists(LEVELS, min_size=1, max_size=3, unique=True).map(sorted), min_size=models - 1, max_size=models - 1
         ),
         st.integers(0, 10_000),
     )
@@ -84,7 +84,11 @@ def test_escalations_limit_the_stages() -> None:
     table = probit_table(200, 0)
     grids = threshold_grids(table, candidates=range(3), forced=(), max_escalations=1)
     assert max(len(grid.stages) for grid in grids) == 2
-    assert {grid.stages for grid in threshold_grids(table, candidates=range(3), forced=(), max_escalations=0)} == {(0,), (1,), (2,)}
+    assert {grid.stages for grid in threshold_grids(table, candidates=range(3), forced=(), max_escalations=0)} == {
+        (0,),
+        (1,),
+        (2,),
+    }
 
 
 def test_forced_stages_are_in_every_choice_and_may_be_passed_by() -> None:

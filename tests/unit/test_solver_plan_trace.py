@@ -19,7 +19,9 @@ def test_azure_csv() -> None:
     assert trace.requests_per_second == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("names", [("timestampMs", "inputTokens", "outputTokens"), ("timestamp", "input_length", "output_length")])
+@pytest.mark.parametrize(
+    "names", [("timestampMs", "inputTokens", "outputTokens"), ("timestamp", "input_length", "output_length")]
+)
 def test_jsonl_is_sorted_by_time(names: tuple[str, str, str]) -> None:
     when, read, written = names
     text = [f'{{"{when}": {t}, "{read}": {t + 1}, "{written}": 5}}'.encode() for t in (3000, 1000, 2000)]
@@ -30,7 +32,14 @@ def test_jsonl_is_sorted_by_time(names: tuple[str, str, str]) -> None:
 
 
 def test_bad_rows_are_named() -> None:
-    text = [*AZURE, "yesterday,1,1", "2023-11-16 18:17:04,0,1", "2023-11-16 18:17:04,7,nan", "2023-11-16 18:17:06,7,7", "2023-11-16 18:17:07"]
+    text = [
+        *AZURE,
+        "yesterday,1,1",
+        "2023-11-16 18:17:04,0,1",
+        "2023-11-16 18:17:04,7,nan",
+        "2023-11-16 18:17:06,7,7",
+        "2023-11-16 18:17:07",
+    ]
     trace, problems = parse_trace(text)
     assert len(trace) == 2
     assert [problem.line for problem in problems] == [3, 4, 5, 7]
@@ -42,7 +51,10 @@ def test_bad_rows_are_named() -> None:
 def test_a_broken_json_line_is_named() -> None:
     good = '{"timestampMs": %d, "inputTokens": 1, "outputTokens": 1}'
     _, problems = parse_trace([good % 0, '{"timestampMs"', good % 1000, "{}"])
-    assert [(p.line, "truncated" in p.message or "no timestampMs" in p.message) for p in problems] == [(2, True), (4, True)]
+    assert [(p.line, "truncated" in p.message or "no timestampMs" in p.message) for p in problems] == [
+        (2, True),
+        (4, True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,12 @@ def test_matching_keeps_the_traffics_lengths_and_the_tables_mix() -> None:
     assert set(counts) == {2}
     assert sample.quality.mean(axis=0) == pytest.approx(table.quality.mean(axis=0))
     # Long answers go to long answers, and each model keeps its ratio to the largest one's.
-    assert np.corrcoef(np.argsort(np.argsort(demand.output_tokens)), np.argsort(np.argsort(table.output_tokens[sample.row, 2])))[0, 1] > 0.99
+    assert (
+        np.corrcoef(
+            np.argsort(np.argsort(demand.output_tokens)), np.argsort(np.argsort(table.output_tokens[sample.row, 2]))
+        )[0, 1]
+        > 0.99
+    )
     ratio = table.output_tokens[sample.row, 0] / table.output_tokens[sample.row, 2]
     assert sample.output_tokens[:, 0] == pytest.approx(np.maximum(1, demand.output_tokens * ratio), abs=0.51)
 
@@ -85,8 +90,8 @@ def histogram(values: np.ndarray, edges: str) -> Histogram:
 def observed(scores: np.ndarray, rate: float = 20.0, stage: str = "small") -> ObservedDemand:
     random = np.random.default_rng(0)
     return ObservedDemand(
-        rate, stage, histogram(random.uniform(200, 400, 5000), "tokens"), histogram(random.uniform(50, 150, 5000), "tokens"),
-        histogram(scores, "score"),
+        rate, stage, histogram(random.uniform(200, 400, 5000), "tokens"),
+        histogram(random.uniform(50, 150, 5000), "tokens"), histogram(scores, "score"),
     )  # fmt: skip
 
 
@@ -122,7 +127,9 @@ def test_weights_stay_near_one_without_a_shift_and_within_bounds_under_any() -> 
     assert score_weights(scores, histogram(scores[:50], "score")) is None
 
 
-@pytest.mark.parametrize(("change", "message"), [({"rate": 0.0}, "nothing to plan for"), ({"stage": "tiny"}, "none of small")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"rate": 0.0}, "nothing to plan for"), ({"stage": "tiny"}, "none of small")]
+)
 def test_impossible_observations_are_refused(change: dict[str, object], message: str) -> None:
     table = probit_table(300, 1)
     with pytest.raises(InputError, match=message):

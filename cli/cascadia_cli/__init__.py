@@ -1,0 +1,1 @@
+"""The command line: `cascadia`, and the kubectl plugin `kubectl-cascadia`."""

@@ -1,0 +1,7 @@
+"""``python -m cascadia_cli``."""
+
+import sys
+
+from cascadia_cli.main import main
+
+sys.exit(main())

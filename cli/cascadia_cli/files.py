@@ -1,0 +1,180 @@
+"""Reading the files that a command is given; every failure names the file and what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascadia_api.errors import InputError
+
+if TYPE_CHECKING:
+    from cascadia_api.cascade import CascadeDeployment
+    from cascadia_api.load import Manifest
+    from cascadia_api.plan import Plan
+    from cascadia_solver.calibration import CalibrationSet
+    from cascadia_solver.trace import Trace
+
+__all__ = ["read_calibration", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "write_text"]
+
+_STDIN = "-"
+_MOST_BYTES = 512 * 1024 * 1024
+
+
+def read_text(path: str) -> str:
+    """Content of a text file; of standard input for ``-``.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8 text.
+    """
+    try:
+        if path == _STDIN:
+            return sys.stdin.buffer.read(_MOST_BYTES).decode()
+        if Path(path).stat().st_size > _MOST_BYTES:
+            raise InputError(f"larger than {_MOST_BYTES >> 20} MiB: cut it", source=path)
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError("no such file: check the path", source=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder: name a file in it", source=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start}): is it the right file?", source=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", source=path) from None
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", source=path) from None
+
+
+def read_json(path: str) -> Mapping[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: It cannot be read or is not a JSON object.
+    """
+    try:
+        document = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}", source=path) from None
+    if not isinstance(document, dict):
+        raise InputError(f"expected a JSON object, found {type(document).__name__}", source=path)
+    return document
+
+
+def read_manifest(path: str) -> Manifest:
+    """The CascadeDeployment in a file, with the calibration ConfigMap beside it if there is one.
+
+    Raises:
+        InputError: With one problem for each wrong field.
+    """
+    from cascadia_api.load import load_manifest
+
+    return load_manifest(read_text(path), path)
+
+
+def read_plan(path: str, cascade: CascadeDeployment) -> Plan:
+    """A plan that `cascadia plan -o json` or ``-o yaml`` wrote.
+
+    Raises:
+        InputError: It is no plan, or not one of this cascade.
+    """
+    import yaml
+    from pydantic import ValidationError
+
+    from cascadia_api.load import problems_of
+    from cascadia_api.plan import Plan
+
+    try:
+        document = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"neither JSON nor YAML: {' '.join(str(error).split())}", source=path) from None
+    if not isinstance(document, dict):
+        raise InputError("no plan: write one with `cascadia plan FILE -o json`", source=path)
+    document = {key: value for key, value in document.items() if key != "explanation"}
+    try:
+        plan = Plan.model_validate(document)
+    except ValidationError as error:
+        raise InputError(problems_of(error), source=path) from None
+    names = [model.name for model in cascade.spec.models]
+    if plan.cascade != cascade.metadata.name or [stage.name for stage in plan.stages] != names:
+        raise InputError(
+            f"is a plan of {plan.cascade} ({', '.join(stage.name for stage in plan.stages)}), not of "
+            f"{cascade.metadata.name} ({', '.join(names)}): plan again",
+            source=path,
+        )
+    return plan
+
+
+def read_calibration(manifest: Manifest, file: str, path: str | None) -> tuple[CalibrationSet | None, list[str]]:
+    """The calibration set to plan with, and notes for the user.
+
+    In this order: the file named on the command line; the ConfigMap that the manifest refers to, in the
+    manifest's own file; a file of that ConfigMap's name beside it. Without any, planning falls back to a
+    published prior.
+
+    Args:
+        manifest: The manifest.
+        file: Where the manifest is from.
+        path: Calibration file named on the command line, if any.
+
+    Raises:
+        InputError: The set cannot be used.
+    """
+    from cascadia_solver.calibration import parse_calibration
+    from cascadia_solver.rejected_rows import rejected_rows_summary
+
+    spec = manifest.cascade.spec
+    name = spec.calibration.config_map_ref.name if spec.calibration else None
+    notes: list[str] = []
+    lines: Sequence[str] | None = None
+    source = path or f"{file}: ConfigMap {name}"
+    if path is not None:
+        lines = read_text(path).splitlines()
+    elif manifest.calibration is not None:
+        lines = manifest.calibration
+    elif name is not None:
+        beside = Path(file).parent / f"{name}.jsonl"
+        if file != _STDIN and beside.is_file():
+            lines, source = read_text(str(beside)).splitlines(), str(beside)
+            notes.append(f"calibration set: {beside}, for the ConfigMap {name}")
+        else:
+            notes.append(
+                f"neither {file} nor {beside} holds the ConfigMap {name}: published accuracies stand in, and no "
+                "quality bound is claimed; give the set with --calibration FILE"
+            )
+    if lines is None:
+        return None, notes
+    try:
+        calibration, problems = parse_calibration(
+            lines, models=[model.name for model in spec.models], scorer=spec.routing.scorer.id
+        )
+    except InputError as error:
+        raise error.within(source) from None
+    return calibration, notes + ([rejected_rows_summary(problems, "calibration set")] if problems else [])
+
+
+def read_trace(path: str) -> tuple[Trace, list[str]]:
+    """A trace of real traffic, and notes for the user.
+
+    Raises:
+        InputError: It is no trace.
+    """
+    from cascadia_solver.rejected_rows import rejected_rows_summary
+    from cascadia_solver.trace import parse_trace
+
+    try:
+        trace, problems = parse_trace(read_text(path).splitlines())
+    except InputError as error:
+        raise error.within(path) from None
+    return trace, [rejected_rows_summary(problems, "trace")] if problems else []

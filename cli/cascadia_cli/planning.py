@@ -1,0 +1,188 @@
+"""`cascadia plan` and `cascadia render`: from the files given to a plan, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.errors import InputError, Problem
+from cascadia_api.load import Manifest
+from cascadia_cli.failures import say
+from cascadia_cli.files import read_calibration, read_manifest, read_plan, read_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cascadia_api.plan import Plan
+    from cascadia_solver.planner import PlanningInputs
+
+__all__ = ["print_document", "print_manifests", "print_plan", "with_gpus"]
+
+_MOST_GPUS = 4096
+
+
+def print_plan(
+    file: str,
+    *,
+    calibration: str | None,
+    trace: str | None,
+    gpus: Sequence[str],
+    frontier: bool,
+    explained: bool,
+    plot: str | None,
+    output: str,
+) -> None:
+    """Plan and print: a table, or the plan as a document.
+
+    Raises:
+        InputError: A file or flag is wrong.
+        InfeasibleError: No plan does what the manifest asks for.
+    """
+    if plot is not None:
+        from cascadia_cli.plot import check_format
+
+        check_format(plot)
+    manifest = read_manifest(file)
+    cascade = with_gpus(manifest.cascade, gpus)
+    inputs = _inputs(manifest, file, cascade, calibration=calibration, trace=trace)
+    plan = _plan(inputs, file)
+    explanation: list[str] = []
+    if explained:
+        from cascadia_solver.explain import explain
+
+        explanation = explain(plan, inputs)
+    if output == "table":
+        from cascadia_cli.plan_table import plan_view, print_view
+
+        print_view(lambda width: plan_view(plan, cascade, frontier=frontier, explanation=explanation, width=width))
+    else:
+        document = plan.for_json() | ({"explanation": explanation} if explained else {})
+        print_document(document, output)
+    if plot is not None:
+        from cascadia_cli.plot import write_plot
+
+        write_plot(plan, cascade, plot)
+        say(f"drew {plot}")
+
+
+def print_manifests(
+    file: str,
+    *,
+    plan_file: str | None,
+    calibration: str | None,
+    engine_image: str | None,
+    router_image: str | None,
+) -> None:
+    """Print every manifest of a cascade with its plan in force.
+
+    Raises:
+        InputError: A file or flag is wrong.
+        InfeasibleError: No plan does what the manifest asks for.
+    """
+    import yaml
+
+    from cascadia_operator.manifests.naming import peer_secret_name
+    from cascadia_operator.manifests.rendering import rendered
+    from cascadia_operator.manifests.router_config import PEER_SECRET_KEY
+    from cascadia_operator.settings import DEFAULT_ENGINE_IMAGE, DEFAULT_ROUTER_IMAGE, Images
+
+    manifest = read_manifest(file)
+    cascade = manifest.cascade
+    if plan_file is not None:
+        plan = read_plan(plan_file, cascade)
+    else:
+        plan = _plan(_inputs(manifest, file, cascade, calibration=calibration, trace=None), file)
+    images = Images(engine=engine_image or DEFAULT_ENGINE_IMAGE, router=router_image or DEFAULT_ROUTER_IMAGE)
+    secret = peer_secret_name(cascade.metadata.name)
+    sys.stdout.write(
+        f"# {plan.cascade}, plan {plan.plan_id}. The routers also need the Secret {secret}, which is not for Git:\n"
+        f"#   kubectl create secret generic {secret} --from-literal={PEER_SECRET_KEY}=$(openssl rand -hex 32)\n"
+    )
+    sys.stdout.write(
+        yaml.safe_dump_all(rendered(cascade, plan, images), sort_keys=False, explicit_start=True, width=120)
+    )
+
+
+def _inputs(
+    manifest: Manifest, file: str, cascade: CascadeDeployment, *, calibration: str | None, trace: str | None
+) -> PlanningInputs:
+    """What the planner is given; notes about it go to standard error.
+
+    Raises:
+        InputError: A file is wrong.
+    """
+    from cascadia_solver.planner import PlanningInputs
+
+    table, notes = read_calibration(manifest, file, calibration)
+    traffic = None
+    if trace is not None:
+        traffic, more = read_trace(trace)
+        notes += more
+    say(*(f"note: {note}" for note in notes))
+    return PlanningInputs(cascade=cascade, calibration=table, trace=traffic)
+
+
+def with_gpus(cascade: CascadeDeployment, flags: Sequence[str]) -> CascadeDeployment:
+    """The cascade with other GPU ceilings: ``N`` for its only pool, or ``POOL=N``.
+
+    Raises:
+        InputError: A flag is neither, or names a pool that there is not.
+    """
+    if not flags:
+        return cascade
+    pools = cascade.spec.gpus.pools
+    names = [pool.name for pool in pools]
+    ceilings: dict[str, int] = {}
+    for flag in flags:
+        name, _, number = flag.rpartition("=")
+        if not name and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            what = f"pool {name!r} is not in the manifest" if name else "the manifest has several pools"
+            raise InputError(Problem("--gpus", f"{what}: write POOL=N with a pool of {', '.join(names)}"))
+        if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= _MOST_GPUS:
+            raise InputError(Problem("--gpus", f"{number!r} is not a number of GPUs from 1 to {_MOST_GPUS}"))
+        ceilings[name] = int(number)
+    changed = [pool.model_copy(update={"max_gpus": ceilings.get(pool.name, pool.max_gpus)}) for pool in pools]
+    gpus = cascade.spec.gpus.model_copy(update={"pools": changed})
+    return cascade.model_copy(update={"spec": cascade.spec.model_copy(update={"gpus": gpus})})
+
+
+def _plan(inputs: PlanningInputs, file: str) -> Plan:
+    from cascadia_solver.planner import plan_cascade
+
+    try:
+        with _progress() as progress:
+            return plan_cascade(inputs, progress=progress)
+    except InputError as error:
+        raise error if error.source else error.within(file) from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """Show on a terminal's standard error how far planning is; nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("planning: {task.description}"), BarColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("reading", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def print_document(document: Mapping[str, Any], output: str) -> None:
+    """Print a document as ``json`` or ``yaml``."""
+    if output == "json":
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(dict(document), sort_keys=False, width=120, allow_unicode=True))

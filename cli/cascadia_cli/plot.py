@@ -1,0 +1,208 @@
+"""A plan as one picture: where it lies among the plans there are, and what runs on which GPUs.
+
+Above, each point is a plan that no other beats in latency, cost and quality at once; the star is the
+one chosen. Below, each cell is a GPU and each block of cells a replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.errors import InputError, Problem
+from cascadia_api.plan import FrontierPoint, Plan, PlanStage
+from cascadia_cli.figures import duration, money, percent, replica_words, threshold_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PLOT_FORMATS", "check_format", "plan_figure", "write_plot"]
+
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+_COLOURS = ("#2a9d8f", "#e9a23b", "#c8553d", "#577590", "#8a5a83", "#6a994e", "#3d405b", "#bc6c25")
+_INK, _FAINT = "#22303c", "#8a97a3"
+_CELLS_PER_ROW = 32
+
+
+def write_plot(plan: Plan, cascade: CascadeDeployment, path: str) -> None:
+    """Draw a plan into a file; its ending says the format.
+
+    Raises:
+        InputError: The ending is not one of `PLOT_FORMATS`, or the file cannot be written.
+    """
+    check_format(path)
+    figure = plan_figure(plan, cascade)
+    try:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", source=path) from None
+
+
+def check_format(path: str) -> None:
+    """Refuse a picture's name that does not say its format.
+
+    Raises:
+        InputError: The ending is not one of `PLOT_FORMATS`.
+    """
+    if Path(path).suffix.lower() not in PLOT_FORMATS:
+        raise InputError(Problem("--plot", f"{path!r} does not say the format: end it in {' or '.join(PLOT_FORMATS)}"))
+
+
+def plan_figure(plan: Plan, cascade: CascadeDeployment) -> Figure:
+    """Draw a plan; the figure needs no display."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.size": 10,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _FAINT,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": plan.plan_id,
+    }
+    with mpl.rc_context(style):
+        rows = sum(_rows(stage) for stage in plan.live_stages)
+        blocks = 0.42 * rows + 0.55 * len(plan.stages)
+        figure = Figure(figsize=(10, 6.2 + blocks), layout="constrained")
+        FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, 1, height_ratios=[5.2, blocks + 0.3])
+        _draw_frontier(figure, above, plan, cascade)
+        _draw_replicas(below, plan)
+        figure.suptitle(_headline(plan), x=0.012, ha="left", fontsize=14, fontweight="bold")
+    return figure
+
+
+def _headline(plan: Plan) -> str:
+    quality = plan.quality
+    worth = (
+        f"quality about {quality.mean:.3f}"
+        if quality.lower_bound is None
+        else f"quality ≥ {quality.lower_bound:.3f} ({percent(quality.confidence or 0)} sure)"
+    )
+    cost = "" if plan.cost_per_hour is None else f", {money(plan.cost_per_hour)} an hour"
+    return f"{plan.cascade}: {worth}, p95 {duration(plan.latency.p95_ms)} on {plan.gpus} GPUs{cost}"
+
+
+def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeployment) -> None:
+    bounded = plan.quality.lower_bound is not None
+    points = sorted(plan.frontier, key=lambda p: p.p95_ms)
+    seconds = [p.p95_ms / 1000 for p in points]
+    worth = [_worth(p, bounded=bounded) for p in points]
+    priced = all(p.cost_per_hour is not None for p in points)
+    shade = [float(p.cost_per_hour or 0) if priced else float(sum(p.gpus)) for p in points]
+    dots = axes.scatter(
+        seconds, worth, c=shade, cmap="viridis_r", s=52, zorder=3, edgecolor="white", linewidth=0.7,
+        label="plans that no other beats",
+    )  # fmt: skip
+    bar = figure.colorbar(dots, ax=axes, pad=0.01, aspect=30)
+    bar.set_label("cost per hour" if priced else "GPUs")
+    bar.outline.set_visible(False)
+    for name, x, y in _others(plan):
+        axes.scatter([x], [y], marker="X", s=70, color=_FAINT, zorder=3, edgecolor="white", linewidth=0.7)
+        _label(axes, name, x, y, colour=_FAINT)
+    x = plan.latency.p95_ms / 1000
+    y = plan.quality.mean if plan.quality.lower_bound is None else plan.quality.lower_bound
+    axes.scatter([x], [y], marker="*", s=420, color="#c8553d", zorder=4, edgecolor="white", linewidth=1)
+    _label(axes, "this plan", x, y, colour="#c8553d", better=True)
+    floor = float(cascade.spec.objective.min_quality)
+    axes.axhline(floor, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
+    axes.annotate(
+        f"quality floor {cascade.spec.objective.min_quality}", (1, floor), xycoords=("axes fraction", "data"),
+        xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=9,
+    )  # fmt: skip
+    if max([*seconds, x]) > 8 * min([*seconds, x]):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.set_xlabel("end-to-end p95, s   (left is faster)")
+    axes.set_ylabel(
+        f"quality, {percent(plan.quality.confidence or 0)} lower bound"
+        if bounded
+        else "quality, from published accuracies"
+    )
+    axes.margins(0.06, 0.12)
+    axes.grid(color="#e3e7ea")
+    axes.set_axisbelow(True)
+
+
+def _worth(point: FrontierPoint, *, bounded: bool) -> float:
+    return point.quality_lower_bound if bounded and point.quality_lower_bound is not None else point.quality_mean
+
+
+def _others(plan: Plan) -> Iterator[tuple[str, float, float]]:
+    """Alternatives that have a place in the picture: at their mean quality."""
+    for alternative in plan.alternatives:
+        if alternative.p95_ms is not None and alternative.quality_mean is not None:
+            yield f"{alternative.name} (mean)", alternative.p95_ms / 1000, alternative.quality_mean
+
+
+def _label(axes: Axes, words: str, x: float, y: float, *, colour: str, better: bool = False) -> None:
+    """Name a point: on its better side (up and left, where no plan can be), or on the other."""
+    axes.annotate(
+        words,
+        (x, y),
+        xytext=(-10, 9) if better else (8, -3),
+        textcoords="offset points",
+        ha="right" if better else "left",
+        color=colour,
+        fontweight="bold" if better else "normal",
+        fontsize=11 if better else 9.5,
+        zorder=5,
+    )
+
+
+def _rows(stage: PlanStage) -> int:
+    return -(-stage.gpus // _CELLS_PER_ROW)
+
+
+def _draw_replicas(axes: Axes, plan: Plan) -> None:
+    """One row of cells a stage (several for many GPUs); replicas are blocks with a gap between them."""
+    from matplotlib.patches import FancyBboxPatch
+
+    axes.set_axis_off()
+    top = 0.0
+    widest = 0.0
+    for stage, colour in zip(plan.stages, _COLOURS, strict=False):
+        if not stage.gpus:
+            axes.text(0, top + 0.1, stage.name, fontsize=11.5, fontweight="bold", color=_FAINT, va="bottom")
+            axes.text(4.2, top + 0.1, "dropped: no request goes there", fontsize=9.5, va="bottom", color=_FAINT)
+            top -= 0.8
+            continue
+        axes.text(0, top + 0.1, stage.name, fontsize=11.5, fontweight="bold", color=colour, va="bottom")
+        busy = "" if stage.utilization is None else f", {percent(stage.utilization)} busy"
+        axes.text(
+            4.2, top + 0.1,
+            f"{stage.gpus} GPUs: {replica_words(stage.replicas)}   ·   reached by {percent(stage.reach)}, "
+            f"accepts {threshold_words(stage)}{busy}, p95 {duration(stage.p95_ms)}",
+            fontsize=9.5, va="bottom",
+        )  # fmt: skip
+        x, y = 0.0, top - 0.82
+        for size in (g.tensor_parallel * g.pipeline_parallel for g in stage.replicas for _ in range(g.count)):
+            if x and x + size > _CELLS_PER_ROW + 4:
+                x, y = 0.0, y - 1.0
+            axes.add_patch(
+                FancyBboxPatch(
+                    (x + 0.06, y), size - 0.12, 0.72, boxstyle="round,pad=0,rounding_size=0.14",
+                    facecolor=colour, edgecolor="none", alpha=0.22,
+                )
+            )  # fmt: skip
+            for cell in range(size):
+                axes.add_patch(
+                    FancyBboxPatch(
+                        (x + cell + 0.17, y + 0.11), 0.66, 0.5, boxstyle="round,pad=0,rounding_size=0.08",
+                        facecolor=colour, edgecolor="none",
+                    )
+                )  # fmt: skip
+            x += size + 0.35
+            widest = max(widest, x)
+        top = y - 1.0
+    axes.set_xlim(-0.1, max(widest, _CELLS_PER_ROW))
+    axes.set_ylim(top + 0.6, 0.9)

@@ -1,0 +1,100 @@
+"""`cascadia predict`: one replica, by the same code that plans."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_cli.figures import duration
+from cascadia_cli.files import read_json
+
+if TYPE_CHECKING:
+    from cascadia_solver.catalogue.models import ModelFacts
+    from cascadia_solver.prediction import Prediction
+
+__all__ = ["print_prediction"]
+
+
+def print_prediction(
+    *,
+    model: str,
+    gpu: str,
+    tensor_parallel: int,
+    pipeline_parallel: int,
+    precision: str,
+    input_tokens: int,
+    output_tokens: int,
+    concurrency: int | None,
+    rate: float | None,
+    as_json: bool,
+) -> None:
+    """Predict and print.
+
+    Raises:
+        InputError: A flag is wrong; every such error names the flag.
+    """
+    from cascadia_solver.catalogue.gpus import gpu_facts
+    from cascadia_solver.prediction import predict
+    from cascadia_solver.roofline import Shape
+
+    if (concurrency is None) == (rate is None):
+        raise InputError("give exactly one of --concurrency and --rate")
+    facts = _model(model)
+    if facts.heads % tensor_parallel:
+        indivisible = f"{tensor_parallel} does not divide the {facts.heads} attention heads of {facts.name}"
+        raise InputError(Problem("--tensor-parallel", f"{indivisible}: use a power of two"))
+    try:
+        accelerator = gpu_facts(gpu)
+    except InputError as error:
+        raise InputError(Problem("--gpu", str(error))) from None
+    try:
+        prediction = predict(
+            facts,
+            accelerator,
+            Shape(tensor_parallel, pipeline_parallel),
+            precision,
+            [input_tokens],
+            [output_tokens],
+            concurrency=concurrency,
+            rate=rate,
+        )
+    except InputError as error:
+        raise InputError([Problem(f"--{p.field}" if p.field else "", p.message) for p in error.problems]) from None
+    if as_json:
+        sys.stdout.write(json.dumps(prediction.to_json(), indent=2, allow_nan=False) + "\n")
+    else:
+        sys.stdout.write(_words(facts.name, accelerator.name, tensor_parallel, pipeline_parallel, prediction))
+
+
+def _model(name: str) -> ModelFacts:
+    from cascadia_solver.catalogue.models import facts_from_config, model_facts
+
+    try:
+        if name.endswith(".json"):
+            return facts_from_config(read_json(name))
+        return model_facts(name)
+    except InputError as error:
+        if error.source is not None:
+            raise
+        raise InputError([Problem("--model", str(problem)) for problem in error.problems]) from None
+
+
+def _words(model: str, gpu: str, tensor_parallel: int, pipeline_parallel: int, prediction: Prediction) -> str:
+    shape = f"TP{tensor_parallel}" + (f" PP{pipeline_parallel}" if pipeline_parallel > 1 else "")
+    lines = [f"{model} on {tensor_parallel * pipeline_parallel} {gpu} ({shape})", f"memory       {prediction.reason}"]
+    if prediction.fits:
+        lines.append(f"KV cache     {prediction.kv_capacity_tokens:,} tokens")
+        for name, latency in (
+            ("first token", prediction.ttft),
+            ("per token", prediction.tpot),
+            ("end to end", prediction.e2e),
+        ):
+            if latency is not None:
+                lines.append(f"{name:<12} p50 {duration(latency.p50_ms)}, p95 {duration(latency.p95_ms)}")
+        lines.append(f"throughput   {prediction.output_tokens_per_second:,.0f} output tokens/s")
+        if prediction.saturated:
+            lines.append("saturated    it cannot keep up: these latencies grow with time; lower the load or add GPUs")
+        lines.append(f"source       {prediction.source}, median error about {prediction.uncertainty_percent:.0f} %")
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,113 @@
+"""`cascadia up` and `cascadia demo`: the files and flags for the embedded runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_cli.failures import say
+from cascadia_cli.files import read_calibration, read_manifest, read_trace
+
+if TYPE_CHECKING:
+    from cascadia_api.cascade import CascadeDeployment
+    from cascadia_local.session import Options
+    from cascadia_solver.calibration import CalibrationSet
+    from cascadia_solver.trace import Trace
+
+__all__ = ["EXAMPLE", "run_demo", "run_up"]
+
+EXAMPLE = "examples/chat.yaml"
+"""What the demo runs where no manifest is named."""
+Engine: TypeAlias = Literal["simulated", "llamacpp"]
+
+
+def run_up(
+    file: str,
+    *,
+    calibration: str | None,
+    trace: str | None,
+    limit: int | None,
+    leave: bool,
+    engine: Engine,
+    model_file: str | None,
+    time_scale: float,
+    port: int | None,
+    keep: bool,
+) -> int:
+    """Plan a cascade and run it on this machine; return the exit code.
+
+    Raises:
+        InputError: A file or flag is wrong.
+        InfeasibleError: No plan does what the manifest asks for.
+    """
+    from cascadia_local.main import up
+
+    options = _options(engine, model_file, time_scale, port, keep=keep)
+    if trace is None and (leave or limit is not None):
+        raise InputError(
+            Problem("--exit" if leave else "--limit", "goes with --trace FILE: there is nothing to replay")
+        )
+    cascade, table, traffic = _read(file, calibration, trace)
+    try:
+        return up(cascade, calibration=table, trace=traffic, limit=limit, options=options, stay=not leave)
+    except InputError as error:
+        raise error if error.source else error.within(file) from None
+
+
+def run_demo(
+    file: str,
+    *,
+    calibration: str | None,
+    trace: str | None,
+    engine: Engine,
+    model_file: str | None,
+    time_scale: float | None,
+    port: int | None,
+    keep: bool,
+) -> int:
+    """Run the demo; return the exit code.
+
+    Raises:
+        InputError: A file or flag is wrong.
+        InfeasibleError: No plan does what the manifest asks for.
+    """
+    from cascadia_local.demo import DEMO_TIME_SCALE, demo
+
+    if time_scale is None:
+        time_scale = DEMO_TIME_SCALE if engine == "simulated" else 1.0
+    options = _options(engine, model_file, time_scale, port, keep=keep)
+    if file == EXAMPLE and not Path(file).is_file():
+        raise InputError("no such file: run the demo where Cascadia's repository is, or name a manifest", source=file)
+    cascade, table, traffic = _read(file, calibration, trace)
+    try:
+        return demo(cascade, table, trace=traffic, options=options)
+    except InputError as error:
+        raise error if error.source else error.within(file) from None
+
+
+def _options(engine: Engine, model_file: str | None, time_scale: float, port: int | None, *, keep: bool) -> Options:
+    from cascadia_local.session import Options
+
+    options = Options(
+        engine=engine,
+        model_file=None if model_file is None else Path(model_file),
+        time_scale=time_scale,
+        port=port,
+        keep=keep,
+    )
+    options.check()
+    return options
+
+
+def _read(
+    file: str, calibration: str | None, trace: str | None
+) -> tuple[CascadeDeployment, CalibrationSet | None, Trace | None]:
+    manifest = read_manifest(file)
+    table, notes = read_calibration(manifest, file, calibration)
+    traffic = None
+    if trace is not None:
+        traffic, more = read_trace(trace)
+        notes += more
+    say(*(f"note: {note}" for note in notes))
+    return manifest.cascade, table, traffic

@@ -1,0 +1,236 @@
+"""Every wrong file, flag and manifest: one clear message on standard error, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
+from cascadia_cli.failures import describe
+from cascadia_cli.main import main
+from tests.support.manifests import BROKEN, Broken, cascade_manifest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.yaml"
+    path.write_text(yaml.safe_dump(cascade_manifest()))
+    return path
+
+
+PREDICT = (
+    "predict --model meta-llama/Llama-3.1-8B-Instruct --gpu H100-SXM-80GB --tensor-parallel 1 --input 9 --output 9"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("bogus", "No such command 'bogus'"),
+        ("plan", "cascadia plan: Missing argument 'FILE'"),
+        ("plan {file} --colour blue", "cascadia plan: No such option: --colour"),
+        ("plan {file} -o xml", "'xml' is not one of 'table', 'json', 'yaml'"),
+        ("plan no-such.yaml", "no-such.yaml: no such file"),
+        ("plan {folder}", "{folder}: is a folder"),
+        ("plan {file} --plot out.bmp", "--plot: 'out.bmp' does not say the format: end it in .png"),
+        ("plan {file} --gpus many", "--gpus: 'many' is not a number of GPUs from 1 to 4096"),
+        ("plan {file} --gpus 0", "--gpus: '0' is not a number of GPUs"),
+        ("plan {file} --gpus a100=8", "--gpus: pool 'a100' is not in the manifest: write POOL=N with a pool of h100"),
+        ("plan {file} --calibration no-such.jsonl", "no-such.jsonl: no such file"),
+        ("plan {file} --calibration {file}", "{file}: "),
+        ("plan {file} --trace {file}", "{file}: "),
+        ("render {file} --plan {file}", "{file}: "),
+        ("render no-such.yaml", "no-such.yaml: no such file"),
+        ("validate", "cascadia validate: Missing argument 'FILE...'"),
+        (PREDICT, "give exactly one of --concurrency and --rate"),
+        (PREDICT + " --rate 1 --concurrency 1", "give exactly one of --concurrency and --rate"),
+        (PREDICT + " --rate -1", "--rate: must be positive"),
+        (PREDICT + " --concurrency 0", "--concurrency"),
+        (
+            PREDICT.replace("H100-SXM-80GB", "H100") + " --rate 1",
+            "--gpu: GPU 'H100' is not in the catalogue; use H100-",
+        ),
+        (PREDICT.replace("8B-Instruct", "9B") + " --rate 1", "--model: model 'meta-llama/Llama-3.1-9B' is not in the"),
+        (PREDICT.replace("parallel 1", "parallel 3") + " --rate 1", "--tensor-parallel: 3 does not divide the 32"),
+        (PREDICT.replace("--input 9", "--input 999999") + " --rate 1", "exceed the context window"),
+        (PREDICT + " --rate 1 --precision fp3", "'fp3' is not one of"),
+        ("predict --model {file}.json --gpu L4-24GB --tensor-parallel 1 --input 1 --output 1 --rate 1", "no such file"),
+        ("calibrate import gsm8k --input {file} -o -", "'gsm8k' is not one of 'zeroeval', 'wildbench'"),
+        ("calibrate import zeroeval --input {file} --model small -o -", "--model: 'small' is not STAGE=NAME"),
+        ("calibrate import zeroeval --input {file} --model a=b --model a=c -o -", "the model 'a' is given twice"),
+        ("calibrate import zeroeval --input {file} --model a=b -o -", "{file}: the CSV lacks the columns"),
+        ("up {file} --exit", "--exit: goes with --trace FILE"),
+        ("up {file} --limit 5", "--limit: goes with --trace FILE"),
+        ("up {file} --time-scale 0", "--time-scale: 0 is not between 0.1 and 100"),
+        ("up {file} --port 99999", "--port: 99999 is not between 1 and 65535"),
+        ("up {file} --gguf x.gguf", "--gguf: only --engine llamacpp"),
+        ("up no-such.yaml", "no-such.yaml: no such file"),
+    ],
+)
+def test_one_clear_error(
+    arguments: str, said: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"file": str(manifest), "folder": str(tmp_path)}
+    code = main(arguments.format(**places).split())
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert said.format(**places) in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "internal error" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "broken"),
+    [*(("validate", broken) for broken in BROKEN), ("plan -o json", BROKEN[0]), ("render", BROKEN[0])],
+    ids=lambda value: value.id if isinstance(value, Broken) else str(value),
+)
+def test_broken_manifests_name_file_and_field(
+    command: str, broken: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(broken.document()))
+    verb, *flags = command.split()
+    assert main([verb, str(path), *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines, "something is said"
+    assert all(line.startswith(f"{path}: ") for line in lines), err
+    assert any(line.startswith(f"{path}: {broken.field}") and broken.message in line for line in lines), err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected exactly one object"),
+        ("a: b: c", "not valid YAML: line 1"),
+        ("[1, 2]", "expected a Kubernetes object, found list"),
+        ("kind: Pod", "found Pod"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_manifest(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    assert main(["validate", str(path)]) == 2
+    assert f"{path}: " in (err := capsys.readouterr().err)
+    assert said in err
+
+
+def test_binary_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert main(["plan", str(path)]) == 2
+    assert f"{path}: not UTF-8 text (byte 0)" in capsys.readouterr().err
+
+
+def test_every_problem_gets_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = InputError([Problem("spec.a", "is wrong: mend it"), Problem("", "and so is this")], source="x.yaml")
+    assert describe(error, "cascadia") == 2
+    assert capsys.readouterr().err == "x.yaml: spec.a: is wrong: mend it\nx.yaml: and so is this\n"
+
+
+def test_infeasible_says_what_is_missing_and_what_is_near(capsys: pytest.CaptureFixture[str]) -> None:
+    error = InfeasibleError(
+        "InsufficientGPUs",
+        "the models do not fit",
+        shortfalls=[Shortfall("GPUs of pool h100", 12, 8), Shortfall("bytes per GPU", 156.54e9, 85.52e9)],
+        nearest="12 GPUs, p95 9 s",
+    )
+    assert describe(error, "cascadia") == 3
+    err = capsys.readouterr().err
+    assert "no plan is feasible (InsufficientGPUs): the models do not fit" in err
+    assert "GPUs of pool h100: needed 12, available 8\n" in err
+    assert "bytes per GPU: needed 156.5 G, available 85.5 G\n" in err
+    assert "nearest feasible: 12 GPUs, p95 9 s" in err
+
+
+def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cascadia_cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def test_unforeseen_errors_hide_their_traceback_unless_asked() -> None:
+    """A folder where the output should go is foreseen; a broken installation is not."""
+    script = (
+        "import sys; sys.modules['cascadia_api.crd'] = None\n"
+        "from cascadia_cli.main import main; sys.exit(main(['crd']))"
+    )
+    for debug in ("", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"CASCADIA_DEBUG": debug},
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "cascadia: internal error: ModuleNotFoundError" in done.stderr
+        assert ("Traceback" in done.stderr) == bool(debug)
+
+
+def test_interrupts_exit_with_130() -> None:
+    script = (
+        "import sys, cascadia_cli.validating as v\n"
+        "def interrupted(*_, **__): raise KeyboardInterrupt\n"
+        "v.print_validation = interrupted\n"
+        "from cascadia_cli.main import main; sys.exit(main(['validate', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "cascadia: interrupted\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m cascadia_cli crd | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("# Generated from cascadia_api")
+    assert done.stderr == ""
+
+
+def test_router_and_operator_are_dispatched_without_the_command_lines_weight() -> None:
+    """A router starts in every pod: neither typer nor rich nor pydantic may be loaded for it."""
+    script = (
+        "import sys\n"
+        "from cascadia_cli.main import main\n"
+        "try: code = main(['router', '--config', 'no-such.json'])\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "heavy = {'typer', 'rich', 'pydantic', 'numpy', 'kubernetes'} & set(sys.modules)\n"
+        "print(code, sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split("\n")[-2] == "2 []", done
+
+
+def test_as_a_process() -> None:
+    """Also on a terminal that cannot show every character."""
+    assert _process("version").stdout.startswith("cascadia ")
+    done = _process("validate", "examples/chat.yaml", PYTHONIOENCODING="ascii")
+    assert "small ? medium ? large" in done.stdout
+    done = _process("validate", "examples/chat.yaml", "-o", "json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["results"][0]["valid"] is True
+    assert done.stderr == ""

@@ -1,0 +1,114 @@
+"""Replica sets: knapsack, split of load, agreement with simulation."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascadia_api.cascade import TokenLengths
+from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.catalogue.models import model_facts
+from cascadia_solver.closed_form import length_profile
+from cascadia_solver.operating_point import load_curves
+from cascadia_solver.parallelism import StageTable, _best_counts, latency_levels, useful_options
+from cascadia_solver.shapes import replica_options
+from cascadia_solver.simulation import StageReplicas, simulate_stage
+from cascadia_solver.workload import log_normal_lengths, poisson_arrivals
+
+RANDOM = np.random.default_rng(11)
+INPUTS = RANDOM.permutation(log_normal_lengths(TokenLengths(mean=1155, p95=3100), 6000))
+OUTPUTS = RANDOM.permutation(log_normal_lengths(TokenLengths(mean=211, p95=500), 6000))
+PROFILE = length_profile(INPUTS, OUTPUTS)
+
+
+@cache
+def stage(most_gpus: int = 32, least_replicas: int = 1) -> StageTable:
+    options = replica_options(
+        model_facts("meta-llama/Llama-3.1-70B-Instruct"), gpu_facts("H100-SXM-80GB"), "bf16", max_gpus=most_gpus
+    )
+    options = useful_options(options, PROFILE, 95)
+    curves = load_curves([option.step for option in options], [PROFILE], 95)
+    return StageTable(options, curves, latency_levels([curves]), most_gpus, least_replicas)
+
+
+def test_useless_shapes_are_dropped_and_useful_ones_kept() -> None:
+    shapes = {str(option.shape) for option in stage().options}
+    assert {"TP4xPP1", "TP8xPP1"} <= shapes
+    assert "TP1xPP8" not in shapes
+
+
+def test_latency_falls_with_gpus_and_rises_with_the_rate() -> None:
+    by_rate = np.stack([stage().latency_by_gpus(0, rate) for rate in (1.0, 4.0, 9.0, 20.0)])
+    finite = np.where(np.isfinite(by_rate), by_rate, 1e9)
+    assert (np.diff(finite, axis=1) <= 0).all()
+    assert (np.diff(finite, axis=0) >= 0).all()
+    assert np.isinf(by_rate[3, 4])
+    assert np.isinf(by_rate[:, 0]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(rate=st.floats(0.2, 40.0), gpus=st.integers(1, 32))
+def test_replica_sets_fit_and_share_out_the_rate(rate: float, gpus: int) -> None:
+    latency = stage().latency_by_gpus(0, rate)[gpus]
+    if not np.isfinite(latency):
+        with pytest.raises(ValueError, match="GPUs carry"):
+            stage().replicas(0, rate, gpus)
+        return
+    found = stage().replicas(0, rate, gpus)
+    assert found.gpus <= gpus
+    assert sum(r * n for r, n in zip(found.rates, found.counts, strict=True)) == pytest.approx(rate)
+    assert found.capacity >= rate * (1 - 1e-9)
+    # A little slower than the table where a group that would idle was left out.
+    assert latency * 0.99 <= found.latency <= latency * 1.15
+
+
+def test_replicas_of_unlike_shapes_share_odd_numbers_of_gpus() -> None:
+    found = stage().replicas(0, 12.0, 12)
+    shapes = {str(o.shape): n for o, n in zip(found.options, found.counts, strict=True)}
+    assert shapes == {"TP4xPP1": 1, "TP8xPP1": 1}
+    slow, fast = found.rates
+    assert 0 < slow < fast
+
+
+@pytest.mark.parametrize(("rate", "gpus"), [(4.0, 8), (12.0, 16), (9.0, 12)])
+def test_estimates_agree_with_simulation(rate: float, gpus: int) -> None:
+    found = stage().replicas(0, rate, gpus)
+    steps = [o.step for o, n in zip(found.options, found.counts, strict=True) for _ in range(n)]
+    weights = [r for r, n in zip(found.rates, found.counts, strict=True) for _ in range(n)]
+    arrivals = poisson_arrivals(rate, len(INPUTS), np.random.default_rng(1))
+    times = simulate_stage(StageReplicas(steps, weights), arrivals, INPUTS, OUTPUTS)
+    assert not times.saturated
+    assert np.quantile(times.finish - arrivals, 0.95) == pytest.approx(found.latency, rel=0.15)
+
+
+def test_least_replicas_are_kept() -> None:
+    table = stage(32, 3)
+    latency = table.latency_by_gpus(0, 5.0)
+    assert np.isinf(latency[:6]).all()
+    for gpus in (12, 20, 32):
+        assert sum(table.replicas(0, 5.0, gpus).counts) >= 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(0, 10), min_size=1, max_size=3),
+    gpus=st.integers(1, 14),
+    least=st.integers(1, 3),
+)
+def test_the_knapsack_equals_brute_force(values: dict[int, float], gpus: int, least: int) -> None:
+    sizes = sorted(values)
+    best = -np.inf
+    for counts in product(*(range(gpus // size + 1) for size in sizes)):
+        if sum(n * s for n, s in zip(counts, sizes, strict=True)) <= gpus and sum(counts) >= least:
+            best = max(best, sum(n * values[s] for n, s in zip(counts, sizes, strict=True)))
+    if not np.isfinite(best):
+        return
+    found = _best_counts(values, gpus, least)
+    assert sum(size * n for size, n in found.items()) <= gpus
+    assert sum(found.values()) >= least
+    assert sum(values[size] * n for size, n in found.items()) == pytest.approx(best)
