@@ -112,3 +112,14 @@ def test_the_knapsack_equals_brute_force(values: dict[int, float], gpus: int, le
     assert sum(size * n for size, n in found.items()) <= gpus
     assert sum(found.values()) >= least
     assert sum(values[size] * n for size, n in found.items()) == pytest.approx(best)
+
+
+def test_the_gpus_needed_are_the_fewest_that_carry_the_rate() -> None:
+    table = stage(32, 2)
+    rates = np.array([0.0, 0.3, 5.0, 17.0, 1e6])
+    needed = table.gpus_needed(0, rates)
+    for level, row in enumerate(needed):
+        carried = table.carried[:, 0, level]
+        for rate, gpus in zip(rates, row, strict=True):
+            enough = np.flatnonzero(carried >= rate)
+            assert gpus == (enough[0] if len(enough) else len(carried))

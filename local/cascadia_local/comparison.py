@@ -1,0 +1,116 @@
+"""Predicted against measured: what a run ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cascadia_api.plan import Plan
+from cascadia_local.measurements import Measured
+from cascadia_local.traffic import Progress
+
+__all__ = ["Period", "Row", "compare", "comparison_view", "overhead_words"]
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A stretch of traffic under one plan.
+
+    Attributes:
+        name: In words.
+        plan: The plan in force.
+        measured: What was measured.
+    """
+
+    name: str
+    plan: Plan
+    measured: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        figure: What it is.
+        predicted, measured: Its values; nan where unknown.
+        unit: ``s``, ``%``, ``1/s`` or empty for a plain number.
+    """
+
+    figure: str
+    predicted: float
+    measured: float
+    unit: str
+
+    def difference(self) -> str:
+        """Measured against predicted: in percent, of shares in points."""
+        if math.isnan(self.predicted) or math.isnan(self.measured):
+            return "–"
+        if self.unit in ("%", ""):
+            return f"{100 * (self.measured - self.predicted):+.1f} points"
+        return f"{100 * (self.measured / self.predicted - 1):+.0f} %"
+
+    def show(self, value: float) -> str:
+        """A value in the row's unit."""
+        if math.isnan(value):
+            return "–"
+        if self.unit == "%":
+            return f"{100 * value:.1f} %"
+        if self.unit == "":
+            return f"{value:.3f}"
+        return f"{value:.2f} {self.unit}"
+
+
+def compare(period: Period) -> list[Row]:
+    """Return the figures of a period."""
+    plan, measured = period.plan, period.measured
+    reach = [
+        Row(f"reach of {stage.name}", stage.reach, measured.reach.get(stage.name, 0.0), "%")
+        for stage in plan.live_stages
+    ]
+    return [
+        Row("arrivals", plan.demand.requests_per_second, measured.per_second, "1/s"),
+        Row("latency p50", plan.latency.p50_ms / 1000, measured.seconds_p50, "s"),
+        Row("latency p95", plan.latency.p95_ms / 1000, measured.seconds_p95, "s"),
+        *reach,
+        Row("quality", plan.quality.mean, measured.quality, ""),
+    ]
+
+
+def overhead_words(measured: Sequence[Measured], progress: Progress, scale: float) -> str:
+    """The machine's own overhead, in one sentence."""
+    known = [period for period in measured if not math.isnan(period.overhead_p50)]
+    if not known:
+        return ""
+    median = max(period.overhead_p50 for period in known)
+    high = max(period.overhead_p95 for period in known)
+    return (
+        f"The machine's own overhead (client, two routers, wake-ups; end-to-end minus the engine's exact virtual time, "
+        f"answers of the first stage): p50 {median:.2f} s, p95 {high:.2f} s of service time, that is "
+        f"{1000 * median / scale:.0f} and {1000 * high / scale:.0f} ms here. Requests left "
+        f"{1000 * progress.late_seconds_mean:.1f} ms behind schedule on average; the client's event loop lagged "
+        f"{1000 * progress.loop_lag_p95_seconds:.0f} ms (p95) and took {progress.cpu_seconds:.0f} s of CPU."
+    )
+
+
+def comparison_view(periods: Sequence[Period], notes: Sequence[str]) -> RenderableType:
+    """A table a period, side by side figures, and notes below."""
+    table = Table(box=box.SIMPLE_HEAD, title="Predicted against measured", title_style="bold", title_justify="left")
+    table.add_column("")
+    for name in ("predicted", "measured", "difference"):
+        table.add_column(name, justify="right")
+    for position, period in enumerate(periods):
+        if position:
+            table.add_section()
+        requests = f"{period.measured.requests} requests"
+        table.add_row(Text(period.name, "bold cyan"), Text(period.plan.plan_id, "dim"), Text(requests, "dim"), "")
+        for row in compare(period):
+            table.add_row(f"  {row.figure}", row.show(row.predicted), row.show(row.measured), row.difference())
+    return Group(table, *(Padding(Text(note), (0, 1)) for note in notes if note))

@@ -1,0 +1,192 @@
+"""The slow loop of the embedded runtime: looks at the traffic, plans again when it has drifted, applies what is better.
+
+Drift has to be seen at two looks in a row: one burst moves no replica, and the window that the new
+plan is made from then lies wholly behind the change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cascadia_api.clock import ScaledClock
+from cascadia_api.errors import CascadiaError, InfeasibleError
+from cascadia_api.plan import Plan
+from cascadia_local.decision import Decision, decide
+from cascadia_local.events import EventLog
+from cascadia_local.planning_messages import Job
+from cascadia_local.planning_process import PlanningProcess
+from cascadia_local.runtime import EmbeddedRuntime
+from cascadia_solver.drift import DriftVerdict, MergedReport, assess, looks_per_week, merge_reports
+from cascadia_solver.inputs import PlanningInputs
+from cascadia_solver.observed import ObservedDemand
+
+__all__ = ["Controller", "Replan"]
+
+LOOKS = 2
+"""Looks in a row that have to see drift."""
+WATCHING = "watching for drift"
+PLANNING_DEADLINE_S = 30.0
+"""Wall seconds of the planner's own deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """One re-plan: what set it off, what was decided, and when.
+
+    Attributes:
+        trigger: What drifted, with statistics and levels.
+        before: Plan in force.
+        after: New plan.
+        decision: What was done with it.
+        started_at: When drift was confirmed, scaled Unix time.
+        finished_at: When the new plan was in force (or the decision fell), scaled Unix time.
+    """
+
+    trigger: str
+    before: Plan
+    after: Plan
+    decision: Decision
+    started_at: float
+    finished_at: float
+
+
+class Controller:
+    """Plans again when the traffic has drifted.
+
+    Args:
+        runtime: What runs.
+        inputs: What the plan in force was made from.
+        planner: Where plans are made.
+        clock: The run's clock.
+        events: Told every decision.
+        adapt: Applied to every new plan before it is compared and applied.
+
+    Attributes:
+        replans: What has been decided so far.
+        activity: What it does, in words.
+    """
+
+    def __init__(
+        self,
+        runtime: EmbeddedRuntime,
+        inputs: PlanningInputs,
+        planner: PlanningProcess,
+        clock: ScaledClock,
+        events: EventLog,
+        *,
+        adapt: Callable[[Plan], Plan] = lambda plan: plan,
+    ) -> None:
+        self.replans: list[Replan] = []
+        self.activity = WATCHING
+        self._runtime = runtime
+        self._inputs = inputs
+        self._planner = planner
+        self._clock = clock
+        self._events = events
+        self._adapt = adapt
+        self._settings = inputs.cascade.spec.replanning
+        self._placed_at = clock.monotonic()
+        self._drifted = 0
+        self._said = ""
+
+    async def run(self) -> None:
+        """Look every interval until cancelled."""
+        if self._settings.mode == "Disabled":
+            return
+        while True:
+            await asyncio.sleep(self._clock.wall(self._settings.interval_seconds))
+            await self._look()
+
+    async def _look(self) -> None:
+        plan = self._runtime.plan
+        if plan is None:
+            return
+        merged = merge_reports(await self._runtime.reports(self._settings.interval_seconds))
+        first = plan.live_stages[0].name
+        looks = looks_per_week(self._settings.interval_seconds)
+        verdict = assess(plan.demand, merged, first_stage=first, looks_per_week=looks)
+        self._drifted = self._drifted + 1 if verdict.drifted else 0
+        if not self._drifted:
+            self._said = ""
+        elif self._drifted < LOOKS:
+            self._tell(verdict, f"seen, to be confirmed at the next look: {verdict.message}")
+        else:
+            left = self._placed_at + self._settings.cooldown_seconds - self._clock.monotonic()
+            if left > 0:
+                self._say_once("cooldown", f"drift is confirmed; the cooldown has {left:.0f} s left")
+                return
+            self._tell(verdict, f"confirmed: {verdict.message}")
+            self._drifted = 0
+            self.activity = "drift confirmed: planning again"
+            try:
+                await self._replan(plan, verdict, merged)
+            finally:
+                self.activity = WATCHING
+
+    def _tell(self, verdict: DriftVerdict, text: str) -> None:
+        figures = {
+            test.name: {"statistic": test.statistic, "pValue": test.p_value, "level": test.level, "effect": test.effect}
+            for test in verdict.tests
+            if test.drifted
+        }
+        self._events.add("Drift", text, tests=figures)
+
+    def _say_once(self, subject: str, text: str) -> None:
+        if self._said != subject:
+            self._said = subject
+            self._events.add("Drift", text)
+
+    async def _replan(self, plan: Plan, verdict: DriftVerdict, merged: MergedReport) -> None:
+        started = self._clock.now()
+        first = plan.live_stages[0].name
+        seen = merged.stages.get(first)
+        if seen is None or not merged.requests_per_second:
+            self._events.add("Replan", f"not possible: no router of {first} reports; the plan in force stays")
+            return
+        observed = ObservedDemand(
+            requests_per_second=merged.requests_per_second,
+            stage=first,
+            input_tokens=seen.input_tokens,
+            output_tokens=seen.output_tokens,
+            scores=seen.scores,
+        )
+        inputs = replace(self._inputs, observed=observed)
+        self._events.add("Replan", f"planning for {merged.requests_per_second:.1f} requests a second as seen")
+        try:
+            planned = await self._planner.run(Job(inputs, PLANNING_DEADLINE_S, in_force=plan))
+        except CascadiaError as error:
+            numbers = ""
+            if isinstance(error, InfeasibleError):
+                numbers = "".join(f"; {s.what}: {s.needed:g} needed, {s.available:g} there" for s in error.shortfalls)
+            self._events.add("Replan", f"rejected, the plan in force stays: {error}{numbers}", decision="Rejected")
+            return
+        assert planned.in_force is not None
+        new = self._adapt(planned.plan)
+        decision = decide(inputs.cascade.spec, plan, planned.in_force, new)
+        self._events.add(
+            "Replan",
+            f"{new.plan_id} {decision.verdict.lower()}: {decision.reason}",
+            trigger=verdict.message,
+            decision=decision.verdict,
+            reason=decision.reason,
+        )
+        if decision.verdict == "Applied" and not await self._apply(new):
+            return
+        self.replans.append(Replan(verdict.message, plan, new, decision, started, self._clock.now()))
+
+    async def _apply(self, plan: Plan) -> bool:
+        begun = self._clock.monotonic()
+        self.activity = f"moving to {plan.plan_id} while requests flow"
+        self._events.add("Transition", f"to {plan.plan_id} begins")
+        try:
+            await self._runtime.apply(plan)
+        except CascadiaError as error:
+            self._events.add("Warning", str(error))
+            return False
+        finally:
+            self._placed_at = self._clock.monotonic()
+        took = self._clock.monotonic() - begun
+        self._events.add("Transition", f"done: {plan.plan_id} is in force after {took:.0f} s")
+        return True

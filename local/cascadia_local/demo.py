@@ -1,0 +1,243 @@
+"""The demo: a cascade is planned, started and loaded; its traffic changes; it plans again and moves under load."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.plan import Plan, PlanStage
+from cascadia_local.abilities import abilities_of
+from cascadia_local.comparison import Period, comparison_view, overhead_words
+from cascadia_local.controller import Controller, Replan
+from cascadia_local.demo_calibration import EXAMPLE_ABILITIES
+from cascadia_local.plan_words import shapes_words
+from cascadia_local.session import Options, Session, open_session, run_until_interrupted
+from cascadia_local.simulated_engine.calibration import LengthDistribution
+from cascadia_local.traffic import Phase, PlannedRequest, write_requests
+from cascadia_local.traffic_process import TrafficProcess
+from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.inputs import PlanningInputs
+from cascadia_solver.trace import Trace
+
+__all__ = ["DEMO_TIME_SCALE", "demo"]
+
+DEMO_TIME_SCALE = 8.0
+FIRST_SECONDS = 300.0
+SECOND_SECONDS = 240.0
+"""Service seconds that are measured before and after the change."""
+WARM_UP_SECONDS = 30.0
+"""Service seconds for empty engines to fill, which are not measured."""
+RATE_FACTOR = 1.4
+HARDNESS = 0.15
+"""The change: requests this much more often, and this much harder (standard deviations of the difficulty model)."""
+REPLAN_DEADLINE_SECONDS = 900.0
+LONGEST_PROMPT, LONGEST_ANSWER = 14_050, 1_000
+"""The longest in Azure's conversation trace."""
+FAILED = 1
+
+
+def demo(
+    cascade: CascadeDeployment,
+    calibration: CalibrationSet | None,
+    *,
+    trace: Trace | None = None,
+    options: Options | None = None,
+    console: Console | None = None,
+) -> int:
+    """Run the demo.
+
+    Args:
+        cascade: The manifest.
+        calibration: Its calibration set.
+        trace: Trace whose arrivals and lengths the traffic has; synthetic traffic where None.
+        options: How to run it; the demo's time scale where None.
+        console: Where to show it; standard output where None.
+
+    Returns:
+        Exit code: 0 if the change was seen, planned for and moved to without a failed request, else 1;
+        130 if interrupted.
+
+    Raises:
+        CascadiaError: Something cannot be started, or the input is wrong.
+    """
+    shown_on = console or Console(highlight=False)
+    settings = options or Options(time_scale=DEMO_TIME_SCALE)
+    inputs = PlanningInputs(cascade=cascade, calibration=calibration, trace=trace)
+
+    async def story() -> int:
+        names = [model.name for model in cascade.spec.models]
+        example = {ability.name: ability for ability in EXAMPLE_ABILITIES}
+        abilities = EXAMPLE_ABILITIES if set(names) <= example.keys() else abilities_of(names, calibration)
+        async with open_session(cascade, abilities, settings, shown_on) as session:
+            _introduce(session)
+            plan = await session.plan(inputs)
+            await session.start(plan)
+            controller = session.control(inputs)
+            traffic = await session.start_traffic()
+            first, second = _phases(session, plan, trace)
+
+            before = await _measure(session, traffic, first, plan, "before the change", FIRST_SECONDS)
+            session.events.add(
+                "Traffic",
+                f"the traffic changes: {second.requests_per_second:.3g} requests a second instead of "
+                f"{first.requests_per_second:.3g}, and harder ones",
+            )
+            changed_at = session.clock.now()
+            await traffic.phase(second)
+            move = await _wait_for_move(session, controller)
+            periods = [before]
+            if move is not None:
+                name = "after the change, new plan"
+                periods.append(await _measure(session, traffic, None, move.after, name, SECOND_SECONDS))
+            session.watcher.activity.begin("waiting for the last answers")
+            await traffic.stop()
+            return _conclude(session, traffic, periods, move, changed_at)
+
+    return run_until_interrupted(story)
+
+
+def _introduce(session: Session) -> None:
+    models = " → ".join(model.name for model in session.cascade.spec.models)
+    gpus = sum(pool.max_gpus for pool in session.cascade.spec.gpus.pools)
+    scale = session.clock.scale
+    session.console.print(Rule(Text.assemble(("Cascadia", "bold"), " demo"), style="cyan"))
+    session.console.print(
+        Text(
+            f"The cascade {session.cascade.metadata.name} ({models}) on {gpus} simulated GPUs: it is planned, started "
+            "as processes on this machine, and asked through an OpenAI client. Then the traffic changes: drift is "
+            "detected, a new plan is made, and the cascade moves to it while requests flow.\n"
+            f"Time is compressed: one clock, {scale:g} times as fast as the wall's, drives engines, routers, cooldowns "
+            f"and time-outs; {scale:g} s of service pass in 1 s here. The engines are simulated and say so in "
+            "every answer."
+        )
+    )
+
+
+def _phases(session: Session, plan: Plan, trace: Trace | None) -> tuple[Phase, Phase]:
+    workload = session.cascade.spec.workload
+    path = None
+    if trace is not None:
+        path = session.run.path / "trace.jsonl"
+        rows = zip(trace.arrivals, trace.input_tokens, trace.output_tokens, strict=True)
+        write_requests(
+            path,
+            (
+                PlannedRequest(at=float(at), key="", input_tokens=int(prompt), output_tokens=int(answer))
+                for at, prompt, answer in rows
+            ),
+        )
+    rate = plan.demand.requests_per_second
+    first = Phase(
+        name="first",
+        requests_per_second=rate,
+        inputs=LengthDistribution(
+            mean=workload.input_tokens.mean, p95=workload.input_tokens.p95, longest=LONGEST_PROMPT
+        ),
+        outputs=LengthDistribution(
+            mean=workload.output_tokens.mean, p95=workload.output_tokens.p95, longest=LONGEST_ANSWER
+        ),
+        trace=None if path is None else str(path),
+    )
+    second = Phase(
+        name="second",
+        requests_per_second=round(rate * RATE_FACTOR, 2),
+        hardness=HARDNESS,
+        inputs=first.inputs,
+        outputs=first.outputs,
+        trace=first.trace,
+    )
+    return first, second
+
+
+async def _measure(
+    session: Session, traffic: TrafficProcess, phase: Phase | None, plan: Plan, name: str, seconds: float
+) -> Period:
+    """Let traffic flow and measure it once the engines have filled."""
+    if phase is not None:
+        await traffic.phase(phase)
+        session.events.add("Traffic", f"{phase.requests_per_second:.3g} requests a second begin")
+    await session.sleep(WARM_UP_SECONDS, f"traffic {name}: warming up")
+    begun = session.clock.now()
+    await session.sleep(seconds, f"traffic {name}")
+    ended = session.clock.now()
+    # Those sent last still need their answers.
+    await session.sleep(2 * plan.latency.p99_ms / 1000, f"traffic {name}: last answers")
+    return Period(name, plan, traffic.measurements.between(begun, ended))
+
+
+async def _wait_for_move(session: Session, controller: Controller) -> Replan | None:
+    """Wait until a new plan is in force; None if none is within the deadline."""
+    begun = session.clock.monotonic()
+    while session.clock.monotonic() - begun < REPLAN_DEADLINE_SECONDS:
+        session.check()
+        session.watcher.activity.begin(controller.activity)
+        moved = [replan for replan in controller.replans if replan.decision.verdict == "Applied"]
+        if moved:
+            return moved[-1]
+        await asyncio.sleep(0.1)
+    return None
+
+
+def _conclude(
+    session: Session, traffic: TrafficProcess, periods: list[Period], move: Replan | None, changed_at: float
+) -> int:
+    """Print what came of it; return the exit code."""
+    console, measurements = session.console, traffic.measurements
+    parts: list[RenderableType] = []
+    if move is not None:
+        parts.append(_move_view(move, traffic, changed_at))
+    notes = [session.honesty(), overhead_words([p.measured for p in periods], traffic.progress, session.clock.scale)]
+    parts.append(comparison_view(periods, notes))
+    console.print(Group(*parts), highlight=False)
+    failures = measurements.failures
+    for answer in failures[:5]:
+        console.print(Text(f"  {answer.failure}", "red"))
+    if move is None:
+        console.print(Text(f"no new plan was applied within {REPLAN_DEADLINE_SECONDS:.0f} s of the change", "bold red"))
+    style = "bold red" if failures else "bold green"
+    console.print(Text.assemble((f"{len(measurements.answers)} requests, {len(failures) or 'none'} failed.", style)))
+    return FAILED if failures or move is None else 0
+
+
+def _move_view(move: Replan, traffic: TrafficProcess, changed_at: float) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, title="Planned again under load", title_style="bold", title_justify="left")
+    table.add_column("stage")
+    for name in ("threshold before", "after", "replicas before", "after", "reach before", "after"):
+        table.add_column(name, justify="right")
+    after = {stage.name: stage for stage in move.after.stages}
+    for stage in move.before.stages:
+        now = after[stage.name]
+        cells: list[str] = []
+        for show in (_threshold, _replicas, _reach):
+            cells += [show(stage), show(now)]
+        table.add_row(stage.name, *cells)
+    during = traffic.measurements.between(move.started_at, move.finished_at)
+    words = (
+        f"Trigger: {move.trigger}.",
+        f"Decision: {move.decision.verdict.lower()}; {move.decision.reason}.",
+        f"Drift was confirmed {move.started_at - changed_at:.0f} s of service after the change, the new plan was in "
+        f"force {move.finished_at - move.started_at:.0f} s later; of the {during.requests} requests sent meanwhile "
+        f"{during.failed or 'none'} failed.",
+    )
+    return Group(table, *(Padding(Text(sentence), (0, 1)) for sentence in words))
+
+
+def _threshold(stage: PlanStage) -> str:
+    if not stage.gpus:
+        return "–"
+    return "all" if stage.threshold is None else f"{stage.threshold:.3f}"
+
+
+def _replicas(stage: PlanStage) -> str:
+    return shapes_words(stage) or "–"
+
+
+def _reach(stage: PlanStage) -> str:
+    return f"{100 * stage.reach:.0f} %" if stage.gpus else "–"

@@ -1,0 +1,114 @@
+"""What a given plan would do under some demand, and that demand written out for a replay."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.plan import Plan
+from cascadia_local.planning_messages import Expectation
+from cascadia_local.policy_file import facts_of
+from cascadia_local.simulated_engine.recorded import RecordedAnswer, RecordedRequest, encode_rows
+from cascadia_local.traffic import PlannedRequest, write_requests
+from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.replay import exit_stages
+from cascadia_solver.roofline import Roofline, Shape
+from cascadia_solver.simulation import StageReplicas, simulate_cascade
+from cascadia_solver.workload import RequestSample
+
+__all__ = ["expect", "write_replay"]
+
+
+def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Expectation:
+    """Simulate a plan under a demand.
+
+    Args:
+        cascade: The manifest that the plan is for.
+        plan: The plan.
+        sample: The demand's requests.
+    """
+    live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
+    thresholds = [-math.inf if (h := plan.stages[index].threshold) is None else h for index in live[:-1]]
+    answered_by = exit_stages(live, thresholds, sample.scores)
+    stages = [_replicas(cascade, plan, index) for index in range(len(plan.stages))]
+    times = simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, answered_by)
+    seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)
+    p50, p95, target = (
+        1000 * float(np.quantile(seconds, percent / 100, method="lower"))
+        for percent in (50, 95, cascade.spec.objective.percentile)
+    )
+    return Expectation(
+        p50_ms=p50,
+        p95_ms=p95,
+        target_ms=target,
+        quality=float(sample.quality[np.arange(len(sample)), answered_by].mean()),
+        reach={plan.stages[index].name: float((answered_by >= index).mean()) for index in live},
+        saturated=tuple(plan.stages[index].name for index in live if times.saturated[index]),
+    )
+
+
+def _replicas(cascade: CascadeDeployment, plan: Plan, index: int) -> StageReplicas:
+    model, stage = cascade.spec.models[index], plan.stages[index]
+    if not stage.gpus:
+        return StageReplicas([], [])
+    pool = next(pool for pool in cascade.spec.gpus.pools if pool.name == stage.pool)
+    source, facts, gpu = Roofline(), facts_of(model), gpu_facts(pool.gpu)
+    steps, weights = [], []
+    for group in stage.replicas:
+        shape = Shape(group.tensor_parallel, group.pipeline_parallel)
+        step = source.step_model(facts, gpu, shape, model.precision or "bf16", gpus_per_node=pool.gpus_per_node or 8)
+        steps += [step] * group.count
+        weights += [group.weight] * group.count
+    return StageReplicas(steps, weights)
+
+
+def write_replay(
+    sample: RequestSample,
+    cascade: CascadeDeployment,
+    scorer: str,
+    requests_file: Path,
+    outcomes_file: Path,
+    *,
+    most: int | None = None,
+) -> None:
+    """Write the requests of a demand, and what every model answers to each of them.
+
+    Args:
+        sample: The requests.
+        cascade: The manifest whose models they are answered by.
+        scorer: Id of the scorer whose scores they have.
+        requests_file: For JSON lines of `PlannedRequest`.
+        outcomes_file: For rows in the shape of a calibration set, one a request.
+        most: Most requests to write.
+    """
+    count = min(len(sample), most or len(sample))
+    names = [model.name for model in cascade.spec.models]
+    requests, rows = [], []
+    for number in range(count):
+        identity = f"replay-{number}"
+        outputs = sample.output_tokens[number]
+        requests.append(
+            PlannedRequest(
+                at=float(sample.arrivals[number] - sample.arrivals[0]),
+                key=identity,
+                input_tokens=max(1, round(float(sample.input_tokens[number]))),
+                output_tokens=max(1, round(float(outputs[-1]))),
+                row=identity,
+            )
+        )
+        answers = {
+            name: RecordedAnswer(
+                scores={} if math.isnan(score) else {scorer: float(score)},
+                quality=float(quality),
+                output_tokens=max(1, round(float(tokens))),
+            )
+            for name, score, quality, tokens in zip(
+                names, sample.scores[number], sample.quality[number], outputs, strict=True
+            )
+        }
+        rows.append(RecordedRequest(id=identity, input_tokens=requests[-1].input_tokens, answers=answers))
+    write_requests(requests_file, requests)
+    outcomes_file.write_bytes(encode_rows(rows))

@@ -1,0 +1,114 @@
+"""The policy of the embedded runtime: one file that all routers of the run watch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cascadia_api.cascade import CascadeDeployment, Model
+from cascadia_api.plan import Plan
+from cascadia_api.policy import Endpoint, RouterPolicy, ScorerPolicy, StagePolicy, encode_policy
+from cascadia_solver.catalogue.models import ModelFacts, model_facts
+from cascadia_solver.transition import Step
+
+__all__ = ["PolicyFile", "build_policy", "facts_of", "served_name"]
+
+
+def served_name(model: Model) -> str:
+    """The `model` that a stage's engines answer to."""
+    if model.source.hugging_face is not None:
+        return model.source.hugging_face.repo
+    assert model.source.pvc is not None
+    return model.source.pvc.path.rstrip("/").rsplit("/", 1)[-1] or model.name
+
+
+def facts_of(model: Model) -> ModelFacts:
+    """Architecture of a model.
+
+    Raises:
+        InputError: The catalogue does not have it.
+    """
+    if model.source.hugging_face is not None:
+        return model_facts(model.source.hugging_face.repo)
+    assert model.source.pvc is not None
+    return model_facts(model.source.pvc.architecture or served_name(model))
+
+
+def build_policy(
+    cascade: CascadeDeployment, plan: Plan, step: Step, addresses: Mapping[str, tuple[str, str]], revision: int
+) -> RouterPolicy:
+    """Return the policy that a step of a transition asks for.
+
+    Args:
+        cascade: The manifest.
+        plan: The plan whose thresholds the step puts in force (`Step.policy_plan_id`).
+        step: The step.
+        addresses: Stage and ``host:port`` of the stage port of each replica, by name.
+        revision: Revision of the document.
+    """
+    routing = cascade.spec.routing
+    models = {model.name: model for model in cascade.spec.models}
+    stages = []
+    for name, threshold in zip(step.stages, step.thresholds, strict=True):
+        endpoints = [
+            Endpoint(replica=replica, address=addresses[replica][1], weight=weight)
+            for replica, weight in zip(step.routed, step.weights, strict=True)
+            if addresses[replica][0] == name
+        ]
+        stages.append(
+            StagePolicy(
+                name=name,
+                served_model_name=served_name(models[name]),
+                threshold=threshold,
+                endpoints=endpoints,
+                context_window=facts_of(models[name]).context_window,
+            )
+        )
+    return RouterPolicy(
+        cascade=cascade.metadata.name,
+        policy_revision=revision,
+        plan_id=plan.plan_id,
+        stages=stages,
+        ladder=_ladder(plan, step.stages),
+        scorer=ScorerPolicy(id=plan.scorer, statistic=routing.scorer.statistic),
+        on_scorer_error=routing.on_scorer_error,
+        max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
+        request_timeout_seconds=routing.request_timeout_seconds,
+    )
+
+
+def _ladder(plan: Plan, stages: Sequence[str]) -> list[list[float | None]]:
+    """The plan's ladder, one entry a live stage."""
+    places = [place for place, stage in enumerate(plan.stages) if stage.name in stages]
+    return [[*(step.thresholds[place] for place in places[:-1]), None] for step in plan.ladder]
+
+
+class PolicyFile:
+    """The file, replaced as a whole so that no router ever reads half a document.
+
+    Args:
+        path: Where it is.
+
+    Attributes:
+        policy: What it holds now; None before the first write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.policy: RouterPolicy | None = None
+
+    @property
+    def revision(self) -> int:
+        """Revision in the file; 0 before the first write."""
+        return self.policy.policy_revision if self.policy is not None else 0
+
+    def write(self, policy: RouterPolicy) -> None:
+        """Replace the document."""
+        beside = self.path.with_suffix(".new")
+        with beside.open("wb") as file:
+            file.write(encode_policy(policy))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path)
+        self.policy = policy

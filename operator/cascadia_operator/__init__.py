@@ -1,0 +1,1 @@
+"""The Kubernetes operator: from a CascadeDeployment to running engines and routers, level-triggered."""

@@ -1,0 +1,122 @@
+"""The operator's command line: flags, logging, metrics, and Kopf's event loop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from cascadia_operator.settings import DEFAULT_ENGINE_IMAGE, DEFAULT_ROUTER_IMAGE, Images, OperatorSettings
+
+__all__ = ["main", "parse"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the operator until it is told to stop.
+
+    Returns:
+        The exit code: 0 after a signal, 1 where the cluster cannot be reached at all.
+    """
+    flags = parse(argv)
+    settings = OperatorSettings(
+        namespaces=tuple(flags.namespace or ()),
+        images=Images(engine=flags.engine_image, router=flags.router_image),
+        router_acknowledgement=flags.router_acknowledgement,
+        workers=flags.workers,
+        resync_seconds=flags.resync_seconds,
+        planning_deadline_seconds=flags.planning_deadline_seconds,
+    )
+    import kopf
+    from kubernetes.config import ConfigException
+    from prometheus_client import start_http_server
+
+    from cascadia_operator.cluster import KubernetesCluster
+    from cascadia_operator.handlers import configure, register
+
+    kopf.configure(
+        verbose=flags.log_level == "debug",
+        quiet=flags.log_level == "warning",
+        log_format=kopf.LogFormat.JSON if flags.log_format == "json" else kopf.LogFormat.FULL,
+    )
+    # Kopf tells of every event that it hands on: they are hints to us, and far too many.
+    for chatty in ("kopf.objects", "kopf.activities", "aiohttp.access"):
+        logging.getLogger(chatty).setLevel(logging.DEBUG if flags.log_level == "debug" else logging.WARNING)
+    try:
+        KubernetesCluster(threads=1).close()
+    except ConfigException as error:
+        sys.stderr.write(
+            f"no cluster to work on: {error}; run it in a pod, or set KUBECONFIG to the file of a cluster\n"
+        )
+        return 1
+    if flags.metrics_port:
+        start_http_server(flags.metrics_port)
+    registry = kopf.get_default_registry()
+    register(registry, settings)
+    kopf_settings = kopf.OperatorSettings()
+    configure(kopf_settings)
+    logging.getLogger("cascadia.operator").info(
+        "looking after %s", ", ".join(settings.namespaces) or "the whole cluster"
+    )
+    asyncio.run(
+        kopf.operator(
+            registry=registry,
+            settings=kopf_settings,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+            liveness_endpoint=flags.liveness,
+        )
+    )
+    return 0
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the flags.
+
+    Raises:
+        SystemExit: A flag is wrong (exit code 2), or help was asked for.
+    """
+    parser = argparse.ArgumentParser(
+        prog="cascadia operator",
+        description="Runs CascadeDeployments: plans them, starts engines and routers, and keeps both as planned.",
+        epilog="In a cluster: cascadia operator --all-namespaces --log-format json --liveness http://0.0.0.0:8083/healthz",
+    )
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument("-n", "--namespace", action="append", help="namespace to look after; may be given several times")
+    scope.add_argument("-A", "--all-namespaces", action="store_true", help="look after the whole cluster (the default)")
+    parser.add_argument("--engine-image", default=DEFAULT_ENGINE_IMAGE, help="default SGLang image (%(default)s)")
+    parser.add_argument("--router-image", default=DEFAULT_ROUTER_IMAGE, help="image of the routers (%(default)s)")
+    parser.add_argument(
+        "--router-acknowledgement",
+        choices=("http", "none"),
+        default="http",
+        help="http: before a step of a transition ask every ready router for the policy that it enforces (default); "
+        "none: take it for granted, for clusters whose pods are simulated and cannot be asked",
+    )
+    parser.add_argument("--workers", type=_count, default=8, help="cascades reconciled at once (%(default)s)")
+    parser.add_argument(
+        "--resync-seconds", type=_seconds, default=60.0, help="look at each cascade at least this often (%(default)s)"
+    )
+    parser.add_argument(
+        "--planning-deadline-seconds", type=_seconds, default=60.0, help="for planning one cascade (%(default)s)"
+    )
+    parser.add_argument("--liveness", help="URL to answer liveness probes at, as in http://0.0.0.0:8083/healthz")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of Prometheus metrics; 0: none (the default)")
+    parser.add_argument("--log-format", choices=("plain", "json"), default="plain", help="of the log (%(default)s)")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning"), default="info", help="(%(default)s)")
+    return parser.parse_args(argv)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400 seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 256:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 256")
+    return value

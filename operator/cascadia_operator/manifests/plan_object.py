@@ -1,0 +1,78 @@
+"""The CascadePlan that holds a plan, and the digest of what the plan was made from.
+
+The digest is kept on the object: an operator that starts again finds by it that nothing has to be planned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.names import API_VERSION, GROUP, PLAN_KIND
+from cascadia_api.plan import Plan
+from cascadia_operator.manifests.naming import child_metadata, common_labels, plan_object_name
+
+__all__ = ["INPUTS_ANNOTATION", "inputs_digest", "plan_object"]
+
+INPUTS_ANNOTATION = f"{GROUP}/inputs"
+
+_PLANNED_MODEL_FIELDS = frozenset({"name", "source", "precision", "parallelism", "minReplicas", "pools"})
+_PLANNED_POOL_FIELDS = frozenset({"name", "gpu", "maxGpus", "gpusPerNode", "pricePerGpuHour"})
+
+
+def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
+    """Digest of what a plan follows from: the parts of the manifest that planning reads, and the calibration set.
+
+    The GPUs that happen to be free and the planner's version are left out: they come and go, and a change
+    of them alone moves no replica.
+
+    Args:
+        cascade: The manifest.
+        calibration: Digest of the calibration set; empty for none.
+    """
+    spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    inputs = {
+        "models": [{k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS} for model in spec["models"]],
+        "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
+        "objective": spec["objective"],
+        "scorer": spec["routing"]["scorer"],
+        "maxEscalations": spec["routing"].get("maxEscalations"),
+        "workload": spec["workload"],
+        "calibration": calibration,
+    }
+    document = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(document.encode()).hexdigest()[:32]
+
+
+def plan_object(
+    cascade: CascadeDeployment, plan: Plan, *, inputs: str, trigger: str, message: str = ""
+) -> dict[str, Any]:
+    """Build the CascadePlan of a plan.
+
+    Args:
+        cascade: Its owner.
+        plan: The plan.
+        inputs: Digest of what it was made from (`inputs_digest`).
+        trigger: Why it was made, as in `CascadePlanSpec.trigger`.
+        message: The numbers behind the trigger.
+    """
+    spec: dict[str, Any] = {
+        "plan": plan.for_kubernetes(),
+        "generation": cascade.metadata.generation or 0,
+        "trigger": trigger,
+    }
+    if message:
+        spec["triggerMessage"] = message
+    return {
+        "apiVersion": API_VERSION,
+        "kind": PLAN_KIND,
+        "metadata": child_metadata(
+            cascade,
+            plan_object_name(cascade.metadata.name, plan.plan_id),
+            common_labels(cascade.metadata.name),
+            {INPUTS_ANNOTATION: inputs},
+        ),
+        "spec": spec,
+    }

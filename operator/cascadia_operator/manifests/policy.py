@@ -1,0 +1,130 @@
+"""The router policy: one document for all routers of a cascade, in one ConfigMap.
+
+A stage's endpoints are its replicas one by one, by the DNS names of their rank 0, with the plan's weights:
+a Service would hide the replicas' outstanding requests and weights from the routers that balance by them.
+Names rather than addresses, so that a pod that comes back elsewhere needs no new policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.errors import InputError
+from cascadia_api.names import PEERS_PORT, POLICY_KEY
+from cascadia_api.plan import Plan
+from cascadia_api.policy import (
+    Capability,
+    Endpoint,
+    RouterPolicy,
+    ScorerPolicy,
+    StagePolicy,
+    StreamingPolicy,
+    decode_policy,
+    encode_policy,
+)
+from cascadia_operator.manifests.naming import child_metadata, policy_name
+from cascadia_operator.manifests.replica import model_named
+from cascadia_operator.manifests.statefulset import leader_host
+from cascadia_solver.catalogue.models import ModelFacts, model_facts
+
+__all__ = ["policy_config_map", "read_policy", "revised", "router_policy"]
+
+
+def router_policy(
+    cascade: CascadeDeployment,
+    plan: Plan,
+    *,
+    thresholds: Mapping[str, float | None],
+    endpoints: Sequence[tuple[str, str, float]],
+    revision: int,
+) -> RouterPolicy:
+    """Build the policy.
+
+    Args:
+        cascade: The manifest.
+        plan: The plan whose thresholds are in force.
+        thresholds: Threshold of each live stage, in order.
+        endpoints: Stage, replica and weight of each replica that is to get requests.
+        revision: Of the document.
+    """
+    routing = cascade.spec.routing
+    places = [index for index, stage in enumerate(plan.stages) if stage.name in thresholds]
+    return RouterPolicy(
+        cascade=cascade.metadata.name,
+        policy_revision=revision,
+        plan_id=plan.plan_id,
+        stages=[_stage(cascade, stage, threshold, endpoints) for stage, threshold in thresholds.items()],
+        ladder=[[step.thresholds[place] for place in places] for step in plan.ladder],
+        scorer=ScorerPolicy(id=plan.scorer, type=routing.scorer.type, statistic=routing.scorer.statistic),
+        on_scorer_error=routing.on_scorer_error,
+        max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
+        streaming=StreamingPolicy(mode=routing.streaming.mode),
+        request_timeout_seconds=float(routing.request_timeout_seconds),
+    )
+
+
+def _stage(
+    cascade: CascadeDeployment, stage: str, threshold: float | None, endpoints: Sequence[tuple[str, str, float]]
+) -> StagePolicy:
+    facts = _facts(cascade, stage)
+    return StagePolicy(
+        name=stage,
+        served_model_name=stage,
+        threshold=threshold,
+        endpoints=[
+            Endpoint(replica=replica, address=f"{leader_host(cascade, stage, replica)}:{PEERS_PORT}", weight=weight)
+            for its_stage, replica, weight in endpoints
+            if its_stage == stage
+        ],
+        context_window=facts.context_window if facts else None,
+        capabilities=cast("list[Capability]", list(facts.capabilities)) if facts else [],
+    )
+
+
+def _facts(cascade: CascadeDeployment, stage: str) -> ModelFacts | None:
+    try:
+        source = model_named(cascade, stage).source
+        repo = source.hugging_face.repo if source.hugging_face else source.pvc and source.pvc.architecture
+        return model_facts(repo) if repo else None
+    except (InputError, KeyError):
+        return None
+
+
+def revised(policy: RouterPolicy, live: RouterPolicy | None, least_revision: int) -> RouterPolicy:
+    """Give a policy its revision: the live one's where nothing changed, else a higher one.
+
+    Args:
+        policy: What is wanted; its revision does not matter.
+        live: What the ConfigMap holds.
+        least_revision: The highest revision known to have been in force; it outlives the ConfigMap.
+    """
+    if live is not None and msgspec.structs.replace(policy, policy_revision=live.policy_revision) == live:
+        return live
+    highest = max(least_revision, live.policy_revision if live else 0)
+    return msgspec.structs.replace(policy, policy_revision=highest + 1)
+
+
+def policy_config_map(cascade: CascadeDeployment, policy: RouterPolicy) -> dict[str, Any]:
+    """Build the ConfigMap that routers mount and watch."""
+    document = msgspec.json.format(encode_policy(policy), indent=2).decode()
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": child_metadata(cascade, policy_name(cascade.metadata.name)),
+        "data": {POLICY_KEY: document},
+    }
+
+
+def read_policy(config_map: Mapping[str, Any] | None) -> RouterPolicy | None:
+    """The policy in a ConfigMap; None where there is none that a router would take."""
+    document = ((config_map or {}).get("data") or {}).get(POLICY_KEY)
+    if not document:
+        return None
+    try:
+        return decode_policy(document)
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,104 @@
+"""What is in the cluster for one cascade, gathered once for each reconcile; decisions are functions of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.plan import Plan
+from cascadia_api.policy import RouterPolicy
+from cascadia_operator.cluster import Object
+
+__all__ = ["CalibrationData", "Key", "StoredPlan", "World", "instant"]
+
+Key = tuple[str, str]
+"""Namespace and name of a CascadeDeployment."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationData:
+    """The calibration set that a manifest refers to.
+
+    Attributes:
+        lines: Its lines; empty if the manifest refers to none.
+        digest: Digest of the lines; empty if the manifest refers to none.
+        problem: Why it cannot be had; empty if it can.
+    """
+
+    lines: tuple[str, ...] = ()
+    digest: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A CascadePlan of the cascade.
+
+    Attributes:
+        name: Of the object.
+        plan: The plan that it holds.
+        inputs: Digest of what it was made from.
+        trigger: Why it was made.
+        created: When.
+    """
+
+    name: str
+    plan: Plan
+    inputs: str
+    trigger: str
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One cascade and everything about it in the cluster.
+
+    Attributes:
+        cascade: The manifest, valid.
+        status: Its status as it stands; empty at first sight.
+        plans: Its plans, oldest first.
+        pinned: The plan that ``spec.planRef`` names, whoever owns it; None if there is none.
+        statefulsets: Its replicas' StatefulSets.
+        pods: Its pods, those of deleted StatefulSets included.
+        children: Its other children by kind and name.
+        policy: The policy that its ConfigMap holds, if a router would take it.
+        calibration: The calibration set that it refers to.
+        available: GPUs of each pool that it may hold.
+        inputs: Digest of what a plan for it follows from now.
+        now: When this was gathered.
+    """
+
+    cascade: CascadeDeployment
+    status: Mapping[str, Any]
+    plans: Sequence[StoredPlan]
+    pinned: StoredPlan | None
+    statefulsets: Sequence[Object]
+    pods: Sequence[Object]
+    children: Mapping[tuple[str, str], Object]
+    policy: RouterPolicy | None
+    calibration: CalibrationData
+    available: Mapping[str, int]
+    inputs: str
+    now: datetime
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name of the cascade."""
+        return self.cascade.metadata.namespace or "default", self.cascade.metadata.name
+
+    @property
+    def generation(self) -> int:
+        """Generation of the manifest."""
+        return self.cascade.metadata.generation or 0
+
+    def plan_named(self, name: str) -> StoredPlan | None:
+        """The plan in the CascadePlan of this name."""
+        return next((stored for stored in self.plans if stored.name == name), None)
+
+
+def instant(text: str) -> datetime:
+    """A moment as the API server writes it."""
+    return datetime.fromisoformat(text)

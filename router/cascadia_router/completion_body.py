@@ -1,0 +1,235 @@
+"""Bodies of completion requests and answers: read little, change little, keep the rest as it came.
+
+Requests and answers are decoded one level deep with the values left raw, so that a long prompt is
+scanned, not built. Unknown fields pass through.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+__all__ = ["Answer", "BodyError", "Choice", "CompletionRequest", "Usage", "read_answer", "strip_logprobs", "with_field"]
+
+_ABSENT = Raw(b"")
+_NULL = Raw(b"null")
+_TRUE = Raw(b"true")
+_ONE = Raw(b"1")
+
+_fields_decoder = msgspec.json.Decoder(dict[str, Raw])
+_encoder = msgspec.json.Encoder()
+
+
+class BodyError(ValueError):
+    """A body that is not a completion request.
+
+    Attributes:
+        param: The field at fault, if one is.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        self.param = param
+        super().__init__(message)
+
+
+class _StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class _Head(Struct):
+    """The fields of a request that routing depends on."""
+
+    model: str
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stream_options: _StreamOptions | None = None
+    logprobs: bool | int | None = None
+    messages: Raw = _ABSENT
+    prompt: Raw = _ABSENT
+    tools: Raw = _ABSENT
+    response_format: Raw = _ABSENT
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
+class CompletionRequest:
+    """One request to `/v1/chat/completions` or `/v1/completions`.
+
+    Attributes:
+        chat: Whether it is a chat completion.
+        path: The request's path, the same at the engine.
+        body: As the client sent it.
+        model: The client's `model`.
+        stream: Whether the answer is to be streamed.
+        wants_logprobs: Whether the client asked for log-probabilities itself.
+        wants_usage: Whether the client asked for the usage of a stream.
+        tokens: Estimated prompt + answer tokens: a quarter of the body's bytes plus `max_tokens`.
+            A body with images or audio counts its `max_tokens` only: their bytes are not text.
+        needs: What the model must be capable of, in the words of `StagePolicy.capabilities`.
+    """
+
+    __slots__ = ("body", "chat", "model", "needs", "path", "stream", "tokens", "wants_logprobs", "wants_usage")
+
+    def __init__(self, path: bytes, body: bytes) -> None:
+        """Read a request.
+
+        Raises:
+            BodyError: The body is not a JSON object with a `model` and usable options.
+        """
+        try:
+            head = _head_decoder.decode(body)
+        except msgspec.ValidationError as error:
+            param = str(error).rpartition("$.")[2].rstrip("`") if "$." in str(error) else None
+            raise BodyError(str(error), param) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BodyError(f"The body is not valid JSON: {error}") from None
+        self.chat = path == b"/v1/chat/completions"
+        needed = ("messages", head.messages) if self.chat else ("prompt", head.prompt)
+        if needed[1] is _ABSENT:
+            raise BodyError(f"`{needed[0]}` is required.", needed[0])
+        self.path = path
+        self.body = body
+        self.model = head.model
+        self.stream = bool(head.stream)
+        self.wants_logprobs = head.logprobs is not None and head.logprobs is not False
+        self.wants_usage = head.stream_options is not None and bool(head.stream_options.include_usage)
+        self.needs = _needs(head)
+        answer = head.max_completion_tokens or head.max_tokens or 0
+        self.tokens = answer if self.needs & _NOT_TEXT else len(body) // 4 + answer
+
+    def for_engine(self, served_model: str, *, score: bool) -> bytes:
+        """Return the body that a stage's engine is sent.
+
+        Args:
+            served_model: Replaces `model`.
+            score: Whether the answer will be scored, which takes the tokens' log-probabilities.
+        """
+        fields = _fields_decoder.decode(self.body)
+        fields["model"] = Raw(_encoder.encode(served_model))
+        if score and not self.wants_logprobs:
+            # Completions: 1, for to some engines 0 means none.
+            fields["logprobs"] = _TRUE if self.chat else _ONE
+        if self.stream and not self.wants_usage:
+            options = fields.get("stream_options", _NULL)
+            merged = _fields_decoder.decode(options) if bytes(options) != b"null" else {}
+            merged["include_usage"] = _TRUE
+            fields["stream_options"] = Raw(_encoder.encode(merged))
+        return _encoder.encode(fields)
+
+
+_NOT_TEXT = frozenset({"images", "audio"})
+_NOTHING: frozenset[str] = frozenset()
+
+
+def _needs(head: _Head) -> frozenset[str]:
+    # An unescaped `"image_url"` can only be a whole JSON string: quotes within a text are escaped.
+    needs = set()
+    content = bytes(head.messages)
+    if b"_" in content:  # one byte is found much faster than a word
+        if b'"image_url"' in content:
+            needs.add("images")
+        if b'"input_audio"' in content:
+            needs.add("audio")
+    if head.tools is not _ABSENT and bytes(head.tools) not in {b"null", b"[]"}:
+        needs.add("tools")
+    if head.response_format is not _ABSENT and b'"json_schema"' in bytes(head.response_format):
+        needs.add("json-schema")
+    return frozenset(needs) if needs else _NOTHING
+
+
+class Usage(Struct):
+    """Tokens that the engine counted."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Choice(Struct):
+    """One choice of an answer, or of a stream's chunk."""
+
+    index: int = 0
+    logprobs: Raw = _NULL
+
+
+class Answer(Struct):
+    """An engine's answer, or one chunk of a streamed one, as far as it is read here.
+
+    Attributes:
+        choices: The choices; a stream's usage chunk has none.
+        usage: The engine's count of tokens, if it is there.
+        error: An engine's error in the place of an answer; `null` otherwise.
+    """
+
+    choices: list[Choice] = msgspec.field(default_factory=list)
+    usage: Usage | None = None
+    error: Raw = _NULL
+
+
+_answer_decoder = msgspec.json.Decoder(Answer)
+
+
+def read_answer(document: bytes) -> Answer:
+    """Read an answer or a chunk.
+
+    Raises:
+        msgspec.DecodeError: It is not JSON, or does not have an answer's shape.
+    """
+    return _answer_decoder.decode(document)
+
+
+def strip_logprobs(document: bytes, answer: Answer) -> bytes:
+    """Return the answer with `logprobs: null` in each choice, as if none had been asked for."""
+    pieces: list[bytes] = []
+    start = 0
+    for choice in answer.choices:
+        raw = bytes(choice.logprobs)
+        if raw == b"null":
+            continue
+        found = _value_at(document, raw, start)
+        if found < 0:
+            return _strip_rebuilding(document)
+        pieces += (document[start:found], b"null")
+        start = found + len(raw)
+    return b"".join((*pieces, document[start:])) if pieces else document
+
+
+def _value_at(document: bytes, raw: bytes, start: int) -> int:
+    """Index at or after `start` of the value `raw` of a key `logprobs`; -1 if it is not found.
+
+    Searching for the short key, not the long value: quotes within strings are escaped, so the key's
+    bytes can be nothing else.
+    """
+    while (start := document.find(b'"logprobs"', start)) >= 0:
+        start += 10
+        value = start + 1
+        if document.startswith(b" ", value):
+            value += 1
+        if document.startswith(raw, value):
+            return value
+    return -1
+
+
+def _strip_rebuilding(document: bytes) -> bytes:
+    """Strip by decoding and encoding: for documents with unusual white space."""
+    fields: dict[str, Any] = _fields_decoder.decode(document)
+    choices = msgspec.json.decode(fields["choices"], type=list[dict[str, Raw]])
+    for choice in choices:
+        if "logprobs" in choice:
+            choice["logprobs"] = _NULL
+    fields["choices"] = choices
+    return _encoder.encode(fields)
+
+
+def with_field(document: bytes, name: bytes, value: bytes) -> bytes:
+    """Return a JSON object with one more field at its end.
+
+    Args:
+        document: A valid JSON object with at least one field.
+        name: The field's name, without quotes.
+        value: Its JSON value.
+    """
+    return b'%s,"%s":%s}' % (document[: document.rindex(b"}")], name, value)

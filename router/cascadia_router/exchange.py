@@ -1,0 +1,490 @@
+"""One request in one router: where it goes, whether its answer is accepted, what its client is told.
+
+The life of a request, as calls on its `Exchange`::
+
+    enter / process ─► _route ─► EngineCall ─► judge ─► accept: the answer with the decision
+                         ▲                       └────► escalate: _route to the next able stage
+                         └── call_failed (another replica, then the next stage, then give up)
+                       PeerCall ─► relay, relay_end: the peer's bytes as they are
+
+Who chooses a replica repeats the choice when it fails; a router that was chosen (`assigned`) answers or
+reports its failure. So one request meets at most two replicas of a stage, and at most two engines are
+lost over it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from cascadia_api.report import CalibrationSample
+from cascadia_router.balancing import Replica, least_loaded
+from cascadia_router.calls import EngineCall, PeerCall
+from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.event_stream import HeldStream, StraightStream
+from cascadia_router.http1_client import Fault
+from cascadia_router.http1_request import Request
+from cascadia_router.http1_server import ServerConnection
+from cascadia_router.node import Node
+from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.reply import Reply, decision_head, decision_json
+
+__all__ = ["Exchange", "HeldAnswer"]
+
+_MOST_LOST = 2
+"""A request that was being worked on when an engine or router was lost is repeated once, never more."""
+
+
+class HeldAnswer(Protocol):
+    """An engine's answer that is held until it is judged: a `WholeAnswer` or a `HeldStream`."""
+
+    usage: Usage | None
+
+    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
+        """Score; None if the answer cannot be scored."""
+
+    def replay(self, decision: bytes) -> bytes:
+        """The body to send, with the decision as its `cascadia` object."""
+
+
+class _Rejected(Struct, frozen=True):
+    """The best answer so far, kept while a later stage is asked."""
+
+    answer: HeldAnswer
+    stage: Stage
+    score: float | None
+
+
+class Exchange:
+    """One request in this router.
+
+    Attributes:
+        request: What the client asked.
+        request_id: Its id, the same on each hop.
+        cascade: The policy that governs it: the entry's.
+        path: Stages whose answers were rejected, in order.
+        escalations_left: How often it may still be passed on.
+        deadline: Service time (monotonic), s.
+        pinned: Whether the client asked for one stage alone.
+        lost: Engines and routers that were lost while they worked on it.
+        answered_by: Stage whose answer the client gets; empty until known.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_asked_at",
+        "_assigned",
+        "_attempts",
+        "_call",
+        "_counted",
+        "_final",
+        "_holds",
+        "_http",
+        "_last_status",
+        "_lost_before",
+        "_port",
+        "_rejected",
+        "_replica",
+        "_reply",
+        "_stage",
+        "_traced",
+        "_tried",
+        "answered_by",
+        "cascade",
+        "deadline",
+        "escalations_left",
+        "lost",
+        "node",
+        "path",
+        "pinned",
+        "request",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        connection: ServerConnection,
+        http: Request,
+        request: CompletionRequest,
+        cascade: Cascade,
+        *,
+        request_id: str,
+        deadline: float,
+        escalations_left: int,
+        path: tuple[str, ...] = (),
+        lost: int = 0,
+        pinned: bool = False,
+        port: str = "client",
+    ) -> None:
+        self.node = node
+        self.request = request
+        self.request_id = request_id
+        self.cascade = cascade
+        self.path = path
+        self.escalations_left = escalations_left
+        self.deadline = deadline
+        self.pinned = pinned
+        self.lost = lost
+        self.answered_by = ""
+        self._lost_before = lost
+        self._http = http
+        self._port = port
+        self._arrived = http.arrived * node.config.clock_scale
+        self._reply = Reply(
+            node,
+            connection,
+            cascade,
+            request_id,
+            stream=request.stream,
+            to_peer=port == "peer",
+            arrived=self._arrived,
+        )
+        self._assigned = False
+        self._attempts = 0
+        self._tried: list[Replica] = []
+        self._stage: Stage | None = None
+        self._replica: Replica | None = None
+        self._counted = False  # the replica's outstanding includes this request
+        self._call: EngineCall | PeerCall | None = None
+        self._asked_at = 0.0
+        self._rejected: _Rejected | None = None
+        self._final = False  # the answer of our engine is accepted whatever it is
+        self._holds = False  # a stream's events are being held, here or further on
+        self._last_status = 0
+        self._traced: bytes | None = None
+        node.took_on(self)
+        connection.in_flight = self
+
+    # -- choosing ---------------------------------------------------------------------------------
+
+    def enter(self, pinned: Stage | None = None) -> None:
+        """Begin at the router that the client called.
+
+        Args:
+            pinned: The only stage that may answer, if the client asked for one.
+        """
+        self.pinned = pinned is not None
+        stages = (pinned,) if pinned is not None else self.cascade.able_from(0, self.request)
+        if not self._route(stages):
+            self._give_up()
+
+    def process(self, stage: Stage, own: Replica) -> None:
+        """Begin at a router that another one chose: this one's engine answers, or nobody here does."""
+        self._assigned = True
+        self._stage = stage
+        self._replica = own
+        self._ask_engine(stage, own, self.node.now())
+
+    def _route(self, stages: tuple[Stage, ...]) -> bool:
+        """Send the request to the first of these stages that has a replica to take it."""
+        for even_open in (False, True):
+            for stage in stages:
+                if self._send(stage, even_open=even_open):
+                    return True
+        return False
+
+    def _send(self, stage: Stage, *, even_open: bool) -> bool:
+        node = self.node
+        targets = node.policies.targets(stage)
+        now = node.now()
+        replica = least_loaded(targets, now, exclude=self._tried, even_open=even_open)
+        if replica is None:
+            return False
+        self._attempts = self._attempts + 1 if stage is self._stage else 1
+        self._stage = stage
+        self._replica = replica
+        self._tried.append(replica)
+        self._counted = True
+        replica.outstanding += 1
+        replica.breaker.sent(now)
+        if replica.is_own:
+            self._ask_engine(stage, replica, now)
+        else:
+            self._call = PeerCall(self, stage)
+            self._call.start(replica)
+        return True
+
+    def _ask_engine(self, stage: Stage, own: Replica, now: float) -> None:
+        self._final = self._is_final(stage)
+        self._holds = not self._final
+        self._asked_at = now
+        self.node.window.slice(now).requests += 1
+        self._call = EngineCall(self, stage, final=self._final)
+        self._call.start(own)
+
+    def _is_final(self, stage: Stage) -> bool:
+        """Whether this stage's answer is accepted whatever it is."""
+        if self.pinned or stage.threshold is None or self.escalations_left <= 0:
+            return True
+        targets = self.node.policies.targets
+        for later in self.cascade.able_from(stage.index + 1, self.request):  # noqa: SIM110 - three times as fast
+            if targets(later):
+                return False
+        return True
+
+    def _release(self, worked: bool | None) -> None:
+        """The call is over; None: without telling whether the replica works."""
+        self._call = None
+        replica = self._replica
+        if replica is None:
+            return
+        if self._counted:
+            self._counted = False
+            replica.outstanding -= 1
+        if worked:
+            replica.breaker.succeeded()
+        elif worked is None:
+            replica.breaker.abandoned()
+        else:
+            replica.breaker.failed(self.node.now())
+
+    # -- judging ----------------------------------------------------------------------------------
+
+    def judge(self, answer: HeldAnswer) -> None:
+        """The engine has answered: accept or escalate."""
+        stage = self._stage
+        assert stage is not None
+        node, policy, now = self.node, self.cascade.policy, self.node.now()
+        piece = node.window.slice(now)
+        self._release(worked=True)
+        piece.count_answer((now - self._asked_at) * 1000, answer.usage)
+        if self._final:
+            piece.accepted += 1
+            self._serve(answer, stage, None, "answered")
+            return
+        score = answer.score(policy.scorer.statistic)
+        node.budget.count(now)
+        reason = ""
+        if score is None:
+            node.metrics.scorer_errors[stage.name] += 1
+            piece.scorer_errors += 1
+            if policy.on_scorer_error == "Escalate" and node.budget.spend(now, policy.escalation_budget):
+                reason = "scorer_error"
+        else:
+            node.metrics.scores.observe(score)
+            piece.scores.add(score)
+            if node.window.draws(policy.sample_rate):
+                self._keep_sample(now, stage, score, answer.usage)
+            if stage.threshold is not None and score < stage.threshold:
+                reason = "score"
+        if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
+            return
+        piece.accepted += not reason
+        self._serve(answer, stage, score, "fallback" if reason else "answered")
+
+    def _escalate(self, answer: HeldAnswer, stage: Stage, score: float | None, reason: str) -> bool:
+        """Pass the request on; False if no later stage is there to take it."""
+        path, self.path = self.path, (*self.path, stage.name)
+        self.escalations_left -= 1
+        self._rejected = _Rejected(answer, stage, score)
+        if not self._route(self.cascade.able_from(stage.index + 1, self.request)):
+            self.path = path
+            return False
+        assert self._stage is not None
+        self.node.window.slice(self.node.now()).escalated += 1
+        self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1
+        return True
+
+    def _keep_sample(self, now: float, stage: Stage, score: float, usage: Usage | None) -> None:
+        sample = CalibrationSample(
+            request_id=self.request_id,
+            stage=stage.name,
+            score=score,
+            output_tokens=usage.completion_tokens if usage else 0,
+            input_tokens=usage.prompt_tokens if usage else 0,
+            inclusion_probability=self.cascade.policy.sample_rate,
+        )
+        self.node.window.keep_sample(now, sample)
+
+    # -- answering --------------------------------------------------------------------------------
+
+    def decision(self) -> bytes:
+        """JSON of the `cascadia` object if the stage asked last answers unscored."""
+        assert self._stage is not None
+        return decision_json(self.cascade, self._stage, self.path, None)
+
+    def traced_lines(self) -> bytes:
+        """Header lines that go with the request to engines and routers."""
+        if self._traced is None:
+            headers = self._http.headers
+            lines = [b"x-request-id: %s\r\n" % self.request_id.encode()]
+            lines += [
+                b"%s: %s\r\n" % (name, headers[name]) for name in (b"traceparent", b"tracestate") if name in headers
+            ]
+            self._traced = b"".join(lines)
+        return self._traced
+
+    def _serve(self, answer: HeldAnswer, stage: Stage, score: float | None, outcome: str) -> None:
+        """Send a held answer."""
+        body = answer.replay(decision_json(self.cascade, stage, self.path, score))
+        head = decision_head(stage, self.path, score)
+        self.answered_by = stage.name
+        if isinstance(answer, HeldStream):
+            self._reply.replay(body, head)
+        else:
+            self._reply.whole(body, head)
+        self._finish(outcome)
+
+    def relay_events(self, data: bytes) -> None:
+        """Events of our engine's stream go on as they come."""
+        reply = self._reply
+        assert self._stage is not None
+        reply.events(data, b"" if reply.begun else decision_head(self._stage, self.path, None))
+        self._slow_down()
+
+    def straight_stream_ended(self, stream: StraightStream) -> None:
+        """Our engine's stream is complete as far as HTTP goes."""
+        now = self.node.now()
+        assert self._stage is not None
+        if not stream.done:
+            self.call_failed(Fault.BROKEN)
+            return
+        self._release(worked=True)
+        piece = self.node.window.slice(now)
+        piece.count_answer((now - self._asked_at) * 1000, stream.usage)
+        piece.accepted += 1
+        self.answered_by = self._stage.name
+        self._reply.events_end()
+        self._finish("answered")
+
+    def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
+        """Bytes of a peer's answer go on as they come."""
+        self._reply.relay(status, head, length, data)
+        self._slow_down()
+
+    def _slow_down(self) -> None:
+        if self._reply.slow and self._call is not None:
+            self._call.pause()
+
+    def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
+        """A peer's answer is complete."""
+        self._release(worked=True)
+        self._reply.relay_end(status, head, length, data)
+        self._finish("answered" if status < 400 else "refused_by_engine")
+
+    def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
+        """Our engine found the request wrong (4xx): its answer stands, for a larger model would too."""
+        self._release(worked=True)
+        assert self._stage is not None
+        self.answered_by = self._stage.name
+        self._reply.refuse(status, content_type, body, decision_head(self._stage, self.path, None))
+        self._finish("refused_by_engine")
+
+    # -- failing ----------------------------------------------------------------------------------
+
+    def call_failed(self, fault: Fault, *, status: int = 0, lost: int = 0) -> None:
+        """The call failed: repeat it elsewhere, pass the request on, or give up."""
+        call, stage, replica = self._call, self._stage, self._replica
+        assert stage is not None
+        assert replica is not None
+        node = self.node
+        node.metrics.faults[stage.name, fault.value] += 1
+        self._last_status = status
+        self.lost += lost + (fault is Fault.LOST)
+        if self._reply.begun:
+            self._release(worked=False)
+            self._interrupt("The answer broke off: its server was lost.")
+            return
+        if fault is Fault.LOST and call is not None and call.reused and self.lost < _MOST_LOST:
+            # Most likely the server was closing the idle connection as the request went out.
+            self._attempts += 1
+            call.start(replica, fresh=True)
+            return
+        self._release(worked=False)
+        if isinstance(call, EngineCall):
+            node.window.slice(node.now()).engine_errors += 1
+        if self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
+            self._give_up()
+        elif self._attempts < 2 and self._send(stage, even_open=False):
+            node.metrics.retries[stage.name] += 1
+        elif not self.pinned and self._route(self.cascade.able_from(stage.index + 1, self.request)):
+            assert self._stage is not None
+            node.metrics.escalations[stage.name, self._stage.name, "failure"] += 1
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody is left to ask: the answer at hand, or an error."""
+        if self._rejected is not None:
+            self._serve_rejected(self._rejected)
+        elif self._replica is None:
+            self._fail(503, "No stage that can take the request has a replica yet: try again.", "no_live_stage")
+        elif self._last_status in {429, 503}:
+            self._fail(503, "The stages that can take the request are busy: try again.", "overloaded")
+        else:
+            self._fail(502, "The stages that can take the request failed to answer it.", "upstream_failed")
+
+    def _serve_rejected(self, rejected: _Rejected) -> None:
+        """Fail open: an answer under its threshold is better than none."""
+        self.path = self.path[:-1]
+        self._serve(rejected.answer, rejected.stage, rejected.score, "fallback")
+
+    def _fail(self, status: int, message: str, code: str) -> None:
+        self._reply.fail(status, message, code, lost=self.lost - self._lost_before)
+        self._finish("deadline" if status == 504 else "failed")
+
+    def _interrupt(self, message: str) -> None:
+        self._reply.interrupt(message)
+        self._finish("interrupted")
+
+    # -- time and the client ----------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Look at the time, service s (monotonic). One sweep looks at all requests: they have no timers."""
+        if now >= self.deadline:
+            self._drop_call()
+            if self._reply.begun:
+                self._interrupt("The answer broke off: the request's deadline has passed.")
+            elif self._rejected is not None:
+                self._serve_rejected(self._rejected)
+            else:
+                self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
+        elif self._holds and self._reply.stream and not self._reply.begun:
+            self._reply.keep_alive(now, self.cascade.policy.streaming.keep_alive_seconds)
+
+    def client_gone(self) -> None:
+        """See `InFlight`."""
+        self._drop_call()
+        self._finish("disconnected")
+
+    def client_paused(self) -> None:
+        """See `InFlight`."""
+        self._reply.slow = True
+        if self._call is not None:
+            self._call.pause()
+
+    def client_resumed(self) -> None:
+        """See `InFlight`."""
+        self._reply.slow = False
+        if self._call is not None:
+            self._call.resume()
+
+    def _drop_call(self) -> None:
+        call = self._call
+        if call is not None:
+            call.abort()
+            self._release(worked=None)
+
+    def _finish(self, outcome: str) -> None:
+        """The request is over in this router."""
+        node = self.node
+        if not node.let_go(self):
+            return
+        now = node.now()
+        metrics, port, piece = node.metrics, self._port, node.window.slice(now)
+        metrics.requests[port, self.answered_by, outcome] += 1
+        first_byte = self._reply.first_byte
+        if first_byte:
+            metrics.request_seconds[port].observe(now - self._arrived)
+            metrics.first_byte_seconds[port].observe(first_byte - self._arrived)
+        if port == "client":
+            if outcome in {"answered", "fallback"}:
+                piece.answered_by[self.answered_by] += 1
+                piece.end_to_end_ms.add((now - self._arrived) * 1000)
+                piece.first_token_ms.add((first_byte - self._arrived) * 1000)
+            elif outcome == "interrupted":
+                piece.interrupted += 1
+            elif outcome in {"failed", "deadline"}:
+                piece.failures += 1

@@ -1,0 +1,194 @@
+"""The two ports that take completions: the clients' and the peers' (the *stage port*)."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import msgspec
+
+from cascadia_router.completion_body import BodyError, CompletionRequest
+from cascadia_router.exchange import Exchange
+from cascadia_router.http1_request import Request
+from cascadia_router.http1_server import ServerConnection
+from cascadia_router.node import Node
+from cascadia_router.openai_errors import error_body
+from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.signing import SignatureError, verify
+
+__all__ = ["ClientPort", "PeerPort"]
+
+COMPLETIONS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_RETRY_SOON = b"retry-after: 1\r\n"
+
+
+def _refuse(
+    connection: ServerConnection,
+    status: int,
+    message: str,
+    code: str,
+    *,
+    param: str | None = None,
+    head: bytes = b"",
+) -> None:
+    connection.respond(status, error_body(status, message, code=code, param=param), head=head)
+
+
+class _Port:
+    """Common to both ports."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @property
+    def closing(self) -> bool:
+        """See `Application`."""
+        return self.node.draining
+
+    def _admits(self, connection: ServerConnection, cascade: Cascade | None) -> bool:
+        """Whether there is a policy and room; otherwise the request has been refused."""
+        node = self.node
+        if cascade is None:
+            node.metrics.refused["no_policy"] += 1
+            message = "The router has not received a policy yet: try again."
+            _refuse(connection, 503, message, "no_policy", head=_RETRY_SOON)
+            return False
+        if len(node.exchanges) >= cascade.policy.max_in_flight:
+            node.metrics.refused["overloaded"] += 1
+            message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
+            _refuse(connection, 429, message, "too_many_requests", head=_RETRY_SOON)
+            return False
+        return True
+
+    def _read(self, connection: ServerConnection, request: Request) -> CompletionRequest | None:
+        """The request's body; None if it was wrong and the request has been refused."""
+        try:
+            return CompletionRequest(request.path, request.body)
+        except BodyError as error:
+            self.node.metrics.refused["bad_body"] += 1
+            _refuse(connection, 400, str(error), "invalid_body", param=error.param)
+            return None
+
+
+class ClientPort(_Port):
+    """OpenAI's API for the cascade as one model."""
+
+    def handle(self, connection: ServerConnection, request: Request) -> None:
+        """See `Application`."""
+        path = request.path
+        if path in COMPLETIONS:
+            if request.method == b"POST":
+                self._complete(connection, request)
+            else:
+                _refuse(connection, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
+        elif path == b"/healthz" or path == b"/v1/models" or path.startswith(b"/v1/models/"):
+            if request.method not in {b"GET", b"HEAD"}:
+                _refuse(connection, 405, "Use GET.", "method_not_allowed", head=b"allow: GET\r\n")
+            elif path == b"/healthz":
+                connection.respond(200, b"ok\n", content_type=b"text/plain")
+            else:
+                self._models(connection, path[len(b"/v1/models/") :].decode("utf-8", "replace"))
+        else:
+            _refuse(connection, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
+
+    def _models(self, connection: ServerConnection, name: str) -> None:
+        cascade = self.node.policies.current
+        names = []
+        if cascade is not None:
+            stages = list(cascade.by_name) if cascade.policy.pin_stages else []
+            names = [cascade.policy.cascade, *(stage for stage in stages if stage != cascade.policy.cascade)]
+        models = [{"id": each, "object": "model", "created": 0, "owned_by": "cascadia"} for each in names]
+        if not name:
+            connection.respond(200, msgspec.json.encode({"object": "list", "data": models}))
+        elif name in names:
+            connection.respond(200, msgspec.json.encode(models[names.index(name)]))
+        else:
+            _refuse(connection, 404, f"There is no model {name[:200]!r}.", "model_not_found", param="model")
+
+    def _complete(self, connection: ServerConnection, request: Request) -> None:
+        node = self.node
+        cascade = node.policies.current
+        now = node.now()
+        piece = node.window.slice(now)
+        piece.arrivals += 1
+        if not self._admits(connection, cascade):
+            if cascade is None:
+                piece.failures += 1
+            else:
+                piece.refused += 1
+            return
+        assert cascade is not None
+        body = self._read(connection, request)
+        if body is None:
+            piece.refused += 1
+            return
+        policy = cascade.policy
+        pinned: Stage | None = None
+        if body.model != policy.cascade:
+            pinned = cascade.by_name.get(body.model) if policy.pin_stages else None
+            if pinned is None:
+                piece.refused += 1
+                node.metrics.refused["unknown_model"] += 1
+                message = f"There is no model {body.model[:200]!r}: ask for {policy.cascade!r}."
+                _refuse(connection, 404, message, "model_not_found", param="model")
+                return
+        given = request.headers.get(b"x-request-id", b"")
+        Exchange(
+            node,
+            connection,
+            request,
+            body,
+            cascade,
+            request_id=given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id(),
+            deadline=request.arrived * node.config.clock_scale + policy.request_timeout_seconds,
+            escalations_left=policy.max_escalations,
+        ).enter(pinned)
+
+
+class PeerPort(_Port):
+    """The stage port: requests that another router has chosen this one for."""
+
+    def handle(self, connection: ServerConnection, request: Request) -> None:
+        """See `Application`."""
+        node = self.node
+        try:
+            hop = verify(request.headers, request.body, node.secret, time.time())
+        except SignatureError as error:
+            node.metrics.refused["unsigned"] += 1
+            message = f"This port is for the cascade's own routers: {error}."
+            _refuse(connection, 401, message, "invalid_signature")
+            return
+        if request.path not in COMPLETIONS or request.method != b"POST":
+            _refuse(connection, 404, "There is nothing here.", "not_found")
+            return
+        cascade = node.policies.at(hop.revision)
+        if not self._admits(connection, cascade):
+            return
+        assert cascade is not None
+        stage = cascade.by_name.get(hop.stage)
+        if hop.stage != node.config.stage or stage is None or node.own is None:
+            node.metrics.refused["wrong_stage"] += 1
+            message = f"This is no router of stage {hop.stage!r}."
+            _refuse(connection, 503, message, "wrong_stage")
+            return
+        if hop.remaining <= 0:
+            node.metrics.refused["too_late"] += 1
+            _refuse(connection, 504, "The request's deadline has passed.", "deadline_exceeded")
+            return
+        body = self._read(connection, request)
+        if body is not None:
+            Exchange(
+                node,
+                connection,
+                request,
+                body,
+                cascade,
+                request_id=hop.request_id,
+                deadline=request.arrived * node.config.clock_scale + hop.remaining,
+                escalations_left=hop.escalations_left,
+                path=hop.path,
+                lost=hop.lost,
+                pinned=hop.pinned,
+                port="peer",
+            ).process(stage, node.own)

@@ -1,0 +1,339 @@
+"""HTTP/1.1 client on `asyncio.Protocol` and llhttp: keep-alive connections, callbacks, no futures.
+
+An `Upstream` is one ``host:port`` with its idle connections. `Upstream.send` takes a request's bytes and
+a `ResponseSink` whose methods are called as the answer arrives. Only making a new connection costs a
+task; kept connections make that rare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from time import monotonic
+from typing import Protocol, cast
+
+import httptools
+
+__all__ = ["Call", "Fault", "ResponseSink", "Upstream"]
+
+log = logging.getLogger("cascadia.router.http")
+
+CONNECT_SECONDS = 5.0
+"""Longest time to make a connection, wall s (a handshake runs at the machine's speed)."""
+IDLE_SECONDS = 4.0
+"""Longest idle time after which a connection is used again, wall s: uvicorn, which SGLang runs on,
+closes after 5, and a request that meets the closing is lost."""
+MAX_IDLE = 256
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class Fault(enum.Enum):
+    """How a call failed."""
+
+    UNREACHABLE = "unreachable"
+    """No connection: the request was not sent."""
+    LOST = "lost"
+    """The connection was lost before the answer's head: the request may have been worked on."""
+    BROKEN = "broken"
+    """The connection was lost within the answer."""
+    MALFORMED = "malformed"
+    """What came is not HTTP, or not what was asked for."""
+    STATUS = "status"
+    """The answer says that the server failed: 5xx, or 429 from a peer."""
+
+
+class ResponseSink(Protocol):
+    """Takes one answer as it arrives: head, pieces of the body, end; or a fault at any point."""
+
+    def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
+        """The head: status, headers by lower-case name, and the body's length if it is announced."""
+
+    def response_body(self, data: bytes) -> None:
+        """A piece of the body."""
+
+    def response_pump(self) -> None:
+        """All of one read has been handed over, and the answer goes on."""
+
+    def response_end(self) -> None:
+        """The answer is complete."""
+
+    def response_fault(self, fault: Fault) -> None:
+        """The call failed; nothing else follows."""
+
+
+class Upstream:
+    """One server with its kept connections.
+
+    Attributes:
+        address: ``host:port``.
+        host_line: The `Host` header's line for requests to it.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        host, _, port = address.rpartition(":")
+        self.host = host.strip("[]")
+        self.port = int(port)
+        self.host_line = b"host: " + address.encode("idna" if not address.isascii() else "ascii") + b"\r\n"
+        self._idle: list[Call] = []
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._open: set[Call] = set()
+
+    def send(self, request: bytes, sink: ResponseSink, *, fresh: bool = False) -> Call:
+        """Send a request; its answer goes to `sink`.
+
+        Args:
+            request: Head and body, ready for the wire.
+            sink: Takes the answer. Never called before this method has returned.
+            fresh: Whether to insist on a new connection.
+
+        Returns:
+            The call, to pause, resume or abort.
+        """
+        oldest = monotonic() - IDLE_SECONDS
+        while self._idle and not fresh:
+            call = self._idle.pop()
+            if call.kept_since >= oldest and call.is_open():
+                call.reuse(request, sink)
+                return call
+            call.close()
+        call = Call(self, request, sink)
+        task = asyncio.get_running_loop().create_task(self._connect(call))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return call
+
+    async def _connect(self, call: Call) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.get_running_loop().create_connection(lambda: call, self.host, self.port)
+        except OSError:  # TimeoutError and socket.gaierror included
+            call.unreachable()
+
+    def opened(self, call: Call) -> None:
+        """A call's connection was made."""
+        self._open.add(call)
+
+    def closed(self, call: Call) -> None:
+        """A call's connection is gone."""
+        self._open.discard(call)
+        if call in self._idle:
+            self._idle.remove(call)
+
+    def keep(self, call: Call) -> None:
+        """A call is complete and its connection can serve another."""
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(call)
+        else:
+            call.close()
+
+    def sweep(self) -> None:
+        """Close the connections that are too old to be used again."""
+        oldest = monotonic() - IDLE_SECONDS
+        while self._idle and self._idle[0].kept_since < oldest:
+            self._idle.pop(0).close()
+
+    def close(self) -> None:
+        """Close all connections; calls under way are dropped without a word to their sinks."""
+        self._idle.clear()
+        for task in self._connecting:
+            task.cancel()
+        for call in list(self._open):
+            call.abort()
+
+
+class Call(asyncio.Protocol):
+    """One connection to an upstream, and the call that it carries now.
+
+    Attributes:
+        reused: Whether the connection had carried a call before this one.
+        kept_since: When it became idle, machine's monotonic s.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_head_bytes",
+        "_head_done",
+        "_headers",
+        "_parser",
+        "_paused",
+        "_payload",
+        "_received",
+        "_sink",
+        "_spoilt",
+        "_transport",
+        "_until_close",
+        "_upstream",
+        "kept_since",
+        "reused",
+    )
+
+    def __init__(self, upstream: Upstream, request: bytes, sink: ResponseSink) -> None:
+        self._upstream = upstream
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._sink: ResponseSink | None = sink
+        self._payload = request
+        self.reused = False
+        self.kept_since = 0.0
+        self._paused = False
+        self._spoilt = False  # the connection must not be used again
+        self._start_response()
+
+    def _start_response(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._head_done = False
+        self._until_close = False
+        self._complete = False
+        self._received = False
+
+    def reuse(self, request: bytes, sink: ResponseSink) -> None:
+        """Carry another call on the kept connection."""
+        self.reused = True
+        self._sink = sink
+        self._start_response()
+        assert self._transport is not None
+        self._transport.write(request)
+
+    def is_open(self) -> bool:
+        """Whether the connection can still carry a call."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    # -- the caller's side ------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Read no further until `resume`."""
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Drop the call: the server sees its connection closed, and the sink hears nothing more."""
+        self._sink = None
+        self._spoilt = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close a connection that carries no call."""
+        self._spoilt = True
+        if self._transport is not None:
+            self._transport.close()
+
+    # -- the transport's side ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self._sink is None:  # aborted while connecting
+            self._transport.abort()
+            return
+        self._upstream.opened(self)
+        self._transport.write(self._payload)
+        self._payload = b""
+
+    def unreachable(self) -> None:
+        """The connection could not be made."""
+        self._fail(Fault.UNREACHABLE)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """See `asyncio.Protocol`."""
+        self._upstream.closed(self)
+        self._spoilt = True
+        if self._sink is None:
+            return
+        if self._head_done and self._until_close:
+            self._finish()
+        else:
+            self._fail(Fault.BROKEN if self._head_done else Fault.LOST)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._sink is None:  # nobody asked: not a connection to trust with another call
+            self.close()
+            return
+        self._received = True
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            log.exception("taking an answer from %s failed", self._upstream.address)
+            self._fail(Fault.MALFORMED)
+            return
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._spoilt = True
+            if not self._complete:
+                self._fail(Fault.MALFORMED)
+                return
+        if self._complete:
+            self._finish()
+        elif not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(Fault.MALFORMED)
+        elif self._sink is not None:
+            self._sink.response_pump()
+
+    # -- the parser's side ------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """An answer begins; a second one to the same request spoils the connection."""
+        if self._complete:
+            self._spoilt = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers are dropped."""
+        if not self._head_done:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        status = self._parser.get_status_code()
+        if status < 200 or self._complete or self._sink is None:
+            return
+        self._head_done = True
+        headers = self._headers
+        length = headers.get(b"content-length")
+        self._until_close = length is None and b"transfer-encoding" not in headers and status not in {204, 304}
+        self._sink.response_head(status, headers, None if length is None else int(length))
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self._sink is not None and not self._complete:
+            self._sink.response_body(data)
+
+    def on_message_complete(self) -> None:
+        """The answer is complete, unless it was an interim one (1xx)."""
+        if self._head_done:
+            self._complete = True
+            if not self._parser.should_keep_alive():
+                self._spoilt = True
+        else:
+            self._headers.clear()
+
+    def _finish(self) -> None:
+        sink, self._sink = self._sink, None
+        if self._spoilt:
+            if self._transport is not None:
+                self._transport.close()
+        else:
+            self.resume()
+            self.kept_since = monotonic()
+            self._upstream.keep(self)
+        if sink is not None:
+            sink.response_end()
+
+    def _fail(self, fault: Fault) -> None:
+        sink, self._sink = self._sink, None
+        self._spoilt = True
+        if self._transport is not None:
+            self._transport.abort()
+        if sink is not None:
+            sink.response_fault(fault)

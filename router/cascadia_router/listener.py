@@ -1,0 +1,62 @@
+"""A listening port and the connections that came in on it."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from cascadia_router.http1_request import Application, Limits
+from cascadia_router.http1_server import ServerConnection
+
+__all__ = ["Listener"]
+
+
+class Listener:
+    """One listening port with its connections."""
+
+    def __init__(self, application: Application, limits: Limits) -> None:
+        self.application = application
+        self.limits = limits
+        self.connections: set[ServerConnection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, address: str) -> str:
+        """Listen on ``host:port``; return the address with the real port (for port 0).
+
+        Raises:
+            OSError: The address is not free or not this machine's.
+        """
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ServerConnection(self.application, self.limits, self.connections),
+            host.strip("[]"),
+            int(port),
+            backlog=1024,
+        )
+        return f"{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket and the connections on which nothing is under way."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the connections on which nothing is under way."""
+        for connection in list(self.connections):
+            if connection.is_idle():
+                connection.close()
+
+    def close(self) -> None:
+        """Close everything, answers under way included."""
+        self.stop_accepting()
+        for connection in list(self.connections):
+            connection.abort()
+
+    def sweep(self) -> None:
+        """Close the connections whose time is over; call about once a second."""
+        now = monotonic()
+        for connection in list(self.connections):
+            connection.expire(now)

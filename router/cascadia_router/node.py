@@ -1,0 +1,124 @@
+"""What the exchanges of one router share: who it is, what it knows, what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from cascadia_api.clock import ScaledClock
+from cascadia_api.policy import RouterConfig
+from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.escalation_budget import EscalationBudget
+from cascadia_router.http1_client import Upstream
+from cascadia_router.metrics import Metrics
+from cascadia_router.policy_store import PolicyStore
+from cascadia_router.window import Window
+
+if TYPE_CHECKING:
+    from cascadia_router.exchange import Exchange
+
+__all__ = ["Node"]
+
+log = logging.getLogger("cascadia.router")
+
+
+class Node:
+    """One router.
+
+    Attributes:
+        config: Its bootstrap.
+        clock: Service time.
+        secret: Signs what routers send each other.
+        own: The replica beside it; None for an entry router or a follower.
+        replicas: All replicas it knows.
+        policies: The policy in force and those before.
+        metrics: Counters.
+        window: The workload of the last minutes.
+        budget: Of escalations by scorer errors at the own stage.
+        exchanges: Requests held now, in order of arrival.
+        draining: Whether it is on its way out: unready, and connections close after their answer.
+    """
+
+    def __init__(self, config: RouterConfig, secret: bytes) -> None:
+        self.config = config
+        self.clock = ScaledClock(scale=config.clock_scale, epoch=config.clock_epoch)
+        self.secret = secret
+        self.own: Replica | None = None
+        if config.engine is not None and config.role == "Leader":
+            self.own = Replica(config.replica or "", Upstream(config.engine), is_own=True)
+            self.own.ready = False  # until the engine has said otherwise
+        self.replicas = ReplicaTable(self.own, config.stage)
+        self.policies = PolicyStore(self.replicas)
+        self.metrics = Metrics()
+        self.window = Window(self.now())
+        self.budget = EscalationBudget()
+        self.exchanges: dict[Exchange, None] = {}
+        self.draining = False
+        self._id_prefix = secrets.token_hex(8)
+        self._ids = 0
+        self._taken_on = 0
+        self._idle_waiters: list[asyncio.Future[None]] = []
+
+    def now(self) -> float:
+        """Service time (monotonic), s."""
+        return monotonic() * self.config.clock_scale
+
+    def new_request_id(self) -> str:
+        """An id that no other request of the cascade has."""
+        self._ids += 1
+        return f"req-{self._id_prefix}-{self._ids:x}"
+
+    def took_on(self, exchange: Exchange) -> None:
+        """A request is held from now on."""
+        self.exchanges[exchange] = None
+        self._taken_on += 1
+
+    def let_go(self, exchange: Exchange) -> bool:
+        """A request is over; False if it was already."""
+        if exchange not in self.exchanges:
+            return False
+        del self.exchanges[exchange]
+        if not self.exchanges:
+            for waiter in self._idle_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle_waiters.clear()
+        return True
+
+    async def wait_idle(self, seconds: float, *, quiet: float = 0.0) -> bool:
+        """Wait until no request is held, and for `quiet` service seconds none has been.
+
+        Args:
+            seconds: Longest wait, service s.
+            quiet: See above.
+
+        Returns:
+            Whether it came to that.
+        """
+        if not self.exchanges and not quiet:
+            return True
+        try:
+            async with asyncio.timeout(self.clock.wall(seconds)):
+                while True:
+                    if self.exchanges:
+                        waiter = asyncio.get_running_loop().create_future()
+                        self._idle_waiters.append(waiter)
+                        await waiter
+                    seen = self._taken_on
+                    await asyncio.sleep(self.clock.wall(quiet))
+                    if self._taken_on == seen and not self.exchanges:
+                        return True
+        except TimeoutError:
+            return False
+
+    def tick(self) -> None:
+        """Let every request look at the time."""
+        now = self.now()
+        for exchange in list(self.exchanges):
+            try:
+                exchange.tick(now)
+            except Exception:
+                log.exception("a request could not look at the time")

@@ -1,0 +1,167 @@
+"""The policy in force, and the few before it that requests under way still follow.
+
+The plan at entry governs a whole request: a router further along the chain looks the entry's revision
+up here. Only where the replicas *are* is always taken from the newest policy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from cascadia_api.policy import RouterPolicy, StagePolicy, decode_policy
+from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.json_log import fields
+
+__all__ = ["Cascade", "PolicyStore", "Stage", "header_text"]
+
+log = logging.getLogger("cascadia.router.policy")
+
+REMEMBERED = 4
+"""Policies kept by revision, the one in force included."""
+
+
+class Stage:
+    """One live stage of a policy, ready for use.
+
+    Attributes:
+        index: Place in the cascade, from 0.
+        name: Stage name.
+        header: The same as a header's value.
+        served_model: The engine's name for the model.
+        threshold: Least score that is accepted; None: every answer is.
+        targets: Its replicas with their weights.
+    """
+
+    __slots__ = (
+        "_capabilities",
+        "_context_window",
+        "header",
+        "index",
+        "name",
+        "served_model",
+        "targets",
+        "threshold",
+    )
+
+    def __init__(self, index: int, policy: StagePolicy, replicas: ReplicaTable) -> None:
+        self.index = index
+        self.name = policy.name
+        self.header = header_text(policy.name)
+        self.served_model = policy.served_model_name
+        self.threshold = policy.threshold
+        self.targets = tuple(
+            (replicas.replica(policy.name, endpoint.replica, endpoint.address), endpoint.weight)
+            for endpoint in policy.endpoints
+        )
+        self._context_window = policy.context_window
+        self._capabilities = frozenset(policy.capabilities)
+
+    def can_answer(self, request: CompletionRequest) -> bool:
+        """Whether the request fits the model's context window and capabilities."""
+        if request.needs and not request.needs <= self._capabilities:
+            return False
+        return self._context_window is None or request.tokens <= self._context_window
+
+
+class Cascade:
+    """One revision of the policy, ready for use.
+
+    Attributes:
+        policy: As written.
+        revision: Its revision.
+        stages: Its live stages, smallest model first.
+        by_name: The same by name.
+        plan_header: Its plan's id as a header's value.
+    """
+
+    def __init__(self, policy: RouterPolicy, replicas: ReplicaTable) -> None:
+        self.policy = policy
+        self.revision = policy.policy_revision
+        self.stages = tuple(Stage(index, stage, replicas) for index, stage in enumerate(policy.stages))
+        self.by_name = {stage.name: stage for stage in self.stages}
+        self.plan_header = header_text(policy.plan_id)
+        self._windowed = any(stage.context_window is not None for stage in policy.stages)
+
+    def able_from(self, first: int, request: CompletionRequest) -> tuple[Stage, ...]:
+        """Stages from `first` on that can answer the request; the last one if none can, for estimates err."""
+        later = self.stages[first:]
+        if not request.needs and not self._windowed:
+            return later
+        able = tuple(stage for stage in later if stage.can_answer(request))
+        return able or later[-1:]
+
+    def ladder_position(self) -> int | None:
+        """Index of the ladder's vector that is in force; None if it is none of them."""
+        vector = [stage.threshold for stage in self.stages]
+        return self.policy.ladder.index(vector) if vector in self.policy.ladder else None
+
+
+def header_text(text: str) -> bytes:
+    """Text from a policy as a header's value: printable ASCII, whatever the policy says."""
+    return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("ascii", "replace"))
+
+
+class PolicyStore:
+    """Takes policy documents as they appear and remembers the last few."""
+
+    def __init__(self, replicas: ReplicaTable, on_change: Callable[[Cascade], None] | None = None) -> None:
+        self.current: Cascade | None = None
+        self.rejected = 0
+        self._replicas = replicas
+        self._on_change = on_change
+        self._remembered: dict[int, Cascade] = {}
+
+    def take(self, document: bytes, source: str) -> bool:
+        """Put a document in force if it is valid and newer than the one in force.
+
+        A document that is not leaves everything as it was.
+
+        Args:
+            document: JSON of a `RouterPolicy`.
+            source: Where it came from, for the log.
+        """
+        try:
+            policy = decode_policy(document)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.rejected += 1
+            log.error("policy refused", extra=fields(source=source, reason=str(error)))  # noqa: TRY400
+            return False
+        if self.current is not None and policy.policy_revision <= self.current.revision:
+            if policy.policy_revision < self.current.revision:
+                log.info(
+                    "older policy ignored",
+                    extra=fields(source=source, revision=policy.policy_revision, inForce=self.current.revision),
+                )
+            return False
+        self.current = Cascade(policy, self._replicas)
+        self._remembered[policy.policy_revision] = self.current
+        while len(self._remembered) > REMEMBERED:
+            del self._remembered[min(self._remembered)]
+        self._replicas.keep_only(
+            {
+                replica
+                for cascade in self._remembered.values()
+                for stage in cascade.stages
+                for replica, _ in stage.targets
+            }
+        )
+        log.info(
+            "policy taken",
+            extra=fields(source=source, revision=policy.policy_revision, plan=policy.plan_id),
+        )
+        if self._on_change is not None:
+            self._on_change(self.current)
+        return True
+
+    def at(self, revision: int) -> Cascade | None:
+        """The policy of that revision if it is remembered, else the one in force."""
+        return self._remembered.get(revision, self.current)
+
+    def targets(self, stage: Stage) -> tuple[tuple[Replica, float], ...]:
+        """A stage's replicas by the newest policy that has any."""
+        newest = self.current.by_name.get(stage.name) if self.current is not None else None
+        return newest.targets if newest is not None and newest.targets else stage.targets

@@ -1,0 +1,78 @@
+"""Score of an answer from its tokens' log-probabilities.
+
+`Mean` is the exponential of the mean token log-probability, the geometric mean of the tokens'
+probabilities; `Minimum` is the least token's probability. An answer of several choices scores as its
+worst choice: all of them are returned.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+__all__ = ["TokenTally", "score_of"]
+
+
+class _Token(Struct):
+    logprob: float
+
+
+class _Logprobs(Struct):
+    """`logprobs` of a choice: `content` in chat completions, `token_logprobs` in completions."""
+
+    content: list[_Token] | None = None
+    token_logprobs: list[float | None] | None = None
+
+
+_decoder = msgspec.json.Decoder(_Logprobs | None)
+
+
+class TokenTally:
+    """Sum and least of the log-probabilities of one choice's tokens, piece by piece."""
+
+    __slots__ = ("count", "least", "sum")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum = 0.0
+        self.least = 0.0
+
+    def add(self, logprobs: Raw) -> None:
+        """Count the tokens of one `logprobs` value.
+
+        Raises:
+            msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
+        """
+        piece = _decoder.decode(logprobs)
+        if piece is None:
+            return
+        if piece.content is not None:
+            values = [token.logprob for token in piece.content]
+        else:
+            # The first token of an echoed prompt has none.
+            values = [value for value in piece.token_logprobs or () if value is not None]
+        if values:
+            self.count += len(values)
+            self.sum += sum(values)
+            self.least = min(self.least, min(values))  # noqa: PLW3301 - without unpacking a list into arguments
+
+    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
+        """Score in [0, 1] for log-probabilities ≤ 0; None if there were no tokens."""
+        if not self.count:
+            return None
+        return math.exp(self.sum / self.count if statistic == "Mean" else self.least)
+
+
+def score_of(tallies: list[TokenTally], statistic: Literal["Mean", "Minimum"]) -> float | None:
+    """Score of an answer with these choices; None if one of them cannot be scored."""
+    least: float | None = None
+    for tally in tallies:
+        score = tally.score(statistic)
+        if score is None:
+            return None
+        if least is None or score < least:
+            least = score
+    return least

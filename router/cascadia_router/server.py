@@ -1,0 +1,144 @@
+"""One router process put together: listeners, policy sources, engine probe, sweeps, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_api.policy import RouterConfig
+from cascadia_router.admin import AdminPort
+from cascadia_router.bootstrap import check_config, read_secret
+from cascadia_router.config_map_watch import ConfigMapWatch
+from cascadia_router.engine_probe import EngineProbe
+from cascadia_router.front import ClientPort, PeerPort
+from cascadia_router.http1_client import Upstream
+from cascadia_router.http1_request import Application, Limits
+from cascadia_router.json_log import fields
+from cascadia_router.listener import Listener
+from cascadia_router.node import Node
+from cascadia_router.policy_file import PolicyFile
+
+__all__ = ["Router"]
+
+log = logging.getLogger("cascadia.router")
+
+SWEEP_SECONDS = 1.0
+"""Between looks at idle and slow connections, wall s."""
+
+
+class Router:
+    """A router that listens.
+
+    Attributes:
+        node: Its state.
+        addresses: Where it listens, by port name (`client`, `peers`, `admin`), real ports included.
+    """
+
+    def __init__(self, config: RouterConfig, limits: Limits | None = None) -> None:
+        """Prepare a router.
+
+        Raises:
+            InputError: The configuration contradicts itself or names a file that cannot be read.
+        """
+        check_config(config)
+        self.node = Node(config, read_secret(config))
+        self.addresses: dict[str, str] = {}
+        self._limits = limits or Limits(body_bytes=config.max_body_bytes)
+        engine = Upstream(config.engine) if config.engine is not None else None
+        self._probe = EngineProbe(self.node, engine) if engine is not None else None
+        self._probe_upstream = engine
+        self._admin = AdminPort(self.node, self._probe)
+        self._serving: list[Listener] = []
+        self._listeners: list[Listener] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Read the policy, listen, and watch.
+
+        Raises:
+            InputError: An address cannot be listened on.
+        """
+        config, node = self.node.config, self.node
+        sources: list[Coroutine[None, None, None]] = []
+        if config.policy_file is not None:
+            file = PolicyFile(config.policy_file, node.policies)
+            file.read()
+            if config.policy_config_map is None:
+                sources.append(file.run())
+        if config.policy_config_map is not None:
+            sources.append(ConfigMapWatch.from_environment(config.policy_config_map, node.policies).run())
+        if self._probe is not None:
+            sources.append(self._probe.run())
+        self._tasks = [self._task(work) for work in (*sources, self._tick(), self._sweep())]
+        if config.role == "Leader":
+            if config.client is not None:
+                self._serving.append(await self._listen("client", config.client, ClientPort(node)))
+            if config.peers is not None:
+                self._serving.append(await self._listen("peers", config.peers, PeerPort(node)))
+        await self._listen("admin", config.admin, self._admin)
+        log.info("listening", extra=fields(stage=config.stage, replica=config.replica, **self.addresses))
+
+    async def _listen(self, name: str, address: str, application: Application) -> Listener:
+        listener = Listener(application, self._limits)
+        try:
+            self.addresses[name] = await listener.start(address)
+        except OSError as error:
+            raise InputError(Problem(name, f"cannot listen on {address}: {error.strerror or error}")) from None
+        self._listeners.append(listener)
+        return listener
+
+    @staticmethod
+    def _task(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(_complain)
+        return task
+
+    async def _tick(self) -> None:
+        """Requests' deadlines, to half a service second or a hundredth of a wall second."""
+        pause = max(0.01, min(0.1, self.node.clock.wall(0.5)))
+        while True:
+            await asyncio.sleep(pause)
+            self.node.tick()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for listener in self._listeners:
+                listener.sweep()
+            for _, replica in self.node.replicas.all():
+                replica.upstream.sweep()
+
+    async def stop(self) -> None:
+        """Finish what is in flight, within the request timeout, and close."""
+        node = self.node
+        node.draining = True
+        for listener in self._serving:
+            listener.stop_accepting()
+        cascade = node.policies.current
+        longest = cascade.policy.request_timeout_seconds if cascade else 0.0
+        if not await node.wait_idle(longest):
+            log.warning("stopping with requests in flight", extra=fields(requests=len(node.exchanges)))
+        await self.close()
+
+    async def close(self) -> None:
+        """Close everything at once."""
+        for task in self._tasks:
+            task.remove_done_callback(_complain)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._admin.close()
+        for listener in self._listeners:
+            listener.close()
+        for _, replica in self.node.replicas.all():
+            replica.upstream.close()
+        if self._probe_upstream is not None:
+            self._probe_upstream.close()
+        await asyncio.sleep(0)  # the transports close in the loop's next turn
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """A background task has ended, which none should: say so loudly."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a background task failed", exc_info=task.exception())

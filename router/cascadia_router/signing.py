@@ -1,0 +1,102 @@
+"""What one router tells the next about a request, and the signature that lets it believe it.
+
+Two headers go with a request on the stage port:
+
+* ``x-cascadia-hop``: base64url of a JSON array, the `Hop`;
+* ``x-cascadia-signature``: hex HMAC-SHA256, under the cascade's peer secret, of the hop header's
+  bytes, a zero byte and the whole body.
+
+So a client who reaches the stage port cannot enter in the middle of the cascade, choose a stage or
+lengthen a deadline, and a captured header fits no other body. `signed_at` bounds replays of the same
+request; keeping captured traffic secret is TLS's part.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+
+import msgspec
+from msgspec import Struct
+
+__all__ = ["MAX_SKEW_SECONDS", "Hop", "SignatureError", "sign", "verify"]
+
+MAX_SKEW_SECONDS = 300.0
+"""Most by which a hop's `signed_at` may differ from the receiver's clock, wall s."""
+
+
+class Hop(Struct, array_like=True, frozen=True):
+    """One hop of a request from a router to another.
+
+    Attributes:
+        request_id: The request's id, the same on each hop.
+        revision: Policy revision at the entry; it governs the whole request.
+        plan_id: Plan at the entry.
+        stage: Stage that is asked: the receiver must be a router of it.
+        path: Stages whose answers were rejected, in order.
+        escalations_left: How often the request may still be passed on.
+        remaining: Time to the request's deadline, service s. Relative, so that clocks need not agree.
+        signed_at: Wall clock of the sender, Unix s.
+        pinned: Whether the client asked for this stage alone.
+        lost: How many engines or routers were lost while they worked on the request.
+    """
+
+    request_id: str
+    revision: int
+    plan_id: str
+    stage: str
+    path: tuple[str, ...]
+    escalations_left: int
+    remaining: float
+    signed_at: float
+    pinned: bool
+    lost: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Hop)
+
+
+class SignatureError(ValueError):
+    """The hop's headers are missing, malformed, stale or not signed with our secret."""
+
+
+def _mac(secret: bytes, hop: bytes, body: bytes) -> str:
+    mac = hmac.new(secret, hop, "sha256")
+    mac.update(b"\0")
+    mac.update(body)
+    return mac.hexdigest()
+
+
+def sign(hop: Hop, body: bytes, secret: bytes) -> bytes:
+    """Return the two header lines for a hop, each ending in CRLF."""
+    header = base64.urlsafe_b64encode(_encoder.encode(hop))
+    return b"x-cascadia-hop: %s\r\nx-cascadia-signature: %s\r\n" % (header, _mac(secret, header, body).encode())
+
+
+def verify(headers: dict[bytes, bytes], body: bytes, secret: bytes, now: float) -> Hop:
+    """Read and check a hop.
+
+    Args:
+        headers: The request's, names in lower case.
+        body: The request's.
+        secret: The cascade's peer secret.
+        now: Wall clock, Unix s.
+
+    Raises:
+        SignatureError: The hop must not be believed.
+    """
+    header = headers.get(b"x-cascadia-hop")
+    signature = headers.get(b"x-cascadia-signature")
+    if header is None or signature is None:
+        raise SignatureError("the request carries no signed hop")
+    if not hmac.compare_digest(_mac(secret, header, body).encode(), signature):
+        raise SignatureError("the hop's signature is wrong")
+    try:
+        hop = _decoder.decode(base64.urlsafe_b64decode(header))
+    except (msgspec.DecodeError, binascii.Error) as error:
+        raise SignatureError(f"the hop cannot be read: {error}") from None
+    if abs(now - hop.signed_at) > MAX_SKEW_SECONDS:
+        raise SignatureError(f"the hop was signed over {MAX_SKEW_SECONDS:g} s ago, or in the future")
+    return hop

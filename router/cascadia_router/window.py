@@ -1,0 +1,204 @@
+"""The workload of the last minutes, in slices of time: what `/cascade/report` answers from.
+
+Counting costs a bisection and an increment; a report adds up the slices of its window.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections import Counter, deque
+
+from cascadia_api.report import (
+    LATENCY_EDGES_MS,
+    SCORE_EDGES,
+    TOKEN_EDGES,
+    CalibrationSample,
+    Histogram,
+    StageReport,
+    WorkloadReport,
+)
+from cascadia_router.completion_body import Usage
+
+__all__ = ["MAX_SAMPLES", "Slice", "Window"]
+
+MAX_SAMPLES = 256
+_SAMPLES_KEPT = 4096
+
+
+class _Counts:
+    """A histogram under way."""
+
+    __slots__ = ("counts", "edges", "sum")
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.edges, value)] += 1
+        self.sum += value
+
+    def merge(self, other: _Counts) -> None:
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+
+class Slice:
+    """Counts of a few seconds. The attributes are those of `WorkloadReport` and `StageReport`."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.arrivals = self.failures = self.interrupted = self.refused = 0
+        self.answered_by: Counter[str] = Counter()
+        self.end_to_end_ms = _Counts(LATENCY_EDGES_MS)
+        self.first_token_ms = _Counts(LATENCY_EDGES_MS)
+        self.requests = self.accepted = self.escalated = self.scorer_errors = self.engine_errors = 0
+        self.input_tokens = _Counts(TOKEN_EDGES)
+        self.output_tokens = _Counts(TOKEN_EDGES)
+        self.service_ms = _Counts(LATENCY_EDGES_MS)
+        self.scores = _Counts(SCORE_EDGES)
+
+    def count_answer(self, service_ms: float, usage: Usage | None) -> None:
+        """Count an engine's complete answer."""
+        self.service_ms.add(service_ms)
+        if usage is not None:
+            self.input_tokens.add(usage.prompt_tokens)
+            self.output_tokens.add(usage.completion_tokens)
+
+    def merge(self, other: Slice) -> None:
+        """Add another slice's counts."""
+        for name, value in vars(other).items():
+            if isinstance(value, _Counts | Counter):
+                mine = getattr(self, name)
+                mine.update(value) if isinstance(value, Counter) else mine.merge(value)
+            elif name != "start":
+                setattr(self, name, getattr(self, name) + value)
+
+
+class Window:
+    """Ring of slices.
+
+    Args:
+        start: Service time at the router's start (monotonic), s.
+        slice_seconds: Length of a slice, service s.
+        longest_seconds: Longest window that can be asked for, service s.
+        seed: Of the choice of samples; None: from the machine.
+    """
+
+    def __init__(
+        self, start: float, *, slice_seconds: float = 2.0, longest_seconds: float = 600.0, seed: int | None = None
+    ) -> None:
+        self._start = start
+        self._slice_seconds = slice_seconds
+        self._longest = longest_seconds
+        self._slices: deque[Slice] = deque([Slice(start)])
+        self._samples: deque[tuple[float, CalibrationSample]] = deque(maxlen=_SAMPLES_KEPT)
+        self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
+
+    def slice(self, now: float) -> Slice:
+        """The slice to count in at service time `now` (monotonic, s)."""
+        newest = self._slices[-1]
+        if now - newest.start < self._slice_seconds:
+            return newest
+        steps = (now - self._start) // self._slice_seconds
+        newest = Slice(self._start + steps * self._slice_seconds)
+        self._slices.append(newest)
+        while self._slices[0].start < now - self._longest - self._slice_seconds:
+            self._slices.popleft()
+        return newest
+
+    def draws(self, probability: float) -> bool:
+        """Whether chance picks a request that is to be a sample with this probability."""
+        return self._random.random() < probability
+
+    def keep_sample(self, now: float, sample: CalibrationSample) -> None:
+        """Keep a sample that was drawn."""
+        self._samples.append((now, sample))
+
+    def report(
+        self,
+        now: float,
+        window_seconds: float,
+        *,
+        window_end: float,
+        plan_id: str,
+        policy_revision: int,
+        replica: str = "",
+        stage: str | None = None,
+        in_flight: int = 0,
+    ) -> WorkloadReport:
+        """Add up the last slices.
+
+        The window is rounded up to whole slices.
+
+        Args:
+            now: Service time (monotonic), s.
+            window_seconds: Length asked for, service s.
+            window_end: `now` as scaled Unix time, s.
+            plan_id: Plan of the policy in force.
+            policy_revision: Revision of the policy in force.
+            replica: The reporting replica.
+            stage: Its stage; None for an entry router.
+            in_flight: Requests held now.
+        """
+        total = Slice(now)
+        steps = (now - min(window_seconds, self._longest) - self._start) // self._slice_seconds
+        since = self._start + max(steps, 0) * self._slice_seconds
+        for piece in self._slices:
+            if piece.start >= since:
+                total.merge(piece)
+        return WorkloadReport(
+            replica=replica,
+            plan_id=plan_id,
+            policy_revision=policy_revision,
+            window_seconds=now - since,
+            window_end=window_end,
+            arrivals=total.arrivals,
+            failures=total.failures,
+            interrupted=total.interrupted,
+            refused=total.refused,
+            answered_by=dict(total.answered_by),
+            end_to_end_ms=_histogram("latencyMs", total.end_to_end_ms),
+            time_to_first_token_ms=_histogram("latencyMs", total.first_token_ms),
+            in_flight=in_flight,
+            stage=None if stage is None else _stage_report(stage, total),
+            samples=self._chosen_samples(since),
+        )
+
+    def _chosen_samples(self, since: float) -> list[CalibrationSample]:
+        recent = [sample for when, sample in self._samples if when >= since]
+        if len(recent) <= MAX_SAMPLES:
+            return recent
+        share = MAX_SAMPLES / len(recent)
+        return [
+            CalibrationSample(
+                request_id=sample.request_id,
+                stage=sample.stage,
+                score=sample.score,
+                output_tokens=sample.output_tokens,
+                input_tokens=sample.input_tokens,
+                inclusion_probability=sample.inclusion_probability * share,
+            )
+            for sample in self._random.sample(recent, MAX_SAMPLES)
+        ]
+
+
+def _histogram(edges: str, counts: _Counts) -> Histogram:
+    return Histogram(edges=edges, counts=counts.counts, sum=counts.sum)  # type: ignore[arg-type]
+
+
+def _stage_report(stage: str, total: Slice) -> StageReport:
+    return StageReport(
+        stage=stage,
+        requests=total.requests,
+        accepted=total.accepted,
+        escalated=total.escalated,
+        scorer_errors=total.scorer_errors,
+        engine_errors=total.engine_errors,
+        input_tokens=_histogram("tokens", total.input_tokens),
+        output_tokens=_histogram("tokens", total.output_tokens),
+        service_ms=_histogram("latencyMs", total.service_ms),
+        scores=_histogram("score", total.scores),
+    )

@@ -1,0 +1,293 @@
+"""The manifests, as golden files, and what must hold of every one of them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
+from cascadia_api.plan import Plan
+from cascadia_operator.manifests.naming import (
+    entry_service_name,
+    peer_secret_name,
+    peers_service_name,
+    plan_object_name,
+    policy_name,
+    router_account_name,
+    stage_service_name,
+)
+from cascadia_operator.manifests.plan_object import inputs_digest, plan_object
+from cascadia_operator.manifests.policy import read_policy, revised, router_policy
+from cascadia_operator.manifests.rendering import as_yaml, peer_secret, rendered
+from cascadia_operator.manifests.replica import ReplicaIdentity, replica_identity, replica_nodes, statefulset_name
+from cascadia_operator.settings import Images
+from tests.support.operator_cases import LARGE, MEDIUM, POOL, SMALL, cascade, cascade_document, plan
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+IMAGES = Images(engine="sglang:test", router="cascadia:test")
+
+
+def single_node() -> tuple[CascadeDeployment, Plan]:
+    return (
+        cascade(cascade_document([SMALL, MEDIUM, LARGE])),
+        plan({"small": [(1, 1, 2)], "medium": [(4, 1, 1), (2, 1, 1)], "large": [(8, 1, 1)]}),
+    )
+
+
+def multi_node() -> tuple[CascadeDeployment, Plan]:
+    return cascade(cascade_document([SMALL, LARGE])), plan({"small": [(1, 1, 1)], "large": [(8, 2, 1)]})
+
+
+def volume_and_tokens() -> tuple[CascadeDeployment, Plan]:
+    gated = {
+        "name": "small",
+        "source": {
+            "huggingFace": {
+                "repo": "meta-llama/Llama-3.1-8B-Instruct",
+                "revision": "v1",
+                "tokenSecretRef": {"name": "hf", "key": "token"},
+            }
+        },
+        "engine": {
+            "image": "sglang:mine",
+            "extraArgs": ["--mem-fraction-static", "0.85"],
+            "env": [
+                {"name": "NCCL_DEBUG", "value": "INFO"},
+                {"name": "HF_HOME", "value": "/scratch"},
+                {"name": "S3_KEY", "secretKeyRef": {"name": "s3", "key": "id"}},
+            ],
+        },
+    }
+    mounted = {
+        "name": "large",
+        "source": {
+            "pvc": {"claimName": "weights", "path": "/llama/70b", "architecture": "meta-llama/Llama-3.1-70B-Instruct"}
+        },
+    }
+    pool = POOL | {
+        "resourceName": "example.com/gpu",
+        "nodeSelector": {"pool": "h100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    }
+    template = {
+        "labels": {"team": "chat", "cascadia.dev/cascade": "stolen"},
+        "annotations": {"prometheus.io/scrape": "true"},
+        "serviceAccountName": "serving",
+        "priorityClassName": "high",
+        "schedulerName": "gang",
+        "imagePullSecrets": [{"name": "registry"}],
+    }
+    document = cascade_document(
+        [gated, mounted],
+        pools=[pool],
+        podTemplate=template,
+        routing={"requestTimeoutSeconds": 120, "maxEscalations": 1},
+    )
+    return cascade(document), plan({"small": [(1, 1, 1)], "large": [(4, 1, 1)]})
+
+
+CASES = {"single-node": single_node, "multi-node": multi_node, "volume-and-tokens": volume_and_tokens}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str) -> None:
+    owner, its_plan = CASES[name]()
+    text = as_yaml(rendered(owner, its_plan, IMAGES))
+    file = GOLDEN / f"operator-{name}.yaml"
+    if os.environ.get("CASCADIA_UPDATE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text(), f"{file.name} differs: check it, then run again with CASCADIA_UPDATE_GOLDEN=1"
+
+
+def statefulsets(name: str) -> list[dict[str, Any]]:
+    return [m for m in rendered(*CASES[name](), IMAGES) if m["kind"] == "StatefulSet"]
+
+
+def containers(statefulset: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    pod = statefulset["spec"]["template"]["spec"]
+    return pod["containers"][0], pod["initContainers"][0]
+
+
+def test_one_statefulset_a_replica_with_its_share_of_gpus_in_each_pod() -> None:
+    shapes = sorted(
+        (s["spec"]["replicas"], containers(s)[0]["resources"]["limits"]["nvidia.com/gpu"])
+        for s in statefulsets("single-node")
+    )
+    assert shapes == [(1, "1"), (1, "1"), (1, "2"), (1, "4"), (1, "8")]
+    large = next(s for s in statefulsets("multi-node") if s["spec"]["replicas"] == 2)
+    assert containers(large)[0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+
+
+def test_ranks_meet_at_the_leader() -> None:
+    large = next(s for s in statefulsets("multi-node") if s["spec"]["replicas"] == 2)
+    command = containers(large)[0]["command"]
+    name = large["metadata"]["name"]
+    assert command[command.index("--dist-init-addr") + 1] == f"{name}-0.chat-large-peers.serving.svc:5000"
+    assert command[command.index("--node-rank") + 1] == "$(CASCADIA_POD_INDEX)"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_probe_and_the_drain_go_to_the_router(name: str) -> None:
+    for statefulset in statefulsets(name):
+        engine, router = containers(statefulset)
+        probes = [engine[p] for p in ("startupProbe", "livenessProbe", "readinessProbe")]
+        assert [p["httpGet"]["port"] for p in probes] == [8082] * 3
+        assert engine["lifecycle"]["preStop"]["httpGet"]["path"] == "/drain"
+        assert router["restartPolicy"] == "Always"
+        assert router["startupProbe"]["httpGet"]["path"] == "/healthz"
+
+
+def test_grace_covers_the_longest_request() -> None:
+    for statefulset in statefulsets("volume-and-tokens"):
+        assert statefulset["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 15 + 120 + 25
+
+
+def test_the_engine_gets_no_api_token_and_the_operators_labels_win() -> None:
+    for statefulset in statefulsets("volume-and-tokens"):
+        engine, router = containers(statefulset)
+        assert "api-access" not in [m["name"] for m in engine["volumeMounts"]]
+        assert "api-access" in [m["name"] for m in router["volumeMounts"]]
+        labels = statefulset["spec"]["template"]["metadata"]["labels"]
+        assert labels["cascadia.dev/cascade"] == "chat"
+        assert labels["team"] == "chat"
+
+
+def test_the_users_environment_replaces_the_operators() -> None:
+    small = next(s for s in statefulsets("volume-and-tokens") if "-small-" in s["metadata"]["name"])
+    env = containers(small)[0]["env"]
+    assert [e["value"] for e in env if e["name"] == "HF_HOME"] == ["/scratch"]
+    assert len({e["name"] for e in env}) == len(env)
+
+
+def test_rendered_manifests_have_no_secret_and_the_secret_is_random() -> None:
+    owner, its_plan = single_node()
+    assert not [m for m in rendered(owner, its_plan, IMAGES) if m["kind"] == "Secret"]
+    assert peer_secret(owner)["stringData"] != peer_secret(owner)["stringData"]
+
+
+names = st.from_regex(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", fullmatch=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cascade_name=names.filter(lambda n: len(n) <= CASCADE_NAME_MAX),
+    stage=names.filter(lambda n: len(n) <= MODEL_NAME_MAX),
+    tp=st.integers(1, 64),
+    pp=st.integers(1, 16),
+    ordinal=st.integers(0, 1000),
+)
+def test_names_fit(cascade_name: str, stage: str, tp: int, pp: int, ordinal: int) -> None:
+    replica = statefulset_name(cascade_name, ReplicaIdentity(stage, "pool", tp, pp, "0" * 8), ordinal)
+    assert len(replica) <= 52
+    # The controller-revision-hash label holds the name and ten more characters.
+    assert len(replica) + 11 <= 63
+    for name in (
+        entry_service_name(cascade_name),
+        peers_service_name(cascade_name, stage),
+        stage_service_name(cascade_name, stage),
+        policy_name(cascade_name),
+        peer_secret_name(cascade_name),
+        router_account_name(cascade_name),
+        plan_object_name(cascade_name, "p-0123456789ab"),
+    ):
+        assert len(name) <= 63
+
+
+def test_longest_names_are_allowed_for() -> None:
+    identity = ReplicaIdentity("m" * MODEL_NAME_MAX, "pool", 8, 2, "0" * 8)
+    assert len(statefulset_name("c" * CASCADE_NAME_MAX, identity, 0)) == 46
+
+
+def test_interchangeable_replicas_have_different_names() -> None:
+    identity = ReplicaIdentity("small", "h100", 1, 1, "0" * 8)
+    assert len({statefulset_name("chat", identity, ordinal) for ordinal in range(64)}) == 64
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "per_node", "nodes"),
+    [(1, 1, 8, 1), (8, 1, 8, 1), (8, 2, 8, 2), (4, 3, 8, 3), (16, 1, 8, 2), (4, 2, 8, 1), (8, 4, 4, 8), (2, 2, 1, 4)],
+)
+def test_nodes_of_a_replica(tp: int, pp: int, per_node: int, nodes: int) -> None:
+    assert replica_nodes(tp, pp, per_node) == nodes
+
+
+@given(tp=st.sampled_from([1, 2, 4, 8, 16]), pp=st.integers(1, 8), per_node=st.sampled_from([1, 2, 4, 8]))
+def test_nodes_divide_the_replica(tp: int, pp: int, per_node: int) -> None:
+    nodes = replica_nodes(tp, pp, per_node)
+    assert tp * pp % nodes == 0
+    assert tp * pp // nodes <= per_node
+
+
+@pytest.mark.parametrize(
+    ("change", "restarts"),
+    [
+        ({"engine": {"extraArgs": ["--context-length", "8192"]}}, True),
+        ({"precision": "fp8"}, True),
+        ({"precision": "bf16"}, False),  # the default, said aloud
+        ({"minReplicas": 2}, False),
+    ],
+)
+def test_only_what_the_engine_runs_with_makes_another_replica(change: dict[str, Any], restarts: bool) -> None:
+    before = replica_identity(cascade(cascade_document([SMALL, LARGE])), "small", "h100", 1, 1)
+    after = replica_identity(cascade(cascade_document([SMALL | change, LARGE])), "small", "h100", 1, 1)
+    assert (before != after) == restarts
+
+
+@pytest.mark.parametrize(
+    ("spec", "replans"),
+    [
+        ({"objective": {"minQuality": "0.86"}}, True),
+        ({"paused": True}, False),
+        ({"rollout": {"strategy": "Recreate"}}, False),
+        ({"podTemplate": {"labels": {"a": "b"}}}, False),
+    ],
+)
+def test_only_what_planning_reads_makes_another_plan(spec: dict[str, Any], replans: bool) -> None:
+    before = inputs_digest(cascade(cascade_document([SMALL, LARGE])), "")
+    after = inputs_digest(cascade(cascade_document([SMALL, LARGE], **spec)), "")
+    assert (before != after) == replans
+    assert before != inputs_digest(cascade(cascade_document([SMALL, LARGE])), "calibrated")
+
+
+def test_a_plan_survives_its_object() -> None:
+    owner, its_plan = single_node()
+    document = plan_object(owner, its_plan, inputs="abc", trigger="Created")
+    stored = Plan.model_validate(document["spec"]["plan"])
+    assert stored.for_kubernetes() == document["spec"]["plan"]
+    assert [s.name for s in stored.live_stages] == ["small", "medium", "large"]
+    assert stored.thresholds == its_plan.thresholds
+
+
+def test_policy_revision_grows_only_with_a_change() -> None:
+    owner, its_plan = single_node()
+    thresholds = {stage.name: stage.threshold for stage in its_plan.live_stages}
+    endpoints = [("small", "chat-small-1", 1.0)]
+    first = revised(router_policy(owner, its_plan, thresholds=thresholds, endpoints=endpoints, revision=1), None, 0)
+    again = revised(router_policy(owner, its_plan, thresholds=thresholds, endpoints=endpoints, revision=1), first, 0)
+    emptied = revised(router_policy(owner, its_plan, thresholds=thresholds, endpoints=[], revision=1), again, 0)
+    assert [first.policy_revision, again.policy_revision, emptied.policy_revision] == [1, 1, 2]
+    # A policy that was deleted starts above the revision that routers may still hold.
+    assert revised(emptied, None, 7).policy_revision == 8
+
+
+def test_the_policy_names_every_replica_by_its_leader() -> None:
+    owner, its_plan = single_node()
+    config_map = next(m for m in rendered(owner, its_plan, IMAGES) if m["kind"] == "ConfigMap")
+    policy = read_policy(config_map)
+    assert policy is not None
+    assert [len(stage.endpoints) for stage in policy.stages] == [2, 2, 1]
+    hosts = {s["metadata"]["name"]: s["spec"]["serviceName"] for s in statefulsets("single-node")}
+    for stage in policy.stages:
+        for endpoint in stage.endpoints:
+            assert endpoint.address == f"{endpoint.replica}-0.{hosts[endpoint.replica]}.serving.svc:8081"
+        assert stage.context_window == 131072
+
+
+def test_an_unreadable_policy_is_no_policy() -> None:
+    assert read_policy(None) is None
+    assert read_policy({"data": {"policy.json": "{"}}) is None
+    assert read_policy({"data": {"policy.json": '{"cascade": 1}'}}) is None
