@@ -15,7 +15,6 @@ from tests.support.control_plane.cluster import ControlPlane, ControlPlaneError
 from tests.support.control_plane.deadlines import DeadlineExceededError, wait_for
 from tests.support.control_plane.kwok import crash, recover
 from tests.support.control_plane.nodes import GpuNode, GpuNodes, add_node, remove_node
-from tests.support.control_plane.pki import PkiError
 from tests.support.control_plane.processes import ProcessFailedError
 from tests.support.control_plane.toolchain import ToolchainError
 
@@ -26,7 +25,6 @@ __all__ = [
     "DeadlineExceededError",
     "GpuNode",
     "GpuNodes",
-    "PkiError",
     "ProcessFailedError",
     "ToolchainError",
     "add_node",

@@ -16,7 +16,6 @@ from typing import Any
 from tests.support.control_plane import ControlPlane, ControlPlaneError
 from tests.support.control_plane.binaries import BuildError, cache_root, ensure_binaries
 from tests.support.control_plane.deadlines import DeadlineExceededError, wait_for
-from tests.support.control_plane.pki import PkiError
 from tests.support.control_plane.toolchain import ToolchainError
 
 _STOP_TIMEOUT_S = 30.0
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = {"build": _build, "up": _up, "down": _down, "env": _env}[options.command]
     try:
         return run(options)
-    except (BuildError, ToolchainError, PkiError, ControlPlaneError, DeadlineExceededError, OSError) as error:
+    except (BuildError, ToolchainError, ControlPlaneError, DeadlineExceededError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -99,7 +99,7 @@ class ControlPlane:
         """Build what is missing, start everything, and wait until it serves.
 
         Raises:
-            BuildError, ToolchainError, PkiError: when the binaries or the keys cannot be made.
+            BuildError, ToolchainError: when the binaries cannot be made.
             ControlPlaneError: when a process ends early or is not up in time; the message holds the end of its log.
         """
         if self._folder is not None:

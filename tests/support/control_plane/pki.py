@@ -1,61 +1,62 @@
-"""The certificates and keys of one loopback control plane, made with the openssl command."""
+"""The certificates and keys of one loopback control plane."""
 
 import base64
-import shutil
-import subprocess
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_TIMEOUT_S = 30.0
-_DAYS = "30"
-
-
-class PkiError(RuntimeError):
-    """A key or certificate could not be made; the message quotes openssl."""
+_LIFE = timedelta(days=30)
+_CLOCK_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class _Subject:
     name: str
-    subject: str
-    usage: str
-    alternative_names: str = ""
+    common_name: str
+    organisation: str | None = None
+    serves: tuple[str, ...] = ()
+    """Names that it serves under; empty for one that is only a client."""
 
 
 _SERVER_NAMES = (
-    "IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,"
-    "DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+    "127.0.0.1",
+    "10.96.0.1",
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
 )
 _SUBJECTS = (
-    _Subject("etcd", "/CN=etcd", "serverAuth,clientAuth", "IP:127.0.0.1,DNS:localhost"),
-    _Subject("apiserver", "/CN=kube-apiserver", "serverAuth,clientAuth", _SERVER_NAMES),
-    _Subject("admin", "/O=system:masters/CN=admin", "clientAuth"),
-    _Subject("controller-manager", "/CN=system:kube-controller-manager", "clientAuth"),
-    _Subject("scheduler", "/CN=system:kube-scheduler", "clientAuth"),
+    _Subject("etcd", "etcd", serves=("127.0.0.1", "localhost")),
+    _Subject("apiserver", "kube-apiserver", serves=_SERVER_NAMES),
+    _Subject("admin", "admin", organisation="system:masters"),
+    _Subject("controller-manager", "system:kube-controller-manager"),
+    _Subject("scheduler", "system:kube-scheduler"),
 )
 
 
 class Pki:
-    """A certificate authority of its own, and what it has signed, in one folder.
-
-    Raises:
-        PkiError: when openssl is missing or fails.
-    """
+    """A certificate authority of its own, and what it has signed, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        openssl = shutil.which("openssl")
-        if openssl is None:
-            raise PkiError("the openssl command is missing: install the package openssl")
-        self._openssl = openssl
+        self._issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cascadia-test-ca")])
+        self._authority_key = self._new_key("ca")
         self._authority()
         for subject in _SUBJECTS:
             self._sign(subject)
-        self._key("service-account")
-        self._run("pkey", "-in", str(self.key("service-account")), "-pubout", "-out", str(self.service_account_public))
+        public = self._new_key("service-account").public_key()
+        self.service_account_public.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
     @property
     def service_account_public(self) -> Path:
@@ -98,35 +99,63 @@ class Pki:
         return path
 
     def _authority(self) -> None:
-        self._key("ca")
-        self._run(
-            *("req", "-x509", "-new", "-key", str(self.key("ca")), "-subj", "/CN=cascadia-test-ca", "-days", _DAYS),
-            *("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"),
-            *("-out", str(self.certificate("ca"))),
+        usage = _key_usage(digital_signature=False, key_cert_sign=True, crl_sign=True)
+        certificate = (
+            self._builder(self._issuer, self._authority_key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+            .sign(self._authority_key, hashes.SHA256())
         )
+        self.certificate("ca").write_bytes(certificate.public_bytes(Encoding.PEM))
 
     def _sign(self, subject: _Subject) -> None:
-        self._key(subject.name)
-        request = self.folder / f"{subject.name}.csr"
-        extensions = self.folder / f"{subject.name}.ext"
-        names = f"subjectAltName={subject.alternative_names}\n" if subject.alternative_names else ""
-        extensions.write_text(f"keyUsage=critical,digitalSignature\nextendedKeyUsage={subject.usage}\n{names}")
-        self._run("req", "-new", "-key", str(self.key(subject.name)), "-subj", subject.subject, "-out", str(request))
-        self._run(
-            *("x509", "-req", "-in", str(request), "-CA", str(self.certificate("ca")), "-CAkey", str(self.key("ca"))),
-            *("-CAcreateserial", "-days", _DAYS, "-extfile", str(extensions)),
-            *("-out", str(self.certificate(subject.name))),
+        names = [x509.NameAttribute(NameOID.COMMON_NAME, subject.common_name)]
+        if subject.organisation:
+            names.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, subject.organisation))
+        roles = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if subject.serves else [])
+        builder = (
+            self._builder(x509.Name(names), self._new_key(subject.name))
+            .add_extension(_key_usage(digital_signature=True, key_cert_sign=False, crl_sign=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(roles), critical=False)
+        )
+        if subject.serves:
+            alternatives = [_general_name(name) for name in subject.serves]
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        certificate = builder.sign(self._authority_key, hashes.SHA256())
+        self.certificate(subject.name).write_bytes(certificate.public_bytes(Encoding.PEM))
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _CLOCK_SKEW)
+            .not_valid_after(now + _LIFE)
         )
 
-    def _key(self, name: str) -> None:
-        self._run("ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", str(self.key(name)))
+    def _new_key(self, name: str) -> ec.EllipticCurvePrivateKey:
+        key = ec.generate_private_key(ec.SECP256R1())
+        self.key(name).touch(mode=0o600)
+        self.key(name).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+        return key
 
-    def _run(self, *arguments: str) -> None:
-        try:
-            result = subprocess.run(
-                [self._openssl, *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise PkiError(f"openssl {arguments[0]} took longer than {_TIMEOUT_S:g} s") from error
-        if result.returncode != 0:
-            raise PkiError(f"openssl {arguments[0]} failed: {result.stderr.strip()}")
+
+def _general_name(name: str) -> x509.GeneralName:
+    return x509.IPAddress(IPv4Address(name)) if name[0].isdigit() else x509.DNSName(name)
+
+
+def _key_usage(*, digital_signature: bool, key_cert_sign: bool, crl_sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
