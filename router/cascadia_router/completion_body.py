@@ -34,11 +34,11 @@ class BodyError(ValueError):
         super().__init__(message)
 
 
-class _StreamOptions(Struct):
+class _StreamOptions(Struct, gc=False):
     include_usage: bool | None = None
 
 
-class _Head(Struct):
+class _Head(Struct, gc=False):
     """The fields of a request that routing depends on."""
 
     model: str
@@ -141,21 +141,21 @@ def _needs(head: _Head) -> frozenset[str]:
     return frozenset(needs) if needs else _NOTHING
 
 
-class Usage(Struct):
+class Usage(Struct, gc=False):
     """Tokens that the engine counted."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     """One choice of an answer, or of a stream's chunk."""
 
     index: int = 0
     logprobs: Raw = _NULL
 
 
-class Answer(Struct):
+class Answer(Struct, gc=False):
     """An engine's answer, or one chunk of a streamed one, as far as it is read here.
 
     Attributes:

@@ -216,7 +216,10 @@ class ServerConnection(asyncio.Protocol):
             self._since,
         )
         request.keep_alive = parser.should_keep_alive()
-        request.chunked = parser.get_http_version() != "1.0"
+        # HTTP/1.0 keeps no connection unasked, and asking for the version costs a formatted string.
+        request.chunked = (
+            request.keep_alive and b"connection" not in self._headers
+        ) or parser.get_http_version() != "1.0"
         self._start_message()
         self._queue.append(request)
 

@@ -16,11 +16,11 @@ from msgspec import Raw, Struct
 __all__ = ["TokenTally", "score_of"]
 
 
-class _Token(Struct):
+class _Token(Struct, gc=False):
     logprob: float
 
 
-class _Logprobs(Struct):
+class _Logprobs(Struct, gc=False):
     """`logprobs` of a choice: `content` in chat completions, `token_logprobs` in completions."""
 
     content: list[_Token] | None = None

@@ -16,10 +16,13 @@ from kubernetes import client
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.names import CASCADE_LABEL, GROUP, PLAN_PLURAL, PLURAL, REPLICA_LABEL, STAGE_LABEL, VERSION
 from cascadia_api.plan import CascadePlan
+from cascadia_operator.manifests.operator_rbac import operator_rules
+from cascadia_operator.manifests.plan_object import plan_object
 from cascadia_operator.manifests.rendering import rendered
 from cascadia_operator.settings import Images
 from tests.integration.conftest import GpuNodes
 from tests.support.control_plane import ControlPlane, crash, recover, wait_for
+from tests.support.operator_cases import LARGE, SMALL, cascade, cascade_document, plan
 from tests.support.operator_process import OperatorUnderTest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -313,6 +316,67 @@ def test_a_crash_and_its_end(
     recover(api_client, cascades.namespace, victim)
     cascades.wait_ready("pair")
     assert {n: s.metadata.uid for n, s in cascades.replicas("pair").items()} == before
+
+
+def test_a_pinned_plan_over_several_nodes(
+    gpu_nodes: GpuNodes, cascades: Cascades, operator: OperatorUnderTest, api_client: client.ApiClient
+) -> None:
+    gpu_nodes.add("gpu-2")
+    document = cascade_document([SMALL, LARGE], planRef={"name": "reviewed"}, uid=None)
+    made = plan({"small": [(1, 1, 1)], "large": [(8, 2, 1)]})
+    reviewed = plan_object(cascade(document), made, inputs="", trigger="Manual")
+    reviewed["metadata"] = {"name": "reviewed", "namespace": cascades.namespace}
+    client.CustomObjectsApi(api_client).create_namespaced_custom_object(
+        GROUP, VERSION, cascades.namespace, PLAN_PLURAL, reviewed
+    )
+    operator.start()
+    cascades.apply(document)
+    status = cascades.wait_ready("chat")["status"]
+    assert status["plan"]["name"] == "reviewed"
+    assert [p["metadata"]["name"] for p in cascades.plans()] == ["reviewed"]
+    ranks = [pod for pod in cascades.pods("chat") if pod.metadata.labels[STAGE_LABEL] == "large"]
+    assert sorted(pod.metadata.labels["apps.kubernetes.io/pod-index"] for pod in ranks) == ["0", "1"]
+    assert [gpus(pod) for pod in ranks] == [8, 8]
+    assert len({pod.spec.node_name for pod in ranks}) == 2
+    # Clients and other stages reach leaders only; the ranks find each other.
+    cascades.wait("the leaders to be called", lambda: cascades.endpoints_of("chat") == 2)
+    assert cascades.endpoints_of("chat-large-stage") == 1
+    assert cascades.endpoints_of("chat-large-peers") == 2
+
+
+def test_it_needs_no_more_rights_than_it_says(
+    gpu_nodes: GpuNodes,
+    cascades: Cascades,
+    operator: OperatorUnderTest,
+    api_client: client.ApiClient,
+    tmp_path: Path,
+) -> None:
+    namespace = cascades.namespace
+    rbac: Any = client.RbacAuthorizationV1Api(api_client)
+    core: Any = client.CoreV1Api(api_client)
+    rbac.create_cluster_role({"metadata": {"name": namespace}, "rules": operator_rules()})
+    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": namespace}
+    rbac.create_cluster_role_binding({"metadata": {"name": namespace}, "roleRef": role, "subjects": [subject]})
+    try:
+        core.create_namespaced_service_account(namespace, {"metadata": {"name": "operator"}})
+        token = core.create_namespaced_service_account_token("operator", namespace, {"spec": {}}).status.token
+        settings = yaml.safe_load(operator.kubeconfig.read_text())
+        settings["users"][0]["user"] = {"token": token}
+        operator.kubeconfig = tmp_path / "kubeconfig"
+        operator.kubeconfig.write_text(yaml.safe_dump(settings))
+        operator.start()
+        cascades.apply(example("pair.yaml"))
+        cascades.wait_ready("pair")
+        pair = example("pair.yaml")
+        pair["spec"]["suspend"] = True
+        cascades.apply(pair)
+        cascades.wait("the GPUs to be released", lambda: not cascades.replicas("pair") and not cascades.pods("pair"))
+        assert "orbidden" not in operator.log()
+        assert "permission" not in operator.log()
+    finally:
+        rbac.delete_cluster_role_binding(namespace)
+        rbac.delete_cluster_role(namespace)
 
 
 def test_infeasible_is_stalled_with_numbers_until_it_is_not(

@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
 
 def test_the_process_ends_with_a_killed_operator(tmp_path: Path) -> None:
-    script = tmp_path / "operator.py"
+    script = tmp_path / "host.py"
     script.write_text(_OPERATOR)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

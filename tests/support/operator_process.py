@@ -15,7 +15,7 @@ class OperatorUnderTest:
     """Starts, kills and stops operators of one namespace; their log is kept together."""
 
     def __init__(self, control_plane: ControlPlane, namespace: str, log: Path) -> None:
-        self._kubeconfig = control_plane.kubeconfig
+        self.kubeconfig = control_plane.kubeconfig
         self._namespace = namespace
         self._log = log
         self._process: ServerProcess | None = None
@@ -33,7 +33,7 @@ class OperatorUnderTest:
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": os.environ.get("HOME", "/"),
-            "KUBECONFIG": str(self._kubeconfig),
+            "KUBECONFIG": str(self.kubeconfig),
             "NO_PROXY": "127.0.0.1",
         }
         self._process = ServerProcess("operator", command, self._log, environment)

@@ -72,7 +72,7 @@ def test_every_entry_has_sane_facts() -> None:
         assert facts.name == repo
         assert facts.heads % facts.kv_heads == 0
         assert facts.context_window >= 8192
-        assert facts.window_layers < facts.layers
+        assert facts.window_layers + facts.linear_layers <= facts.layers
 
 
 def test_cache_bytes_follow_the_attention() -> None:

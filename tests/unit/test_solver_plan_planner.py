@@ -288,7 +288,7 @@ def test_the_explanation_names_the_stages_the_floor_and_the_single_models() -> N
     inputs = PlanningInputs(cascade(), TABLE)
     text = "\n".join(explain(chat_plan(), inputs))
     assert "against a floor of 0.85" in text
-    assert "Not large alone: p95" in text
+    assert "Not large alone: its p95 is" in text
     for stage in chat_plan().live_stages:
         assert f"{stage.name} sees" in text
 
@@ -325,3 +325,12 @@ def test_real_traffic_and_real_results_make_a_plan() -> None:
     check(plan, table, 32, 0.92)
     assert plan.demand.source == "Trace"
     assert plan.demand.input_tokens_mean == pytest.approx(1155, rel=0.02)
+
+
+def test_replicas_hold_the_longest_requests() -> None:
+    plan = chat_plan()
+    shapes = {(g.tensor_parallel, g.pipeline_parallel) for s in plan.live_stages[1:] for g in s.replicas}
+    assert (2, 1) not in shapes  # 70B on two H100 fits, with a cache of some 4,500 tokens
+    long = cascade(gpus=2, models=("medium",), rate="0.1", objective={"minQuality": "0.5"})
+    with pytest.raises(InfeasibleError, match="need at least 4 GPUs of pool h100, has 2"):
+        plan_cascade(PlanningInputs(long, probit_table(300, 1, models=("medium",), accuracies=(0.86,))))
