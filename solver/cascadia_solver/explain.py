@@ -36,7 +36,7 @@ def _summary(plan: Plan, minimize: str, percentile: int) -> str:
     cost = "" if plan.cost_per_hour is None else f" for {plan.cost_per_hour:.2f} an hour"
     target = "the lowest cost" if minimize == "Cost" else f"the lowest p{percentile}"
     return (
-        f"{path} on {plan.gpus} GPUs{cost} has {target} found at {plan.demand.requests_per_second:.3g} requests/s: "
+        f"{path} on {_gpus(plan.gpus)}{cost} has {target} found at {plan.demand.requests_per_second:.3g} requests/s: "
         f"p50 {plan.latency.p50_ms / 1e3:.1f} s, p95 {plan.latency.p95_ms / 1e3:.1f} s."
     )
 
@@ -63,7 +63,11 @@ def _stage(stage: PlanStage, plan: Plan) -> str:
         else (f"and answers those that score at least {stage.threshold:.3g}")
     )
     slow = "" if stage.p95_ms is None else f", p95 {stage.p95_ms / 1e3:.1f} s there"
-    return f"{stage.name} sees {stage.reach:.0%} of the requests {answers}: {stage.gpus} GPUs as {shapes}{slow}."
+    return f"{stage.name} sees {stage.reach:.0%} of the requests {answers}: {_gpus(stage.gpus)} as {shapes}{slow}."
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _binding(plan: Plan, inputs: PlanningInputs) -> str:
@@ -78,5 +82,6 @@ def _binding(plan: Plan, inputs: PlanningInputs) -> str:
             f"against {rate:.3g}."
         )
     if plan.gpus < budget:
-        return f"{budget - plan.gpus} of {budget} GPUs are left free: they would improve it by less than 1 %."
+        gain = "cost more" if spec.objective.minimize == "Cost" else "make it less than 1 % faster"
+        return f"{budget - plan.gpus} of {budget} GPUs are left free: they would {gain}."
     return f"The GPU budget of {budget} binds, and the quality floor sets how many requests must be passed on."

@@ -5,6 +5,8 @@ Points are rows of (latency, cost, quality): the first two to be small, the thir
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,13 +31,19 @@ def non_dominated(points: Floats) -> Integers:
     costs = points * np.array([1.0, 1.0, -1.0])
     order = np.lexsort((costs[:, 2], costs[:, 1], costs[:, 0]))
     kept: list[int] = []
-    front = np.empty((0, 2))
-    for index in order:
-        # Everything kept so far is at least as fast: only cost and quality decide.
-        rest = costs[index, 1:]
-        if not (front <= rest).all(axis=1).any():
-            kept.append(int(index))
-            front = np.vstack([front[~(rest <= front).all(axis=1)], rest])
+    # Everything kept so far is at least as fast, so only cost and quality decide: a staircase of both, rising.
+    stairs_cost: list[float] = []
+    stairs_quality: list[float] = []
+    for index in order.tolist():
+        cost, quality = float(points[index, 1]), float(points[index, 2])
+        place = bisect_right(stairs_cost, cost)
+        if place and stairs_quality[place - 1] >= quality:
+            continue
+        kept.append(index)
+        start = place - 1 if place and stairs_cost[place - 1] == cost else place
+        end = bisect_right(stairs_quality, quality, lo=start)
+        stairs_cost[start:end] = [cost]
+        stairs_quality[start:end] = [quality]
     return np.array(kept, dtype=np.int64)
 
 

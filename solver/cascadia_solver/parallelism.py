@@ -28,7 +28,9 @@ LEVELS = 96
 _SLOWEST = 1.05
 """Levels end a little above the slowest operating point."""
 _IDLE = 0.25
-"""A group of replicas that gets less than this share of the others' load per GPU is left out."""
+"""A group of replicas that gets less than this share of the mean load per GPU is left out …"""
+_LITTLE_SLOWER = 1.02
+"""… if that makes the others slower by no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class StageTable:
         self._best = by_gpus
         self.carried = _knapsack(by_gpus, most_gpus, self._least_replicas)
         self.parts = self._typical_parts()
+        self._blocks = [_blocks(self.carried[:, p, :].T) for p in range(len(curves.rate))]
 
     def gpus_needed(self, profile: int, rates: Floats) -> Integers:
         """Fewest GPUs that carry each rate at each latency; one more than tabulated where none do.
@@ -138,9 +141,10 @@ class StageTable:
         Returns:
             [LEVELS, m]
         """
-        table = self.carried[:, profile, :]
-        needed = [np.searchsorted(column, rates, side="left") for column in table.T]
-        return np.stack(needed).astype(np.int64)
+        blocks, width, most = self._blocks[profile]
+        offsets = width * np.arange(LEVELS)[:, None]
+        found = np.searchsorted(blocks, np.minimum(rates, most + 0.5)[None, :] + offsets, side="left")
+        return np.asarray(found - len(self.carried) * np.arange(LEVELS)[:, None], dtype=np.int64)
 
     def latency_by_gpus(self, profile: int, rate: float) -> Floats:
         """Latency of the best replicas at a rate, by number of GPUs from 0; infinite where too few [F + 1]."""
@@ -173,8 +177,10 @@ class StageTable:
             if split.rates[option] * split.gpus >= _IDLE * rate * self.options[option].gpus
         }
         if busy and len(busy) < len(counts) and sum(busy.values()) >= self._least_replicas:
-            # A group that is too slow to take load at this latency would only hold GPUs.
-            counts, split = busy, self._split(profile, rate, busy)
+            # A group that hardly takes load would only hold GPUs, unless the others are at their limit.
+            without = self._split(profile, rate, busy)
+            if without.latency <= split.latency * _LITTLE_SLOWER:
+                counts, split = busy, without
         parts = np.array([self._parts_at(profile, option, split.rates[option]) for option in counts])
         weight = np.array([max(split.rates[option], 1e-12) * count for option, count in counts.items()])
         return ReplicaSet(
@@ -224,6 +230,21 @@ class StageTable:
             for k in range(3):
                 parts[p, levels, k] = np.interp(rates, curve, self._curves.parts[p, option, :, k])
         return parts
+
+
+def _blocks(carried: Floats) -> tuple[Floats, float, float]:
+    """Rates by level and GPUs in one ascending array, so that one search serves all levels.
+
+    Args:
+        carried: [LEVELS, F + 1], ascending along the last axis.
+
+    Returns:
+        The array, the distance from one level's block to the next, and the highest rate of all.
+    """
+    rates = np.where(np.isfinite(carried), carried, -1.0)
+    most = float(rates.max())
+    width = most + 2.0
+    return (rates + width * np.arange(len(rates))[:, None]).ravel(), width, most
 
 
 def _knapsack(best: dict[int, Floats], most_gpus: int, least_replicas: int) -> Floats:

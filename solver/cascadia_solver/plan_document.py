@@ -190,17 +190,36 @@ def frontier_of_plan(
     return sorted(result, key=lambda point: point.p95_ms)
 
 
-def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation, reason: str) -> PlanAlternative:
-    """A plan that was not chosen, in numbers."""
-    p95, own = other.percentile(95), best.percentile(95)
-    ratio = f"p95 {p95:.1f} s against {own:.1f} s" if np.isfinite(p95) else "its queues grow without bound"
+def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation, reason: str = "") -> PlanAlternative:
+    """A plan that was not chosen, in numbers.
+
+    Args:
+        name: In words.
+        problem: What was searched.
+        other: The plan.
+        best: The one that was chosen.
+        reason: Why not; by default what it is worse in.
+    """
+    p95 = other.percentile(95)
     return PlanAlternative(
         name=name,
         p95_ms=p95 * 1e3 if np.isfinite(p95) else None,
         quality_mean=other.design.route.mean,
         cost_per_hour=other.design.cost(problem.prices) if problem.priced else None,
-        reason=f"{reason}: {ratio}" if reason else ratio,
+        reason=reason or _worse(problem, other, best),
     )
+
+
+def _worse(problem: Problem, other: Evaluation, best: Evaluation) -> str:
+    if other.saturated:
+        return "its queues grow without bound"
+    if other.excess(problem.objective.targets or []) > 0:
+        return f"it misses a latency target, with a p95 of {other.percentile(95):.1f} s"
+    if problem.cheapest:
+        cost, own = other.design.cost(problem.prices), best.design.cost(problem.prices)
+        return f"it costs {cost:.2f} an hour against {own:.2f}"
+    percentile, slow, own = problem.percentile, *(e.percentile(problem.percentile) for e in (other, best))
+    return f"its p{percentile:.0f} is {slow:.1f} s against {own:.1f} s"
 
 
 def route_name(stages: Sequence[int], names: Sequence[str]) -> str:

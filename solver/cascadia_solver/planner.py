@@ -183,7 +183,7 @@ def _alternatives(
             kept = others.get(stages)
             others[stages] = evaluation if kept is None else best_of(problem, [kept, evaluation])
     result += [
-        document.alternative(document.route_name(stages, names), problem, other, best, "")
+        document.alternative(document.route_name(stages, names), problem, other, best)
         for stages, other in others.items()
     ]
     return result[:16]

@@ -67,8 +67,13 @@ class Factors:
     """What datasheets do not say; see the module's table for the bounds.
 
     Attributes:
-        flops: Share of the dense peak rate that matrix products and attention reach.
-        bandwidth: Share of the memory bandwidth that reads reach.
+        flops: Share of the dense 16-bit peak rate that matrix products reach.
+        narrow_flops: Share of the dense 8- or 4-bit peak rate that matrix products reach.
+        attention_flops: Share of the dense 16-bit peak rate that attention reaches.
+        bandwidth: Share of the memory bandwidth that reads of the common weights reach.
+        expert_bandwidth: The same for the routed experts' weights.
+        kv_bandwidth: The same for the key-value cache.
+        overlap_loss: Share of the faster of arithmetic and weight reads that the slower does not hide.
         link: Share of the link and network bandwidth that collectives reach.
         dense_layer_seconds: Constant per layer with a dense feed-forward part.
         moe_layer_seconds: Constant per layer with a mixture of experts.
@@ -76,12 +81,19 @@ class Factors:
         network_all_reduce_seconds: Latency of one all-reduce over several nodes.
         hop_seconds: Latency of one pipeline hand-over.
         step_seconds: Constant per step: scheduler, sampling, detokenisation.
+        prompt_layer_seconds: Further constant per layer in a step with prompts, which no graph covers.
+        request_seconds: Per decoding request and step.
         bubble: Share of the pipeline's gain that prompts lose to bubbles.
         uncertainty_percent: Median error of end-to-end latency on published measurements, in-sample.
     """
 
     flops: float = 0.5
+    narrow_flops: float = 0.5
+    attention_flops: float = 0.5
     bandwidth: float = 0.76
+    expert_bandwidth: float = 0.76
+    kv_bandwidth: float = 0.76
+    overlap_loss: float = 0.0
     link: float = 0.7
     dense_layer_seconds: float = 12e-6
     moe_layer_seconds: float = 70e-6
@@ -89,6 +101,8 @@ class Factors:
     network_all_reduce_seconds: float = 30e-6
     hop_seconds: float = 30e-6
     step_seconds: float = 500e-6
+    prompt_layer_seconds: float = 0.0
+    request_seconds: float = 0.0
     bubble: float = 0.25
     uncertainty_percent: float = 45.0
 
@@ -235,7 +249,7 @@ def memory_use(
     """
     tensor, pipeline = shape
     stage_share = ceil(model.layers / pipeline) / model.layers
-    layer_bytes = (model.common_params + model.routed_params) * weight_bits(precision) / 8.0 * stage_share
+    layer_bytes = (model.common_bytes(precision) + model.routed_params * weight_bits(precision) / 8.0) * stage_share
     # The first pipeline stage holds the embedding, the last one the output projection.
     matrices = 1 if model.tied_embeddings or pipeline > 1 else 2
     vocabulary_bytes = matrices * model.embedding_params * _HEAD_BITS / 8.0
@@ -247,7 +261,7 @@ def memory_use(
         reserve = max(reserve, 10.0 * 1024.0)
     reserved = reserve * _MIB
 
-    per_token = _kv_bytes_per_rank(model, tensor, kv_precision) * model.layers * stage_share
+    per_token = _kv_bytes_per_rank(model, tensor, kv_precision) * model.cached_layers * stage_share
     free = gpu.memory_bytes - weights - reserved
     return MemoryUse(weights, reserved, gpu.memory_bytes, per_token, int(free // per_token))
 
@@ -295,28 +309,25 @@ def step_model(
             shortfalls=[Shortfall(f"bytes per {gpu.name}", memory.needed_bytes, memory.available_bytes)],
         )
     chosen = factors or factors_for(gpu)
-    flops = chosen.flops * _peak_flops(gpu, precision)
-    attention_flops = chosen.flops * gpu.bf16_flops
+    attention_flops = chosen.attention_flops * gpu.bf16_flops
     bandwidth = chosen.bandwidth * gpu.memory_bandwidth
-    bits = weight_bits(precision)
-
-    active = model.common_params
-    if model.moe_layers:
-        active += model.routed_params * model.experts_per_token // model.experts
+    kv_bandwidth = chosen.kv_bandwidth * gpu.memory_bandwidth
+    routed_bytes = model.routed_params * weight_bits(precision) / 8.0
+    state_bytes = 2.0 * model.linear_layers * model.linear_state_bytes  # read and written
     head_bytes = model.embedding_params * _HEAD_BITS / 8.0
     pair_flops, position_flops = _attention_flops(model)
     pair_seconds = pair_flops / tensor / attention_flops
     position_seconds = max(
-        position_flops / tensor / attention_flops, _kv_bytes_per_rank(model, tensor, kv_precision) / bandwidth
+        position_flops / tensor / attention_flops, _kv_bytes_per_rank(model, tensor, kv_precision) / kv_bandwidth
     )
-    full_layers = model.layers - model.window_layers
+    full_layers = model.cached_layers - model.window_layers
     prefill_share = 1.0 / pipeline + chosen.bubble * (1.0 - 1.0 / pipeline)
     transfer, latency = _communication(model, gpu, shape, gpus_per_node, chosen)
     return StepModel(
-        token_seconds=2.0 * active / tensor / flops,
-        logits_seconds=2.0 * model.embedding_params / tensor / attention_flops,
-        weight_seconds=(model.common_params * bits / 8.0 + head_bytes) / tensor / bandwidth,
-        expert_seconds=model.routed_params * bits / 8.0 / tensor / bandwidth,
+        token_seconds=_token_seconds(model, gpu, precision, chosen) / tensor,
+        logits_seconds=2.0 * model.embedding_params / tensor / (chosen.flops * gpu.bf16_flops),
+        weight_seconds=(model.common_bytes(precision) + head_bytes) / tensor / bandwidth,
+        expert_seconds=routed_bytes / tensor / (chosen.expert_bandwidth * gpu.memory_bandwidth),
         expert_miss=1.0 - model.experts_per_token / model.experts if model.experts else 0.0,
         prefill_pair_seconds=pair_seconds * full_layers,
         prefill_window_pair_seconds=pair_seconds * model.window_layers,
@@ -333,15 +344,22 @@ def step_model(
         kv_capacity_tokens=float(memory.kv_capacity_tokens),
         max_running=float(max_running if max_running is not None else _default_max_running(shape)),
         chunk_tokens=float(chunk_tokens if chunk_tokens is not None else _default_chunk_tokens(gpu)),
+        prompt_overhead_seconds=model.layers * chosen.prompt_layer_seconds,
+        request_seconds=chosen.request_seconds + state_bytes / tensor / bandwidth,
+        overlap_loss=chosen.overlap_loss,
     )
 
 
-def _peak_flops(gpu: GpuFacts, precision: str) -> float:
-    if precision == "fp8":
-        return gpu.fp8_flops or gpu.bf16_flops
-    if precision == "int8":
-        return gpu.int8_flops
-    return gpu.bf16_flops
+def _token_seconds(model: ModelFacts, gpu: GpuFacts, precision: str, factors: Factors) -> float:
+    """Arithmetic of all layers' matrix products for one token on one GPU, s."""
+    peak = {"fp8": gpu.fp8_flops, "int8": gpu.int8_flops, "fp4": gpu.fp4_flops}.get(precision, 0.0)
+    narrow = factors.narrow_flops * peak if peak else factors.flops * gpu.bf16_flops
+    kept = model.attention_in_16_bits or (precision == "fp4" and model.moe_layers > 0)
+    attention = model.all_attention_params
+    rest = model.common_params - attention
+    if model.moe_layers:
+        rest += model.routed_params * model.experts_per_token // model.experts
+    return 2.0 * (attention / (factors.flops * gpu.bf16_flops if kept else narrow) + rest / narrow)
 
 
 def _attention_flops(model: ModelFacts) -> tuple[float, float]:

@@ -25,6 +25,9 @@ Ints = npt.NDArray[np.int64]
 _step_seconds = compiled(step_seconds)
 _decode_run_seconds = compiled(decode_run_seconds)
 _FIELDS = len(StepModel._fields)
+_KV_FIELD, _RUNNING_FIELD, _CHUNK_FIELD = (
+    StepModel._fields.index(name) for name in ("kv_capacity_tokens", "max_running", "chunk_tokens")
+)
 
 # Columns of `_State.counts`, one row a replica.
 _SEGMENT_STEPS = 0
@@ -333,16 +336,16 @@ def run_stage(
     sent = min(n, concurrency) if concurrency > 0 else n
     slots = 1
     for r in range(replicas):
-        slots = max(slots, int(steps[r, _FIELDS - 2]))
+        slots = max(slots, int(steps[r, _RUNNING_FIELD]))
     counts = np.zeros((replicas, _COUNTS), np.int64)
     tokens = np.empty((n + 1, 3), np.int64)
     moments = np.full((n, 3), np.inf, np.float64)
     for r in range(replicas):
         counts[r, _PARTIAL] = -1
         counts[r, _COMPLETING] = -1
-        counts[r, _KV_CAPACITY] = int(steps[r, _FIELDS - 3])
-        counts[r, _MAX_RUNNING] = int(steps[r, _FIELDS - 2])
-        counts[r, _CHUNK_TOKENS] = int(steps[r, _FIELDS - 1])
+        counts[r, _KV_CAPACITY] = int(steps[r, _KV_FIELD])
+        counts[r, _MAX_RUNNING] = int(steps[r, _RUNNING_FIELD])
+        counts[r, _CHUNK_TOKENS] = int(steps[r, _CHUNK_FIELD])
     for request in range(n):
         tokens[request, _INPUT] = inputs[request]
         tokens[request, _OUTPUT] = outputs[request]

@@ -19,8 +19,10 @@ from cascadia_solver.workload import RequestSample
 
 __all__ = ["Problem", "candidates", "design_route", "pool_choices", "routes", "screen_all"]
 
-_POOL_CHOICES = 64
-"""Most assignments of stages to pools per choice of stages: all of them for up to two pools and six stages."""
+_POOL_CHOICES = 256
+"""About the most assignments of stages to pools, all choices of stages together: none is left out for up to
+four models on two pools or three models on three."""
+_LEAST_POOL_CHOICES = 4
 _CANDIDATES = 12
 _PER_CHOICE = 5
 """Candidates of one choice of stages and pools."""
@@ -91,7 +93,7 @@ class Problem:
 
 
 def pool_choices(problem: Problem, grid: ThresholdGrid) -> list[tuple[int, ...]]:
-    """Assignments of a grid's stages to pools; beyond `_POOL_CHOICES`, those of cheap pools first."""
+    """Assignments of a grid's stages to pools; where there are too many, those of the cheapest pools."""
 
     def least_cost(model: int, pool: int) -> float:
         site = problem.sites.at[model, pool]
@@ -101,7 +103,9 @@ def pool_choices(problem: Problem, grid: ThresholdGrid) -> list[tuple[int, ...]]
         sorted(problem.sites.pools_of(model), key=lambda pool, m=model: least_cost(m, pool))  # type: ignore[misc]
         for model in grid.stages
     ]
-    return list(islice(product(*ranked), _POOL_CHOICES))
+    most = max(_LEAST_POOL_CHOICES, _POOL_CHOICES // len(problem.grids))
+    places = sorted(product(*(range(len(pools)) for pools in ranked)), key=sum)
+    return [tuple(pools[k] for pools, k in zip(ranked, place, strict=True)) for place in places[:most]]
 
 
 def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable[[float], None]) -> list[Screened]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_api.cascade import CascadeDeploymentSpec, Model
-from cascadia_api.errors import InfeasibleError, InputError, Problem
+from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
 from cascadia_solver.catalogue.gpus import GpuFacts, gpu_facts
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.closed_form import LengthProfile, length_profile
@@ -27,6 +27,8 @@ PROFILE_REACHES = np.array([1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.1, 0.05])
 """Reaches at which a later stage's table is made: the hardest so many of the requests get there."""
 _REPLICA_GPUS = 64
 """Largest replica considered, GPUs."""
+_HELD = 0.999
+"""Share of the requests that every replica must be able to hold."""
 _PIPELINE = 8
 """Most pipeline stages where the manifest sets no limit."""
 
@@ -177,6 +179,7 @@ def find_sites(
     source = Roofline()
     found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile], float]] = {}
     unfit: dict[int, InfeasibleError] = {}
+    longest = np.quantile(sample.input_tokens[:, None] + sample.output_tokens, _HELD, axis=0)
     for m, model in enumerate(spec.models):
         profiles, _ = _profiles(sample, m)
         reasons: list[InfeasibleError] = []
@@ -184,7 +187,7 @@ def find_sites(
             if model.pools is not None and budget.name not in model.pools:
                 continue
             try:
-                options = _options(model, facts[m], budget, limits[p])
+                options = _options(model, facts[m], budget, limits[p], longest[m])
             except InfeasibleError as error:
                 reasons.append(error)
                 continue
@@ -216,10 +219,11 @@ def find_sites(
     return Sites(at, unfit, levels)
 
 
-def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int) -> list[ReplicaOption]:
+def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, longest: float) -> list[ReplicaOption]:
+    """Shapes whose key-value cache holds the longest requests: routers do not look at lengths."""
     limits = model.parallelism
     pipeline = (limits.max_pipeline_parallel if limits is not None else None) or _PIPELINE
-    return replica_options(
+    options = replica_options(
         facts,
         budget.gpu,
         model.precision or "bf16",
@@ -228,6 +232,16 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int) -> 
         gpus_per_node=budget.gpus_per_node,
         max_gpus=min(gpus, _REPLICA_GPUS),
     )
+    roomiest = max(option.step.kv_capacity_tokens for option in options)
+    if roomiest < longest:
+        raise InfeasibleError(
+            "ModelFitsNowhere",
+            f"{facts.name}: the key-value cache of no replica of at most {min(gpus, _REPLICA_GPUS)} x "
+            f"{budget.gpu.name} holds the longest requests: {longest:.0f} tokens are needed, {roomiest:.0f} are "
+            "there; use more or larger GPUs a replica, or a lower precision",
+            shortfalls=[Shortfall("tokens in the key-value cache", longest, roomiest)],
+        )
+    return [option for option in options if option.step.kv_capacity_tokens >= longest]
 
 
 def _profiles(sample: RequestSample, model: int) -> tuple[list[LengthProfile], Floats]:

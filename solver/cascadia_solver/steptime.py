@@ -4,11 +4,13 @@ A step runs every layer once over a batch that mixes prompt chunks (prefill) wit
 each running request (decode). Its time is a sum of kernels, each of which is bound either by
 arithmetic or by memory (a roofline per kernel, not for the step as a whole):
 
-* matrix products: the slower of arithmetic on all tokens and one read of the weights. Of the
-  experts of a mixture, only those that some token was routed to are read;
+* matrix products: the slower of arithmetic on all tokens and one read of the weights, and a part of
+  the faster, since they overlap imperfectly. Of the experts of a mixture, only those that some token
+  was routed to are read;
 * attention: proportional to the positions that are attended to;
 * all-reduces and pipeline transfers: proportional to tokens;
-* a constant per step: kernel launches, collective latency, scheduler.
+* a constant per step: kernel launches, collective latency, scheduler; more of it for a step with
+  prompts, which no captured graph covers; and a little per decoding request.
 
 Everything hardware- or model-specific is folded into `StepModel`'s coefficients by `roofline`, so
 this module is plain arithmetic on floats. It imports nothing: simulated engines run it as Python,
@@ -48,6 +50,9 @@ class StepModel(NamedTuple):
         kv_capacity_tokens: Tokens that the key-value cache holds.
         max_running: Most requests in one batch.
         chunk_tokens: Most prompt tokens in one step.
+        prompt_overhead_seconds: Constant per step with prompts, on top of `overhead_seconds`.
+        request_seconds: Per decoding request: sampling, scheduling, detokenisation.
+        overlap_loss: Share of the faster of arithmetic and weight reads that the slower does not hide.
     """
 
     token_seconds: float
@@ -67,6 +72,9 @@ class StepModel(NamedTuple):
     kv_capacity_tokens: float
     max_running: float
     chunk_tokens: float
+    prompt_overhead_seconds: float = 0.0
+    request_seconds: float = 0.0
+    overlap_loss: float = 0.0
 
 
 def step_seconds(
@@ -99,9 +107,11 @@ def step_seconds(
     weights = step.weight_seconds
     if step.expert_seconds > 0.0:
         weights += step.expert_seconds * (1.0 - step.expert_miss**tokens)
-    seconds = max(compute, weights) + tokens * step.transfer_token_seconds + step.overhead_seconds
+    seconds = max(compute, weights) + step.overlap_loss * min(compute, weights)
+    seconds += tokens * step.transfer_token_seconds + step.overhead_seconds + decode_requests * step.request_seconds
 
     if prefill_tokens > 0.0:
+        seconds += step.prompt_overhead_seconds
         pairs = prefill_context_tokens * step.prefill_share
         seconds += pairs * step.prefill_pair_seconds
         seconds += min(pairs, prefill * step.window_tokens) * step.prefill_window_pair_seconds

@@ -9,7 +9,7 @@ import pytest
 from cascadia_api.plan import Plan
 from cascadia_operator.acknowledgement import TakenForGranted
 from cascadia_operator.capacity import CapacitySource
-from cascadia_operator.cluster import Object
+from cascadia_operator.cluster import ClusterError, Object
 from cascadia_operator.decide.plan_choice import PlanFailure, Trouble
 from cascadia_operator.manifests.plan_object import plan_object
 from cascadia_operator.manifests.policy import read_policy
@@ -418,6 +418,49 @@ async def test_a_stranger_of_the_same_name_is_left_alone(cluster: MemoryCluster)
     assert operator.condition("Stalled") == ("True", "NameTaken")
     assert cluster.objects["Service", "serving", "chat"]["spec"] == {"mine": True}
     assert operator.replicas() == {}
+
+
+async def test_what_a_deleted_cascade_left_is_waited_for(cluster: MemoryCluster) -> None:
+    operator = Operator(cluster, HandedOutPlans(FIRST))
+    await operator.settle()
+    for kind in ("StatefulSet", "Pod", "ConfigMap"):
+        for left in cluster.kinds(kind):
+            del cluster.objects[kind, "serving", left["metadata"]["name"]]
+    del cluster.objects["CascadeDeployment", *KEY]
+    cluster.put(cascade_document(MODELS, uid="another"))
+    operator.plans.outcomes.append(FIRST)
+    operator.restart()
+    await operator_attempt(operator, "garbage collector")
+    for (kind, namespace, name), left in list(cluster.objects.items()):
+        if (
+            kind != "CascadePlan"
+            and left["metadata"].get("ownerReferences", [{}])[0].get("uid", "another") != "another"
+        ):
+            del cluster.objects[kind, namespace, name]
+    await operator_attempt(operator, "CascadePlan")
+    for left in cluster.kinds("CascadePlan"):
+        del cluster.objects["CascadePlan", "serving", left["metadata"]["name"]]
+    await operator.settle()
+    assert operator.condition("Ready") == ("True", "Serving")
+
+
+async def operator_attempt(operator: Operator, refusal: str) -> None:
+    with pytest.raises(ClusterError, match=refusal):
+        for _ in range(3):
+            await operator.reconcile()
+
+
+async def test_services_of_a_removed_stage_go_with_its_last_replica(cluster: MemoryCluster) -> None:
+    less = plan({"small": [(1, 1, 2)], "large": [(8, 1, 1)]})
+    operator = Operator(cluster, HandedOutPlans(FIRST, less))
+    await operator.settle()
+    cluster.put(cascade_document([SMALL, LARGE]))
+    await operator.settle()
+    assert operator.condition("Ready") == ("True", "Serving")
+    assert [s["metadata"]["name"] for s in cluster.kinds("Service")] == [
+        *("chat", "chat-large-peers", "chat-large-stage", "chat-small-peers", "chat-small-stage")
+    ]
+    assert not [name for name in operator.replicas() if "-medium-" in name]
 
 
 async def test_keys_that_no_router_checks_are_refused_loudly(cluster: MemoryCluster) -> None:

@@ -32,6 +32,9 @@ STEPS = st.builds(
     kv_capacity_tokens=st.just(1e5),
     max_running=st.just(64.0),
     chunk_tokens=st.just(512.0),
+    prompt_overhead_seconds=st.floats(0.0, 1e-2),
+    request_seconds=st.floats(0.0, 1e-4),
+    overlap_loss=st.floats(0.0, 1.0),
 )
 
 

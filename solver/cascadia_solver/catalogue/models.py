@@ -18,8 +18,16 @@ from cascadia_solver.catalogue.published import MODELS
 
 __all__ = ["PRECISION_BITS", "ModelFacts", "facts_from_config", "model_facts"]
 
-# Bits of one stored weight. int4 is AWQ/GPTQ with groups of 128: a 16-bit scale and a 4-bit zero a group.
-PRECISION_BITS: dict[str, float] = {"bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "int8": 8.0, "int4": 4.0 + 20.0 / 128.0}
+# Bits of one stored weight. int4 is AWQ/GPTQ with groups of 128: a 16-bit scale and a 4-bit zero a group;
+# fp4 is NVFP4 with groups of 16 and an 8-bit scale each (MXFP4's groups of 32 are a quarter bit less).
+PRECISION_BITS: dict[str, float] = {
+    "bf16": 16.0,
+    "fp16": 16.0,
+    "fp8": 8.0,
+    "int8": 8.0,
+    "int4": 4.0 + 20.0 / 128.0,
+    "fp4": 4.5,
+}
 
 _EMBEDDING_BITS = 16.0
 """Checkpoints of every precision keep embeddings and output projection in 16 bits."""
@@ -56,6 +64,10 @@ class ModelFacts:
         window_layers: Number of windowed layers.
         extra_params: Parameters outside the text decoder (a vision tower).
         capabilities: ``tools``, ``images``, ``audio``, ``json-schema``.
+        linear_layers: Layers with linear attention: a state of fixed size instead of a cache.
+        linear_params: Parameters of one such layer's attention.
+        linear_state_bytes: Bytes of one request's state in one such layer.
+        attention_in_16_bits: Whether quantised checkpoints keep the attention in 16 bits.
     """
 
     name: str
@@ -82,6 +94,10 @@ class ModelFacts:
     window_layers: int = 0
     extra_params: int = 0
     capabilities: tuple[str, ...] = ()
+    linear_layers: int = 0
+    linear_params: int = 0
+    linear_state_bytes: int = 0
+    attention_in_16_bits: bool = False
 
     @property
     def latent_attention(self) -> bool:
@@ -105,6 +121,16 @@ class ModelFacts:
         return query + latent + expand + self.heads * self.value_dim * self.hidden
 
     @property
+    def cached_layers(self) -> int:
+        """Layers that cache keys and values, all but those with linear attention."""
+        return self.layers - self.linear_layers
+
+    @property
+    def all_attention_params(self) -> int:
+        """Parameters of all layers' attention."""
+        return self.cached_layers * self.attention_params + self.linear_layers * self.linear_params
+
+    @property
     def routed_params(self) -> int:
         """Parameters of all routed experts of all layers."""
         return self.moe_layers * self.experts * 3 * self.hidden * self.expert_intermediate
@@ -114,7 +140,7 @@ class ModelFacts:
         """Parameters of all layers that every token passes: attention, dense and shared parts, routers."""
         dense = (self.layers - self.moe_layers) * 3 * self.hidden * self.intermediate
         shared = self.moe_layers * (3 * self.hidden * self.shared_intermediate + self.hidden * self.experts)
-        return self.layers * self.attention_params + dense + shared
+        return self.all_attention_params + dense + shared
 
     @property
     def params_total(self) -> int:
@@ -134,14 +160,26 @@ class ModelFacts:
         Raises:
             InputError: If the precision is unknown.
         """
-        layers = (self.common_params + self.routed_params) * weight_bits(precision)
         vocabulary = self.embedding_params * (1 if self.tied_embeddings else 2)
-        return (layers + (vocabulary + self.extra_params) * _EMBEDDING_BITS) / 8.0
+        routed = self.routed_params * weight_bits(precision) / 8.0
+        return self.common_bytes(precision) + routed + (vocabulary + self.extra_params) * _EMBEDDING_BITS / 8.0
+
+    def common_bytes(self, precision: str) -> float:
+        """Bytes of the weights that every token passes in all layers: `common_params`.
+
+        Published four-bit floating-point checkpoints of mixtures keep the attention in 16 bits, and so
+        do those whose configuration says so.
+        """
+        bits = weight_bits(precision)
+        kept = self.attention_in_16_bits or (precision == "fp4" and self.moe_layers > 0)
+        attention_bits = _EMBEDDING_BITS if kept else bits
+        attention = self.all_attention_params
+        return (attention * attention_bits + (self.common_params - attention) * bits) / 8.0
 
     def kv_bytes_per_token(self, kv_precision: str = "bf16") -> float:
         """Bytes of key-value cache per token, over all layers, on one rank that holds all heads."""
         per_layer = self.kv_lora_rank + self.rope_dim if self.latent_attention else 2 * self.kv_heads * self.head_dim
-        return self.layers * per_layer * kv_bits(kv_precision) / 8.0
+        return self.cached_layers * per_layer * kv_bits(kv_precision) / 8.0
 
 
 def weight_bits(precision: str) -> float:
@@ -222,8 +260,9 @@ def facts_from_config(
         extra_params=_vision_params(config.get("vision_config")),
         sliding_window=window,
         window_layers=window_layers,
+        attention_in_16_bits=_keeps_attention(text),
     )
-    facts = _with_latent_attention(_with_experts(facts, fields), fields)
+    facts = _with_linear_attention(_with_latent_attention(_with_experts(facts, fields), fields), fields)
     if fields.problems:
         raise InputError(fields.problems, source=name)
     able = {"json-schema", *(capabilities or ())}
@@ -238,6 +277,10 @@ def _with_experts(facts: ModelFacts, fields: _Fields) -> ModelFacts:
         return facts
     width = fields.whole("moe_intermediate_size", default=facts.intermediate)
     shared = fields.whole("n_shared_experts", default=0, least=0) * width
+    if fields.config.get("model_type") == "llama4_text":
+        # Each mixture has one shared expert; the layers between are dense and wider.
+        shared = width
+        facts = replace(facts, intermediate=fields.whole("intermediate_size_mlp", default=facts.intermediate))
     per_token = fields.whole("num_experts_per_tok", "experts_per_token")
     if per_token > experts:
         fields.problems.append(Problem("num_experts_per_tok", f"is {per_token}, but there are {experts} experts"))
@@ -270,6 +313,30 @@ def _with_latent_attention(facts: ModelFacts, fields: _Fields) -> ModelFacts:
     )
 
 
+def _with_linear_attention(facts: ModelFacts, fields: _Fields) -> ModelFacts:
+    """Gated delta nets (Qwen 3.5, Qwen3-Next): most layers carry a state, every n-th one a cache."""
+    kinds = fields.config.get("layer_types")
+    linear = kinds[: facts.layers].count("linear_attention") if isinstance(kinds, list) else 0
+    if linear == 0:
+        return facts
+    key = fields.whole("linear_num_key_heads") * fields.whole("linear_key_head_dim")
+    value_heads = fields.whole("linear_num_value_heads")
+    value = value_heads * fields.whole("linear_value_head_dim")
+    state = value * fields.whole("linear_key_head_dim") * 4  # kept in 32 bits
+    # Queries, keys, values and an output gate in, values out, and two gates per head.
+    params = facts.hidden * (2 * key + 3 * value + 2 * value_heads)
+    return replace(facts, linear_layers=linear, linear_params=params, linear_state_bytes=state)
+
+
+def _keeps_attention(text: Mapping[str, Any]) -> bool:
+    """Whether the configuration excepts the attention from quantisation (gpt-oss, Kimi K2.5)."""
+    quantisation = text.get("quantization_config")
+    if not isinstance(quantisation, Mapping):
+        return False
+    excepted = quantisation.get("modules_to_not_convert") or quantisation.get("ignore") or []
+    return isinstance(excepted, list) and any("self_attn" in str(module) for module in excepted)
+
+
 def _ties_by_default(text: Mapping[str, Any]) -> bool:
     """Gemma ties its embeddings and does not say so; most others default to untied."""
     return str(text.get("model_type", "")).startswith("gemma")
@@ -282,6 +349,10 @@ def _moe_layers(layers: int, *, dense_first: int, every: int, dense: list[Any]) 
 
 def _window(text: Mapping[str, Any], layers: int) -> tuple[int, int]:
     """Window length and number of windowed layers; (0, 0) where all layers attend to everything."""
+    if isinstance(text.get("index_topk"), int):
+        return text["index_topk"], layers  # sparse attention: an indexer picks so many positions
+    if isinstance(text.get("attention_chunk_size"), int):
+        return text["attention_chunk_size"], layers - layers // 4  # Llama 4: every fourth layer attends to all
     window = text.get("sliding_window")
     if not isinstance(window, int) or window <= 0 or text.get("use_sliding_window") is False:
         return 0, 0

@@ -42,6 +42,8 @@ def _dense(
     }
 
 
+# Keeping the attention in 16 bits is what the checkpoint's quantization_config says.
+_ATTENTION_IN_16_BITS = {"quantization_config": {"modules_to_not_convert": ["self_attn"]}}
 _TIED = {"tie_word_embeddings": True}
 
 _LLAMA_8B = (4096, 32, 32, 8, 14336, 128256)
@@ -58,6 +60,7 @@ _DEEPSEEK_V3 = _dense(
     first_k_dense_replace=3, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64,
     v_head_dim=128,
 )  # fmt: skip
+_LLAMA4_VISION = {"hidden_size": 1408, "intermediate_size": 5632, "num_hidden_layers": 34}
 _GEMMA3_VISION = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
 
 
@@ -94,9 +97,58 @@ def _gemma3(hidden: int, layers: int, heads: int, kv_heads: int, inter: int, hea
 def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
     return _dense(
         2880, layers, 64, 8, 2880, 201088, 131072,
-        head_dim=64, num_local_experts=experts, num_experts_per_tok=4, sliding_window=128,
+        head_dim=64, num_local_experts=experts, num_experts_per_tok=4, sliding_window=128, **_ATTENTION_IN_16_BITS,
         layer_types=["sliding_attention", "full_attention"] * (layers // 2),
     )  # fmt: skip
+
+
+def _kimi_k2(context: int, **more: Any) -> dict[str, Any]:
+    return _dense(
+        7168, 61, 64, 64, 18432, 163840, context,
+        n_routed_experts=384, num_experts_per_tok=8, n_shared_experts=1, moe_intermediate_size=2048,
+        first_k_dense_replace=1, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64,
+        v_head_dim=128, **more,
+    )  # fmt: skip
+
+
+def _llama4(experts: int, every: int, context: int) -> dict[str, Any]:
+    text = _dense(
+        5120, 48, 40, 8, 8192, 202048, context,
+        model_type="llama4_text", head_dim=128, num_local_experts=experts, num_experts_per_tok=1,
+        interleave_moe_layer_step=every, intermediate_size_mlp=16384, attention_chunk_size=8192,
+    )  # fmt: skip
+    return {"text_config": text, "vision_config": _LLAMA4_VISION}
+
+
+def _recent_mixtures() -> dict[str, Published]:
+    """Mixtures of 2025 and 2026: Llama 4, Kimi K2, MiniMax M2, Qwen 3.5 and GLM 5."""
+    minimax = _dense(
+        3072, 62, 48, 8, 1536, 200064, 196608, head_dim=128, num_local_experts=256, num_experts_per_tok=8
+    )
+    qwen35 = _dense(
+        4096, 60, 32, 2, 4096, 248320, 262144,
+        head_dim=256, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=1024,
+        shared_expert_intermediate_size=1024, attn_output_gate=True,
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 15,
+        linear_num_key_heads=16, linear_key_head_dim=128, linear_num_value_heads=64, linear_value_head_dim=128,
+    )  # fmt: skip
+    glm5 = _dense(
+        6144, 78, 64, 64, 12288, 154880, 202752,
+        n_routed_experts=256, num_experts_per_tok=8, n_shared_experts=1, moe_intermediate_size=2048,
+        first_k_dense_replace=3, q_lora_rank=2048, kv_lora_rank=512, qk_nope_head_dim=192, qk_rope_head_dim=64,
+        v_head_dim=256, index_topk=2048,
+    )  # fmt: skip
+    names = {
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct": _llama4(16, 1, 10485760),
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct": _llama4(128, 2, 1048576),
+        "moonshotai/Kimi-K2-Instruct": _kimi_k2(131072),
+        "moonshotai/Kimi-K2.5": _kimi_k2(262144, **_ATTENTION_IN_16_BITS),
+        "MiniMaxAI/MiniMax-M2": minimax,
+        "MiniMaxAI/MiniMax-M2.5": minimax,
+        "Qwen/Qwen3.5-397B-A17B": qwen35,
+        "zai-org/GLM-5": glm5,
+    }
+    return {name: Published(config, _TOOLS) for name, config in names.items()}
 
 
 def _named(names: Iterable[str], config: Mapping[str, Any], capabilities: tuple[str, ...]) -> dict[str, Published]:
@@ -140,7 +192,7 @@ def _catalogue() -> dict[str, Published]:
         "235B-A22B": _qwen3_moe(4096, 94, 64, 1536),
     }
     for size, config in qwen3.items():
-        models |= _named([f"Qwen/Qwen3-{size}"], config, _TOOLS)
+        models |= _named([f"Qwen/Qwen3-{size}", f"Qwen/Qwen3-{size}-FP8"], config, _TOOLS)
 
     models |= _named(["deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3-0324"], _DEEPSEEK_V3, _TOOLS)
     models |= _named(["deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-0528"], _DEEPSEEK_V3, ())
@@ -185,6 +237,7 @@ def _catalogue() -> dict[str, Published]:
     models |= _named(["openai/gpt-oss-120b"], _gpt_oss(36, 128), _TOOLS)
     models |= _named(["HuggingFaceTB/SmolLM2-135M-Instruct"], _dense(576, 30, 9, 3, 1536, 49152, 8192, **_TIED), ())
     models |= _named(["microsoft/phi-4"], _dense(5120, 40, 40, 10, 17920, 100352, 16384), ())
+    models |= _recent_mixtures()
     return models
 
 
