@@ -88,6 +88,7 @@ class Controller:
         self._adapt = adapt
         self._settings = inputs.cascade.spec.replanning
         self._placed_at = clock.monotonic()
+        self._busy = False
         self._drifted = 0
         self._said = ""
 
@@ -104,6 +105,10 @@ class Controller:
         if plan is None:
             return
         merged = merge_reports(await self._runtime.reports(self._settings.interval_seconds))
+        if not merged.arrivals or not self._busy:
+            # No traffic is no reason to move; and a window in which it began says nothing of its rate.
+            self._busy = bool(merged.arrivals)
+            return
         first = plan.live_stages[0].name
         looks = looks_per_week(self._settings.interval_seconds)
         verdict = assess(plan.demand, merged, first_stage=first, looks_per_week=looks)

@@ -36,7 +36,8 @@ def decide(spec: CascadeDeploymentSpec, in_force: Plan, expected: Expectation, n
     """
     if (new.thresholds, _placement(new)) == (in_force.thresholds, _placement(in_force)):
         return Decision("Skipped", "the best plan for this traffic is the one in force")
-    reason = _broken(spec, expected, new) or _better(spec, in_force, expected, new)
+    broken = _broken(spec, expected, new)
+    reason = f"the plan in force would {' and '.join(broken)}" if broken else _better(spec, in_force, expected, new)
     if reason is None:
         percent = spec.replanning.min_improvement_percent
         figures = _figures(spec, in_force, expected, new)
@@ -51,25 +52,27 @@ def _placement(plan: Plan) -> list[tuple[str, str | None, list[tuple[int, int, i
     ]
 
 
-def _broken(spec: CascadeDeploymentSpec, expected: Expectation, new: Plan) -> str | None:
-    """Why the plan in force will not do any more, if so.
+def _broken(spec: CascadeDeploymentSpec, expected: Expectation, new: Plan) -> list[str]:
+    """What the plan in force would do that it must not.
 
     Its quality under the new demand is as uncertain as the new plan's: both are read off the same
-    calibration set with the same weights.
+    calibration set with the same weights. Of the latency targets, those of end-to-end latency count.
     """
+    found = []
     if expected.saturated:
-        return f"the plan in force cannot carry the load: {', '.join(expected.saturated)} would be saturated"
+        found.append(f"not carry the load of {', '.join(expected.saturated)}")
+    for target in spec.objective.targets or ():
+        figure = expected.end_to_end_ms[target.percentile]
+        if target.metric == "EndToEnd" and figure > target.milliseconds:
+            found.append(
+                f"have a p{target.percentile} of {figure / 1000:.1f} s, above {target.milliseconds / 1000:g} s"
+            )
     floor = float(spec.objective.min_quality)
     doubt = 0.0 if new.quality.lower_bound is None else new.quality.mean - new.quality.lower_bound
     if expected.quality - doubt < floor:
-        assured = f"{expected.quality - doubt:.3f} at the confidence asked for" if doubt else "no more"
-        return (
-            f"the plan in force would give a quality of {expected.quality:.3f} ({assured}), below minQuality {floor:g}"
-        )
-    for target in spec.objective.targets or ():
-        if target.metric == "EndToEnd" and target.percentile == 95 and expected.p95_ms > target.milliseconds:
-            return f"the plan in force would have a p95 of {expected.p95_ms:.0f} ms, above {target.milliseconds} ms"
-    return None
+        bound = f" (its bound {expected.quality - doubt:.3f})" if doubt else ""
+        found.append(f"have a quality of {expected.quality:.3f}{bound}, below minQuality {floor:g}")
+    return found
 
 
 def _better(spec: CascadeDeploymentSpec, in_force: Plan, expected: Expectation, new: Plan) -> str | None:
@@ -83,7 +86,8 @@ def _minimised(spec: CascadeDeploymentSpec, in_force: Plan, expected: Expectatio
     if spec.objective.minimize == "Cost":
         return in_force.cost_per_hour or 0.0, new.cost_per_hour or 0.0
     figures = {50: new.latency.p50_ms, 90: new.latency.p90_ms, 95: new.latency.p95_ms, 99: new.latency.p99_ms}
-    return expected.target_ms, figures[spec.objective.percentile]
+    percent = spec.objective.percentile
+    return expected.end_to_end_ms[percent], figures[percent]
 
 
 def _figures(spec: CascadeDeploymentSpec, in_force: Plan, expected: Expectation, new: Plan) -> str:

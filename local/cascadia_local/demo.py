@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -30,12 +31,12 @@ __all__ = ["DEMO_TIME_SCALE", "demo"]
 
 DEMO_TIME_SCALE = 8.0
 FIRST_SECONDS = 300.0
-SECOND_SECONDS = 240.0
+SECOND_SECONDS = 210.0
 """Service seconds that are measured before and after the change."""
 WARM_UP_SECONDS = 30.0
 """Service seconds for empty engines to fill, which are not measured."""
 RATE_FACTOR = 1.4
-HARDNESS = 0.15
+HARDNESS = 0.1
 """The change: requests this much more often, and this much harder (standard deviations of the difficulty model)."""
 REPLAN_DEADLINE_SECONDS = 900.0
 LONGEST_PROMPT, LONGEST_ANSWER = 14_050, 1_000
@@ -79,11 +80,13 @@ def demo(
             _introduce(session)
             plan = await session.plan(inputs)
             await session.start(plan)
-            controller = session.control(inputs)
             traffic = await session.start_traffic()
             first, second = _phases(session, plan, trace)
 
-            before = await _measure(session, traffic, first, plan, "before the change", FIRST_SECONDS)
+            controller = session.control(inputs)
+            await traffic.phase(first)
+            session.events.add("Traffic", f"{first.requests_per_second:.3g} requests a second begin")
+            stretches = [await _flow(session, plan, "before the change", FIRST_SECONDS)]
             session.events.add(
                 "Traffic",
                 f"the traffic changes: {second.requests_per_second:.3g} requests a second instead of "
@@ -92,13 +95,13 @@ def demo(
             changed_at = session.clock.now()
             await traffic.phase(second)
             move = await _wait_for_move(session, controller)
-            periods = [before]
             if move is not None:
+                await session.stop_control()  # so that what follows is measured under one plan
                 name = "after the change, new plan"
-                periods.append(await _measure(session, traffic, None, move.after, name, SECOND_SECONDS))
+                stretches.append(await _flow(session, move.after, name, SECOND_SECONDS))
             session.watcher.activity.begin("waiting for the last answers")
             await traffic.stop()
-            return _conclude(session, traffic, periods, move, changed_at)
+            return _conclude(session, traffic, stretches, move, changed_at)
 
     return run_until_interrupted(story)
 
@@ -156,20 +159,22 @@ def _phases(session: Session, plan: Plan, trace: Trace | None) -> tuple[Phase, P
     return first, second
 
 
-async def _measure(
-    session: Session, traffic: TrafficProcess, phase: Phase | None, plan: Plan, name: str, seconds: float
-) -> Period:
-    """Let traffic flow and measure it once the engines have filled."""
-    if phase is not None:
-        await traffic.phase(phase)
-        session.events.add("Traffic", f"{phase.requests_per_second:.3g} requests a second begin")
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Some time under one plan; `begun` and `ended` are scaled Unix times."""
+
+    name: str
+    plan: Plan
+    begun: float
+    ended: float
+
+
+async def _flow(session: Session, plan: Plan, name: str, seconds: float) -> Stretch:
+    """Let traffic flow for some service seconds after the engines have filled."""
     await session.sleep(WARM_UP_SECONDS, f"traffic {name}: warming up")
     begun = session.clock.now()
     await session.sleep(seconds, f"traffic {name}")
-    ended = session.clock.now()
-    # Those sent last still need their answers.
-    await session.sleep(2 * plan.latency.p99_ms / 1000, f"traffic {name}: last answers")
-    return Period(name, plan, traffic.measurements.between(begun, ended))
+    return Stretch(name, plan, begun, session.clock.now())
 
 
 async def _wait_for_move(session: Session, controller: Controller) -> Replan | None:
@@ -186,14 +191,15 @@ async def _wait_for_move(session: Session, controller: Controller) -> Replan | N
 
 
 def _conclude(
-    session: Session, traffic: TrafficProcess, periods: list[Period], move: Replan | None, changed_at: float
+    session: Session, traffic: TrafficProcess, stretches: list[Stretch], move: Replan | None, changed_at: float
 ) -> int:
     """Print what came of it; return the exit code."""
     console, measurements = session.console, traffic.measurements
+    periods = [Period(s.name, s.plan, measurements.between(s.begun, s.ended)) for s in stretches]
     parts: list[RenderableType] = []
     if move is not None:
         parts.append(_move_view(move, traffic, changed_at))
-    notes = [session.honesty(), overhead_words([p.measured for p in periods], traffic.progress, session.clock.scale)]
+    notes = [session.honesty(), overhead_words(traffic.progress, session.clock.scale)]
     parts.append(comparison_view(periods, notes))
     console.print(Group(*parts), highlight=False)
     failures = measurements.failures

@@ -21,6 +21,8 @@ from cascadia_solver.workload import RequestSample
 
 __all__ = ["expect", "write_replay"]
 
+PERCENTILES = (50, 90, 95, 99)
+
 
 def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Expectation:
     """Simulate a plan under a demand.
@@ -36,14 +38,10 @@ def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Exp
     stages = [_replicas(cascade, plan, index) for index in range(len(plan.stages))]
     times = simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, answered_by)
     seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)
-    p50, p95, target = (
-        1000 * float(np.quantile(seconds, percent / 100, method="lower"))
-        for percent in (50, 95, cascade.spec.objective.percentile)
-    )
     return Expectation(
-        p50_ms=p50,
-        p95_ms=p95,
-        target_ms=target,
+        end_to_end_ms={
+            percent: 1000 * float(np.quantile(seconds, percent / 100, method="lower")) for percent in PERCENTILES
+        },
         quality=float(sample.quality[np.arange(len(sample)), answered_by].mean()),
         reach={plan.stages[index].name: float((answered_by >= index).mean()) for index in live},
         saturated=tuple(plan.stages[index].name for index in live if times.saturated[index]),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 from dataclasses import replace
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.syntax import Syntax
 from rich.text import Text
 
 from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.plan import Plan
 from cascadia_local.abilities import abilities_of
 from cascadia_local.comparison import Period, comparison_view, overhead_words
 from cascadia_local.session import INTERRUPTED, Options, Session, open_session, run_until_interrupted
+from cascadia_local.traffic_process import TrafficProcess
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.trace import Trace
@@ -68,9 +69,10 @@ def up(
             await session.start(plan)
             session.control(inputs)
             _say_how_to_ask(session)
-            failed = await _replay(session) if trace is not None else 0
+            failed = await _replay(session, plan) if trace is not None else 0
             if trace is None or stay:
                 serving = True
+                session.watcher.traffic = None  # from here on it is others' requests that count
                 session.watcher.activity.begin("serving; Ctrl-C stops it")
                 await session.serve()
             return FAILED_REQUESTS if failed else 0
@@ -79,7 +81,7 @@ def up(
     return 0 if serving and code == INTERRUPTED else code
 
 
-async def _replay(session: Session) -> int:
+async def _replay(session: Session, plan: Plan) -> int:
     """Replay the trace, print predicted against measured; return how many requests failed."""
     traffic = await session.start_traffic()
     total = sum(1 for _ in session.requests.open("rb"))
@@ -93,30 +95,43 @@ async def _replay(session: Session) -> int:
         session.watcher.activity.begin(f"replaying the trace: {done} of {total} requests", done / max(1, total))
         await asyncio.sleep(0.2)
     await traffic.stop()
-    plan = session.runtime.plan
-    assert plan is not None
-    measured = traffic.measurements.between(begun)
+    measured = traffic.measurements
+    periods = _periods(session, traffic, plan, begun)
     notes = [
-        overhead_words([measured], traffic.progress, session.clock.scale),
         session.honesty(),
-        f"{measured.failed} of {measured.requests} requests failed.",
-        *(f"  {answer.failure}" for answer in traffic.measurements.failures[:5]),
+        overhead_words(traffic.progress, session.clock.scale),
+        f"{len(measured.answers)} requests, {len(measured.failures) or 'none'} failed.",
+        *(f"  {answer.failure}" for answer in measured.failures[:5]),
     ]
-    session.console.print(comparison_view([Period("the trace", plan, measured)], notes), highlight=False)
-    return measured.failed
+    session.console.print(comparison_view(periods, notes), highlight=False)
+    return len(measured.failures)
+
+
+def _periods(session: Session, traffic: TrafficProcess, plan: Plan, begun: float) -> list[Period]:
+    """The replay, cut where a new plan came into force; what was sent during a transition counts for neither."""
+    periods = []
+    moves = [] if session.controller is None else session.controller.replans
+    for move in moves:
+        if move.decision.verdict == "Applied":
+            periods.append(Period("the trace", plan, traffic.measurements.between(begun, move.started_at)))
+            plan, begun = move.after, move.finished_at
+    periods.append(Period("the trace", plan, traffic.measurements.between(begun)))
+    return [period for period in periods if period.measured.requests]
 
 
 def _say_how_to_ask(session: Session) -> None:
     console, endpoint, name = session.console, session.runtime.endpoint, session.cascade.metadata.name
-    message = '{"role": "user", "content": "Why is the sky blue?"}'
+    messages = '[{"role": "user", "content": "Why is the sky blue?"}]'
     console.print()
     console.print(Text.assemble((name, "bold cyan"), " is served at ", (endpoint, "bold underline")))
-    shell = f"""curl {endpoint}/chat/completions -H 'Content-Type: application/json' \\
-  -d '{{"model": "{name}", "messages": [{message}]}}'"""
+    shell = f"""curl {endpoint}/chat/completions \\
+  -H 'Content-Type: application/json' \\
+  -d '{{"model": "{name}", "messages": {messages}}}'"""
     python = f"""from openai import OpenAI
 client = OpenAI(base_url="{endpoint}", api_key="not-needed")
-answer = client.chat.completions.create(model="{name}", messages=[{message}])
+messages = {messages}
+answer = client.chat.completions.create(model="{name}", messages=messages)
 print(answer.choices[0].message.content, answer.cascadia)"""
-    for code, language in ((shell, "bash"), (python, "python")):
-        console.print(Padding(Syntax(code, language, background_color="default", word_wrap=True), (1, 2, 0, 2)))
+    for code in (shell, python):
+        console.print(Text(textwrap.indent(f"\n{code}", "  ")), soft_wrap=True)
     console.print()

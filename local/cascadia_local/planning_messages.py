@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,18 +51,15 @@ class Expectation:
     """What a plan would do under some demand.
 
     Attributes:
-        p50_ms, p95_ms: End-to-end latency; infinite where a stage is saturated.
-        target_ms: The percentile that the manifest minimises.
+        end_to_end_ms: Percentiles 50, 90, 95 and 99 of end-to-end latency; infinite for lost requests.
         quality: Mean worth of the answers.
         reach: Share of requests that get to each stage, by name.
         saturated: Stages that cannot carry their load.
     """
 
-    p50_ms: float = math.nan
-    p95_ms: float = math.nan
-    target_ms: float = math.nan
-    quality: float = math.nan
-    reach: dict[str, float] | None = None
+    end_to_end_ms: dict[int, float]
+    quality: float
+    reach: dict[str, float]
     saturated: tuple[str, ...] = ()
 
 

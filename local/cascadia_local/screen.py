@@ -55,9 +55,14 @@ async def _redraw(console: Console, snapshot: Callable[[], Snapshot]) -> None:
 
 
 async def _print_lines(console: Console, snapshot: Callable[[], Snapshot]) -> None:
+    before = ""
     while True:
         await asyncio.sleep(LINE_S)
-        console.print(line(snapshot()), markup=False, highlight=False, soft_wrap=True)
+        text = line(snapshot())
+        news = text.partition("]")[2]  # but for the time
+        if news != before:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        before = news
 
 
 def _print_event(console: Console, event: Event) -> None:

@@ -99,6 +99,7 @@ class Session:
         runtime: Runs the plan.
         watcher: Knows what is going on.
         traffic: The traffic, once started.
+        controller: Plans again, once started.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class Session:
         self.requests = directory / "requests.jsonl"
         self.traffic: TrafficProcess | None = None
         self._limit: int | None = None
+        self.controller: Controller | None = None
+        self._controlling: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._simulated = options.engine == "simulated"
         settings = SimulationSettings(
@@ -184,9 +187,16 @@ class Session:
 
     def control(self, inputs: PlanningInputs) -> Controller:
         """Start the controller: it plans again when the traffic drifts."""
-        controller = Controller(self.runtime, inputs, self.planner, self.clock, self.events, adapt=self.adapt)
-        self._background.append(asyncio.create_task(controller.run(), name="controller"))
-        return controller
+        self.controller = Controller(self.runtime, inputs, self.planner, self.clock, self.events, adapt=self.adapt)
+        self._controlling = asyncio.create_task(self.controller.run(), name="controller")
+        self._background.append(self._controlling)
+        return self.controller
+
+    async def stop_control(self) -> None:
+        """Stop the controller: the plan in force stays."""
+        if self._controlling is not None:
+            self._controlling.cancel()
+            await asyncio.gather(self._controlling, return_exceptions=True)
 
     async def start_traffic(self, *, seed: int = 0) -> TrafficProcess:
         """Start the traffic process; it sends nothing yet."""
@@ -223,9 +233,10 @@ class Session:
         if not self._simulated:
             return "Small models on this machine's CPU stand in for the plan's: its latencies are not comparable."
         pace = "" if self.clock.scale == 1 else f" Time was compressed: {self.clock.scale:g} s of service in 1 s here."
+        answers = "the rows of the calibration set" if self.options.replay else "a difficulty model"
         return (
-            "The engines are simulated with the planner's own cost model and answer by a difficulty model: this "
-            "compares queueing, batching, routing and escalation, not the cost model itself." + pace
+            f"The engines are simulated with the planner's own cost model and answer by {answers}: this compares "
+            "queueing, batching, routing and escalation, not the cost model itself." + pace
         )
 
     def check(self) -> None:

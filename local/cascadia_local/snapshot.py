@@ -61,9 +61,8 @@ class Snapshot:
         stages: Live stages, and those that still hold GPUs.
         rate, rate_planned: Requests a second: lately, and what the plan is for.
         p50, p95, p50_planned, p95_planned: End-to-end latency: lately, and predicted.
-        first_token_p95: Time to first token of streamed answers, lately.
         quality, quality_planned: Mean worth: lately, and predicted.
-        answered, failed, in_flight: Requests, since the start.
+        answered, failed, in_flight: Requests: of our own traffic since the start, of others' clients lately.
         history: p95 latency over time, oldest first.
         scores: Counts of the first stage's scores in equal bins over [0, 1], lately.
         score_threshold: The first stage's threshold.
@@ -87,7 +86,6 @@ class Snapshot:
     p95: float = math.nan
     p50_planned: float = math.nan
     p95_planned: float = math.nan
-    first_token_p95: float = math.nan
     quality: float = math.nan
     quality_planned: float = math.nan
     answered: int = 0

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.plan import Plan, PlanStage
@@ -83,11 +84,9 @@ class Watcher:
 
     def snapshot(self) -> Snapshot:
         """The run now."""
-        runtime, plan, policy = self._runtime, self._runtime.plan, self._runtime.policy
+        runtime, plan, policy = self._runtime, self._runtime.target, self._runtime.policy
         first = policy.stages[0] if policy is not None else None
-        traffic = self.traffic
-        now = measure(traffic.measurements.recent) if traffic is not None else measure(())
-        return Snapshot(
+        shown = Snapshot(
             cascade=runtime.cascade.metadata.name,
             endpoint=runtime.endpoint,
             engines=self._engines,
@@ -101,20 +100,43 @@ class Watcher:
             stages=self._stages(plan),
             rate=self._merged.requests_per_second if self._merged is not None else math.nan,
             rate_planned=plan.demand.requests_per_second if plan is not None else math.nan,
-            p50=now.seconds_p50,
-            p95=now.seconds_p95,
             p50_planned=plan.latency.p50_ms / 1000 if plan is not None else math.nan,
             p95_planned=plan.latency.p95_ms / 1000 if plan is not None else math.nan,
-            first_token_p95=now.first_token_p95,
-            quality=now.quality,
             quality_planned=plan.quality.mean if plan is not None else math.nan,
-            answered=len(traffic.measurements.answers) - len(traffic.measurements.failures) if traffic else 0,
-            failed=len(traffic.measurements.failures) if traffic else 0,
-            in_flight=traffic.progress.in_flight if traffic else 0,
             history=tuple(self._history),
             scores=self._scores(first.name) if first is not None else (),
             score_threshold=first.threshold if first is not None else None,
             events=tuple(self._events.events[-40:]),
+        )
+        return self._with_own_traffic(shown, self.traffic) if self.traffic is not None else self._with_reports(shown)
+
+    @staticmethod
+    def _with_own_traffic(shown: Snapshot, traffic: TrafficProcess) -> Snapshot:
+        """What our own client measured."""
+        now, total = measure(traffic.measurements.recent), traffic.measurements
+        return replace(
+            shown,
+            p50=now.seconds_p50,
+            p95=now.seconds_p95,
+            quality=now.quality,
+            answered=len(total.answers) - len(total.failures),
+            failed=len(total.failures),
+            in_flight=traffic.progress.in_flight,
+        )
+
+    def _with_reports(self, shown: Snapshot) -> Snapshot:
+        """What the routers measured of the last minute, for clients of others."""
+        merged = self._merged
+        if merged is None or merged.end_to_end_ms is None:
+            return shown
+        p50, p95 = (merged.end_to_end_ms.quantile(share) for share in (0.5, 0.95))
+        return replace(
+            shown,
+            p50=math.nan if p50 is None else p50 / 1000,
+            p95=math.nan if p95 is None else p95 / 1000,
+            answered=sum(merged.answered_by.values()),
+            failed=merged.failures + merged.interrupted,
+            in_flight=merged.in_flight,
         )
 
     def _scores(self, stage: str) -> tuple[int, ...]:
@@ -126,8 +148,7 @@ class Watcher:
 
     def _stages(self, plan: Plan | None) -> tuple[StageSnapshot, ...]:
         runtime, policy = self._runtime, self._runtime.policy
-        wanted = runtime.target or plan
-        planned = {stage.name: stage for stage in wanted.stages} if wanted is not None else {}
+        planned = {stage.name: stage for stage in plan.stages} if plan is not None else {}
         thresholds = {stage.name: stage.threshold for stage in policy.stages} if policy is not None else {}
         held: dict[str, list[Replica]] = {}
         for replica in runtime.replicas.values():
@@ -156,6 +177,10 @@ class Watcher:
         )
 
     def _reach(self, stage: str) -> float:
-        if self.traffic is None or not self.traffic.measurements.recent:
+        if self.traffic is not None:
+            recent = self.traffic.measurements.recent
+            return measure(recent).reach.get(stage, 0.0) if recent else math.nan
+        if self._merged is None or not self._merged.arrivals:
             return math.nan
-        return measure(self.traffic.measurements.recent).reach.get(stage, 0.0)
+        seen = self._merged.stages.get(stage)
+        return seen.requests / self._merged.arrivals if seen is not None else 0.0

@@ -20,7 +20,7 @@ from cascadia_operator.settings import Images
 from cascadia_operator.world import World
 from cascadia_solver.transition import ObservedReplica, ReplicaState, Step
 
-__all__ = ["Advance", "advance", "lay_foundation"]
+__all__ = ["Advance", "advance", "clear_leftovers", "lay_foundation"]
 
 log = logging.getLogger("cascadia.operator.advance")
 
@@ -44,6 +44,14 @@ async def lay_foundation(cluster: Cluster, world: World) -> None:
     """Apply what replicas stand on: the routers' account and the Services."""
     for manifest in foundation(world.cascade):
         await apply_if_changed(cluster, manifest, world.children.get((manifest["kind"], manifest["metadata"]["name"])))
+
+
+async def clear_leftovers(cluster: Cluster, world: World) -> None:
+    """Delete the Services of stages that the manifest no longer has, once no replica is left of them."""
+    wanted = {manifest["metadata"]["name"] for manifest in foundation(world.cascade)}
+    for kind, name in world.children:
+        if kind == "Service" and name not in wanted:
+            await cluster.delete(kind, world.key[0], name)
 
 
 async def advance(

@@ -9,7 +9,7 @@ from typing import Any
 
 from cascadia_api.errors import CascadiaError
 from cascadia_api.names import GROUP
-from cascadia_operator.cluster import Cluster, Object
+from cascadia_operator.cluster import Cluster, ClusterError, Object
 from cascadia_operator.gather import owned_by
 
 __all__ = ["APPLIED_ANNOTATION", "NameTakenError", "apply_if_changed", "contains"]
@@ -35,7 +35,7 @@ async def apply_if_changed(cluster: Cluster, manifest: Object, live: Object | No
 
     Raises:
         NameTakenError: An object of this name belongs to somebody else.
-        ClusterError: The API server failed or refused.
+        ClusterError: The API server failed or refused, or what a deleted cascade left is still there.
     """
     digest = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     metadata = manifest["metadata"]
@@ -52,12 +52,19 @@ async def apply_if_changed(cluster: Cluster, manifest: Object, live: Object | No
 async def _refuse_strangers(cluster: Cluster, manifest: Object) -> None:
     metadata = manifest["metadata"]
     stranger = await cluster.get(manifest["kind"], metadata["namespace"], metadata["name"])
-    uid = metadata["ownerReferences"][0]["uid"]
-    if stranger is not None and not owned_by(stranger, uid):
-        raise NameTakenError(
-            f"{manifest['kind']} {metadata['name']} exists and does not belong to this cascade: "
-            "delete or rename it, or rename the cascade"
+    owner = metadata["ownerReferences"][0]
+    if stranger is None or owned_by(stranger, owner["uid"]):
+        return
+    references = stranger["metadata"].get("ownerReferences") or ()
+    if any((r.get("kind"), r.get("name")) == (owner["kind"], owner["name"]) for r in references):
+        raise ClusterError(
+            f"{manifest['kind']} {metadata['name']} is of a deleted cascade of the same name: "
+            "it waits for the garbage collector"
         )
+    raise NameTakenError(
+        f"{manifest['kind']} {metadata['name']} exists and does not belong to this cascade: "
+        "delete or rename it, or rename the cascade"
+    )
 
 
 def contains(live: Any, wanted: Any) -> bool:

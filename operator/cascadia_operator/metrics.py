@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = ["CASCADE_GPUS", "PLANNING_SECONDS", "PLANS", "QUEUED", "RECONCILES", "RECONCILE_SECONDS"]
 
-RECONCILES = Counter("cascadia_operator_reconciles", "Reconciles by result: ok, retry or error.", ["result"])
+RECONCILES = Counter("cascadia_operator_reconciles", "Reconciles by result: ok or error.", ["result"])
 RECONCILE_SECONDS = Histogram(
     "cascadia_operator_reconcile_seconds",
     "Duration of one reconcile, planning not included, s.",

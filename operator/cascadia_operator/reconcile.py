@@ -15,15 +15,15 @@ from datetime import UTC, datetime
 from cascadia_api.errors import CascadiaError
 from cascadia_api.names import PLAN_KIND
 from cascadia_operator.acknowledgement import Acknowledgement
-from cascadia_operator.advance import Advance, advance, lay_foundation
+from cascadia_operator.advance import Advance, advance, clear_leftovers, lay_foundation
 from cascadia_operator.apply import NameTakenError, contains
 from cascadia_operator.capacity import CapacitySource
-from cascadia_operator.cluster import AlreadyExistsError, Cluster, ForbiddenError, Object, RefusedError
+from cascadia_operator.cluster import AlreadyExistsError, Cluster, ClusterError, ForbiddenError, Object, RefusedError
 from cascadia_operator.decide.plan_choice import Choice, Trouble, choose_plan
 from cascadia_operator.decide.progress import progress_of
 from cascadia_operator.decide.pruning import plans_to_prune
 from cascadia_operator.decide.steps import step_towards
-from cascadia_operator.gather import InvalidCascadeError, gather
+from cascadia_operator.gather import InvalidCascadeError, gather, owned_by
 from cascadia_operator.manifests.plan_object import INPUTS_ANNOTATION, plan_object
 from cascadia_operator.metrics import CASCADE_GPUS
 from cascadia_operator.planning import Planner
@@ -37,6 +37,8 @@ __all__ = ["Reconciler"]
 
 log = logging.getLogger("cascadia.operator.reconcile")
 
+_AFTER_POLICY_SECONDS = 0.1
+"""After a new policy, which is not watched: short, and yet no race with somebody who keeps changing it."""
 _ACKNOWLEDGEMENT_SECONDS = 1.0
 """Between looks at a transition that waits for routers: what they enforce raises no event, unlike all else."""
 
@@ -109,10 +111,15 @@ class Reconciler:
         try:
             await self._cluster.create(manifest)
         except AlreadyExistsError:
-            # The same plan follows from these inputs too.
-            name = manifest["metadata"]["name"]
-            await self._cluster.annotate(PLAN_KIND, world.key[0], name, {INPUTS_ANNOTATION: world.inputs})
+            await self._adopt_plan(world, manifest["metadata"]["name"])
         return True
+
+    async def _adopt_plan(self, world: World, name: str) -> None:
+        """Note on a plan that exists that it follows from the present inputs too."""
+        existing = await self._cluster.get(PLAN_KIND, world.key[0], name)
+        if existing is None or not owned_by(existing, world.cascade.metadata.uid or ""):
+            raise ClusterError(f"CascadePlan {name} is of a deleted cascade of the same name: it is waited for")
+        await self._cluster.annotate(PLAN_KIND, world.key[0], name, {INPUTS_ANNOTATION: world.inputs})
 
     async def _act(self, world: World, choice: Choice) -> Findings:
         """Decide the next step and carry it out, unless the cascade is paused."""
@@ -126,6 +133,8 @@ class Reconciler:
                     advanced = await advance(
                         self._cluster, self._acknowledgement, self._images, world, step, policy_plan, observed
                     )
+                if step is not None and step.done:
+                    await clear_leftovers(self._cluster, world)
                 for stored in plans_to_prune(world, choice.stored):
                     await self._cluster.delete(PLAN_KIND, world.key[0], stored.name)
             except NameTakenError as error:
@@ -170,7 +179,7 @@ def _document(world: World) -> Object:
 
 def _look_again(findings: Findings) -> float | None:
     if findings.advance is not None and findings.advance.policy_changed:
-        return 0.0
+        return _AFTER_POLICY_SECONDS
     if findings.advance is not None and findings.advance.lacking:
         return _ACKNOWLEDGEMENT_SECONDS
     if findings.progress is None or findings.progress.trouble is not None:

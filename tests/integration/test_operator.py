@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 import random
+import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,13 +20,18 @@ from kubernetes import client
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.names import CASCADE_LABEL, GROUP, PLAN_PLURAL, PLURAL, REPLICA_LABEL, STAGE_LABEL, VERSION
-from cascadia_api.plan import CascadePlan
+from cascadia_api.plan import CascadePlan, Plan
+from cascadia_operator import acknowledgement
+from cascadia_operator.acknowledgement import HttpAcknowledgement
 from cascadia_operator.manifests.operator_rbac import operator_rules
 from cascadia_operator.manifests.plan_object import plan_object
 from cascadia_operator.manifests.rendering import rendered
+from cascadia_operator.manifests.router_config import LEADER_ANNOTATION, PEER_SECRET_KEY
 from cascadia_operator.settings import Images
 from tests.integration.conftest import GpuNodes
 from tests.support.control_plane import ControlPlane, crash, recover, wait_for
+from tests.support.control_plane.ports import free_ports
+from tests.support.control_plane.processes import ServerProcess, stop_all
 from tests.support.operator_cases import LARGE, SMALL, cascade, cascade_document, plan
 from tests.support.operator_process import OperatorUnderTest
 
@@ -92,6 +102,12 @@ class Cascades:
 
     def plans(self) -> list[dict[str, Any]]:
         return self._custom.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLAN_PLURAL)["items"]
+
+    def store_plan(self, name: str, made: Plan) -> None:
+        """Store a plan as somebody would who has it in Git: owned by nobody, without labels."""
+        document = plan_object(cascade(cascade_document([SMALL, LARGE])), made, inputs="", trigger="Manual")
+        body = document | {"metadata": {"name": name, "namespace": self.namespace}}
+        self._custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLAN_PLURAL, body)
 
     def plan_in_force(self, name: str) -> dict[str, Any]:
         in_force = self.get(name)["status"]["plan"]["name"]
@@ -262,19 +278,22 @@ def test_killed_at_ten_moments_it_ends_where_it_would_have_ended(
         lambda: cascades.condition("chat", "Planned"),
         cascades.plans,
         lambda: cascades.replicas("chat"),
-        lambda: len(cascades.replicas("chat")) >= 3,
+        lambda: cascades.pods("chat"),
         lambda: cascades.condition("chat", "Transitioning").get("reason") == "Done",
     ]
     for moment in first:
         _kill_soon_after(moment, cascades, operator, jitter)
     before = set(cascades.replicas("chat"))
-    chat["spec"]["objective"]["minQuality"] = "0.80"
+    # A plan that shares some replicas at most, and needs the GPUs of others.
+    other = plan({"small": [(1, 1, 3)], "medium": [(2, 1, 2), (8, 1, 1)], "large": [(8, 1, 2)]})
+    cascades.store_plan("reviewed", other)
+    chat["spec"]["planRef"] = {"name": "reviewed"}
     cascades.apply(chat)
     second: list[Callable[[], Any]] = [
-        lambda: len(cascades.plans()) == 2,
-        lambda: cascades.plan_in_force("chat")["spec"]["trigger"] == "SpecChanged",
-        lambda: before - set(cascades.replicas("chat")),
+        lambda: cascades.plan_in_force("chat")["metadata"]["name"] == "reviewed",
         lambda: set(cascades.replicas("chat")) - before,
+        lambda: len(set(cascades.replicas("chat")) - before) >= 4,
+        lambda: before - set(cascades.replicas("chat")),
     ]
     for moment in second:
         _kill_soon_after(moment, cascades, operator, jitter)
@@ -318,17 +337,10 @@ def test_a_crash_and_its_end(
     assert {n: s.metadata.uid for n, s in cascades.replicas("pair").items()} == before
 
 
-def test_a_pinned_plan_over_several_nodes(
-    gpu_nodes: GpuNodes, cascades: Cascades, operator: OperatorUnderTest, api_client: client.ApiClient
-) -> None:
+def test_a_pinned_plan_over_several_nodes(gpu_nodes: GpuNodes, cascades: Cascades, operator: OperatorUnderTest) -> None:
     gpu_nodes.add("gpu-2")
     document = cascade_document([SMALL, LARGE], planRef={"name": "reviewed"}, uid=None)
-    made = plan({"small": [(1, 1, 1)], "large": [(8, 2, 1)]})
-    reviewed = plan_object(cascade(document), made, inputs="", trigger="Manual")
-    reviewed["metadata"] = {"name": "reviewed", "namespace": cascades.namespace}
-    client.CustomObjectsApi(api_client).create_namespaced_custom_object(
-        GROUP, VERSION, cascades.namespace, PLAN_PLURAL, reviewed
-    )
+    cascades.store_plan("reviewed", plan({"small": [(1, 1, 1)], "large": [(8, 2, 1)]}))
     operator.start()
     cascades.apply(document)
     status = cascades.wait_ready("chat")["status"]
@@ -342,6 +354,56 @@ def test_a_pinned_plan_over_several_nodes(
     cascades.wait("the leaders to be called", lambda: cascades.endpoints_of("chat") == 2)
     assert cascades.endpoints_of("chat-large-stage") == 1
     assert cascades.endpoints_of("chat-large-peers") == 2
+
+
+def test_a_router_takes_the_policy_with_the_rights_that_it_is_given(
+    gpu_nodes: GpuNodes,
+    cascades: Cascades,
+    operator: OperatorUnderTest,
+    api_client: client.ApiClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The configuration, account, Role and policy that the operator makes, in the hands of a real router."""
+    operator.start()
+    cascades.apply(example("pair.yaml"))
+    cascades.wait_ready("pair")
+    pod = next(pod for pod in cascades.pods("pair") if pod.metadata.labels[STAGE_LABEL] == "small")
+    core: Any = client.CoreV1Api(api_client)
+    token = core.create_namespaced_service_account_token("pair-router", cascades.namespace, {"spec": {}}).status.token
+    secret = core.read_namespaced_secret("pair-peers", cascades.namespace).data[PEER_SECRET_KEY]
+    files = {"token": token, "peers": base64.b64decode(secret).decode()}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    client_port, peers_port, admin_port = free_ports(3)
+    changes = {
+        "client": f"127.0.0.1:{client_port}",
+        "peers": f"127.0.0.1:{peers_port}",
+        "admin": f"127.0.0.1:{admin_port}",
+        "policyFile": str(tmp_path / "policy.json"),
+        "peerSecretFile": str(tmp_path / "peers"),
+    }
+    config = tmp_path / "router.json"
+    config.write_text(json.dumps(json.loads(pod.metadata.annotations[LEADER_ANNOTATION]) | changes))
+    environment = {
+        "CASCADIA_API_SERVER": api_client.configuration.host,
+        "CASCADIA_API_TOKEN_FILE": str(tmp_path / "token"),
+        "CASCADIA_API_CA_FILE": str(api_client.configuration.ssl_ca_cert),
+    }
+    command = [sys.executable, "-m", "cascadia_router", "--config", str(config)]
+    router = ServerProcess("router", command, tmp_path / "router.log", environment)
+    monkeypatch.setattr(acknowledgement, "ADMIN_PORT", admin_port)
+    revision = int(cascades.get("pair")["status"]["plan"]["policyRevision"])
+    leader = {"metadata": {"name": pod.metadata.name, "uid": pod.metadata.uid}, "status": {"podIP": "127.0.0.1"}}
+
+    def acknowledged() -> bool:
+        router.check()
+        return not asyncio.run(HttpAcknowledgement().lacking(revision, [leader]))
+
+    try:
+        wait_for("the router to take the policy", acknowledged, timeout_s=WAIT_S, seen=router.last_lines)
+    finally:
+        stop_all([router], timeout_s=10)
 
 
 def test_it_needs_no_more_rights_than_it_says(
@@ -388,7 +450,7 @@ def test_infeasible_is_stalled_with_numbers_until_it_is_not(
     cascades.apply(pair)
     stalled = cascades.wait_stalled("pair")
     assert stalled["reason"] == "InsufficientGPUs"
-    assert "GPUs of pool h100: needs 4, has 2" in stalled["message"]
+    assert re.search(r"GPUs of pool h100: needs \d+, has 2", stalled["message"])
     assert cascades.condition("pair", "Planned")["status"] == "False"
     no_nodes.add("gpu-0")
     before = cascades.wait_ready("pair")["status"]["plan"]["id"]
@@ -397,7 +459,7 @@ def test_infeasible_is_stalled_with_numbers_until_it_is_not(
     cascades.apply(pair)
     stalled = cascades.wait_stalled("pair")
     assert stalled["reason"] == "QualityOutOfReach"
-    assert "needs 0.99" in stalled["message"]
+    assert re.search(r"needs 0\.99, has 0\.\d+", stalled["message"])
     found = cascades.get("pair")["status"]
     assert found["plan"]["id"] == before
     assert len(cascades.replicas("pair")) == sum(s["desired"] for s in found["stages"])

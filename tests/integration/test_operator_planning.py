@@ -1,6 +1,7 @@
 """The planning process: real plans, a deadline that holds, and no process left behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ async def test_plans_and_failures_come_back_as_plain_data(pool: PlanningPool) ->
     assert infeasible.failure is not None
     assert infeasible.failure.final
     assert infeasible.failure.trouble.reason == "InsufficientGPUs"
-    assert "needs 4, has 2" in infeasible.failure.trouble.message
+    assert re.search(r"needs \d+, has 2", infeasible.failure.trouble.message)
 
     useless = await pool.run(job(8, calibration=('{"id": 1}', "not json")))
     assert useless.failure is not None

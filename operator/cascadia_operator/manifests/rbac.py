@@ -13,7 +13,7 @@ __all__ = ["rbac"]
 def rbac(cascade: CascadeDeployment) -> list[dict[str, Any]]:
     """Build the ServiceAccount, Role and RoleBinding of the routers.
 
-    Where the manifest names an account of its own, that one is bound and none is made.
+    Where the manifest names an account of its own, both are bound: pods that run keep the one that they have.
     """
     name = router_account_name(cascade.metadata.name)
     template = cascade.spec.pod_template
@@ -38,15 +38,10 @@ def rbac(cascade: CascadeDeployment) -> list[dict[str, Any]]:
         "metadata": child_metadata(cascade, name),
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
         "subjects": [
-            {
-                "kind": "ServiceAccount",
-                "name": chosen or name,
-                "namespace": cascade.metadata.namespace or "default",
-            }
+            {"kind": "ServiceAccount", "name": account, "namespace": cascade.metadata.namespace or "default"}
+            for account in dict.fromkeys([name, chosen or name])
         ],
     }
-    if chosen:
-        return [role, binding]
     account = {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
