@@ -120,7 +120,9 @@ def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in keys}
 
 
-def _crd(kind: str, plural: str, short: str, schema: dict[str, Any], columns: list[dict[str, Any]]) -> dict[str, Any]:
+def _crd(
+    kind: str, plural: str, short: list[str], schema: dict[str, Any], columns: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -132,7 +134,7 @@ def _crd(kind: str, plural: str, short: str, schema: dict[str, Any], columns: li
                 "listKind": f"{kind}List",
                 "plural": plural,
                 "singular": kind.lower(),
-                "shortNames": [short],
+                "shortNames": short,
                 "categories": ["cascadia"],
             },
             "scope": "Namespaced",
@@ -192,7 +194,7 @@ def cascade_deployment_crd() -> dict[str, Any]:
         _column("Age", ".metadata.creationTimestamp", kind="date"),
     ]
     schema = _root(CascadeDeployment, structural_schema(CascadeDeploymentSpec), structural_schema(CascadeStatus))
-    return _crd(names.KIND, names.PLURAL, "cascade", schema, columns)
+    return _crd(names.KIND, names.PLURAL, ["cascade", "cascades"], schema, columns)
 
 
 def cascade_plan_crd() -> dict[str, Any]:
@@ -206,7 +208,7 @@ def cascade_plan_crd() -> dict[str, Any]:
         _column("Age", ".metadata.creationTimestamp", kind="date"),
     ]
     schema = _root(CascadePlan, structural_schema(CascadePlanSpec), structural_schema(CascadePlanStatus))
-    return _crd(names.PLAN_KIND, names.PLAN_PLURAL, "cascadeplan", schema, columns)
+    return _crd(names.PLAN_KIND, names.PLAN_PLURAL, ["cplan", "cplans"], schema, columns)
 
 
 def crds() -> dict[str, dict[str, Any]]:

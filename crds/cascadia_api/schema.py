@@ -83,7 +83,9 @@ def _figure(value: object) -> object:
 
 
 def _figure_out(value: float, info: Any) -> float | str:
-    return format(value, ".6g") if info.context and info.context.get("kubernetes") else value
+    if not (info.context and info.context.get("kubernetes")):
+        return value
+    return repr(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
 Figure = Annotated[
@@ -92,4 +94,4 @@ Figure = Annotated[
     PlainSerializer(_figure_out, when_used="always"),
 ]
 """A number of a plan: a JSON number in files and on the command line, a decimal string in Kubernetes objects
-(serialise with ``context={"kubernetes": True}``)."""
+(serialise with ``context={"kubernetes": True}``) with all its digits: a threshold is some answer's very score."""

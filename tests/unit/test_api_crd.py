@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cascadia_api.crd import as_yaml, cascade_deployment_crd, crds
+from cascadia_api.plan import Plan
+from tests.support.plans import example_plan
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -82,3 +84,12 @@ def test_rules_reach_the_schema() -> None:
     assert any("an option that the operator owns" in message for message in messages)
     root = _schema(cascade_deployment_crd())["x-kubernetes-validations"]
     assert "metadata.name must have at most 24 characters" in root[0]["message"]
+
+
+@pytest.mark.parametrize("number", [0.1 + 0.2, 1e-7, 0.6876512345678901, 3.0, 81, 1e22])
+def test_figures_keep_every_digit_in_kubernetes(number: float) -> None:
+    plan = example_plan(costPerHour=number)
+    stored = plan.for_kubernetes()
+    assert isinstance(stored["costPerHour"], str)
+    assert Plan.model_validate(stored) == plan
+    assert plan.for_json()["costPerHour"] == number
