@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Literal, TypeAlias
 
 from cascadia_api.plan import Plan, PlanStage
 from cascadia_solver.replicas import DesiredReplica, ObservedReplica, ReplicaState, held_by_group, left_in_group
 
-__all__ = ["Drains", "Room", "Strategy"]
+__all__ = ["Drains", "Room", "Strategy", "highest_strain"]
 
 Strategy: TypeAlias = Literal["InPlace", "MakeBeforeBreak", "Recreate"]
 
@@ -166,13 +167,33 @@ class Drains:
             self._in_group[replica.pool, replica.node_group] += sign * replica.gpus
 
 
+def highest_strain(plan: Plan, ready_gpus: Mapping[str, int], requests_per_second: float) -> float:
+    """GPUs that a plan's stages need at a rate, relative to those that are ready: the worst stage's.
+
+    Above 1 that stage's queue grows; infinite where a live stage has no ready replica.
+    """
+    load = requests_per_second * _load_per_request(plan)
+    return max(
+        (
+            load * stage.gpus / ready_gpus[stage.name] if ready_gpus.get(stage.name) else inf
+            for stage in plan.live_stages
+        ),
+        default=inf,
+    )
+
+
 def _load(plan: Plan) -> float:
-    """Share of each stage's GPUs that a plan's demand needs, from the rate that they would carry.
+    """Share of each stage's GPUs that a plan's demand needs."""
+    return min(1.0, plan.demand.requests_per_second * _load_per_request(plan))
+
+
+def _load_per_request(plan: Plan) -> float:
+    """Share of each stage's GPUs that one request a second needs, from the rate that they would carry.
 
     The plan's `utilization` does not say: an engine that is never idle may still take many more requests
     into its batch.
     """
     step = next((step for step in plan.ladder if step.thresholds == plan.thresholds), None)
     if step is None or not step.max_requests_per_second > 0:
-        return _ASSUMED_LOAD
-    return min(1.0, plan.demand.requests_per_second / step.max_requests_per_second / _STABLE)
+        return _ASSUMED_LOAD / max(plan.demand.requests_per_second, 1e-9)
+    return 1 / (step.max_requests_per_second * _STABLE)

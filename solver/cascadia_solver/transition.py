@@ -11,8 +11,9 @@ What holds at every step:
 * The GPUs of a pool that are held or being given are never more than its capacity.
 * A replica leaves the policy first (`Step.drain`) and is deleted (`Step.delete`) only once no router
   lists it any more. Deleting lets the requests it still holds finish.
-* Thresholds move first: the new plan's are in force from the first step, unless it has a stage that
-  nobody can answer for yet; then the old ones stay until the first replica of that stage is ready.
+* Thresholds move first: the new plan's are in force from the first step, unless they ask a stage for
+  more than its ready replicas carry while the old ones do not, or need a stage that nobody serves yet;
+  then the old ones stay until enough of the new replicas are ready.
 * A stage is not taken below what its load needs while GPUs can be freed elsewhere; then not to zero
   while anything is still starting or leaving; and the last stage goes to zero last of all.
 """
@@ -22,9 +23,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from cascadia_api.plan import Plan, PlanStage
-from cascadia_solver.draining import Drains, Room, Strategy
+from cascadia_solver.draining import Drains, Room, Strategy, highest_strain
 from cascadia_solver.replicas import (
     DesiredReplica,
     Kind,
@@ -99,9 +101,11 @@ def next_step(
     leaving = [r for r in unwanted if not (r.state is ReplicaState.Ready and r.routed)]
     candidates = [r for r in unwanted if r.state is ReplicaState.Ready and r.routed]
     serving = [r for r in kept if r.state is ReplicaState.Ready] + candidates
-    policy_plan = _policy_plan(plan, current_plan, {r.stage for r in serving})
-    stages = {stage.name: stage for stage in policy_plan.live_stages}
     starting = [r for r in kept if r.state is ReplicaState.Starting]
+    policy_plan = plan
+    if current_plan is not None and current_plan.plan_id != plan.plan_id:
+        policy_plan = _policy_plan(plan, current_plan, serving, to_come=bool(missing or starting))
+    stages = {stage.name: stage for stage in policy_plan.live_stages}
 
     room = Room(capacity, observed, leaving)
     ordered = _starts_in_order(missing, plan, {r.stage for r in [*serving, *starting]})
@@ -177,16 +181,26 @@ def _match(
     return list(staying.values()), unwanted, missing
 
 
-def _policy_plan(plan: Plan, current: Plan | None, served: set[str]) -> Plan:
-    """The plan whose thresholds are in force: the new one as soon as its new stages can answer."""
-    if current is None or current.plan_id == plan.plan_id:
-        return plan
+def _policy_plan(plan: Plan, current: Plan, serving: Sequence[ObservedReplica], *, to_come: bool) -> Plan:
+    """The plan whose thresholds are in force: the new one, unless what serves now bears the old one better.
+
+    Thresholds that ask less of the stages that serve are a relief at once; thresholds that send a stage
+    more than its ready replicas carry wait for the replicas that the new plan gives it.
+    """
+    served = {replica.stage for replica in serving}
     before = {stage.name for stage in current.live_stages}
     known = {stage.name for stage in plan.stages}
-    new = {stage.name for stage in plan.live_stages} - before
-    if new <= served or not before <= known or not before & served:
+    if not before <= known or not before & served:
         return plan
-    return current
+    if not {stage.name for stage in plan.live_stages} - before <= served:
+        return current
+    ready = Counter[str]()
+    for replica in serving:
+        ready[replica.stage] += replica.gpus
+    rate = plan.demand.requests_per_second
+    strain = highest_strain(plan, ready, rate)
+    bearable = max(1.0, highest_strain(current, ready, rate))
+    return current if to_come and isfinite(strain) and strain > bearable else plan
 
 
 def _starts_in_order(missing: Sequence[DesiredReplica], plan: Plan, manned: set[str]) -> list[DesiredReplica]:

@@ -295,9 +295,35 @@ def test_old_thresholds_stay_until_a_new_stage_can_answer() -> None:
     assert steps[switch].routed[4].startswith("medium")
 
 
+def ready(name: str, stage: str, tensor_parallel: int, *, routed: bool = True) -> ObservedReplica:
+    return ObservedReplica(name, stage, "h100", tensor_parallel, 1, ReplicaState.Ready, None, routed)
+
+
+def test_thresholds_that_ask_more_than_is_ready_wait_for_the_new_replicas() -> None:
+    old = plan_of(A, load=0.8, small=[(1, 1, 1)], medium=[(8, 1, 1)], large=[(8, 1, 1)])
+    new = plan_of(B, load=0.8, medium=[(8, 1, 2)], large=[(8, 1, 1)])
+    running = [ready("small-0", "small", 1), ready("medium-1", "medium", 8), ready("large-2", "large", 8)]
+    first = next_step(new, running, capacity={"h100": 32}, strategy="InPlace", current_plan=old)
+    assert (first.policy_plan_id, first.stages) == (A, ("small", "medium", "large"))
+    assert [r.stage for r in first.start] == ["medium"]
+    assert first.drain == ()
+    loaded = [*running, ready("medium-3", "medium", 8, routed=False)]
+    then = next_step(new, loaded, capacity={"h100": 32}, strategy="InPlace", current_plan=old)
+    assert (then.policy_plan_id, then.stages, then.drain) == (B, ("medium", "large"), ("small-0",))
+
+
+def test_thresholds_that_relieve_move_at_once_though_more_is_to_come() -> None:
+    old = plan_of(A, load=0.8, medium=[(8, 1, 1)], large=[(8, 1, 1)])
+    new = plan_of(B, load=0.4, medium=[(8, 1, 1)], large=[(8, 1, 2)])
+    running = [ready("medium-1", "medium", 8), ready("large-2", "large", 8)]
+    step = next_step(new, running, capacity={"h100": 32}, strategy="InPlace", current_plan=old)
+    assert step.policy_plan_id == B
+    assert [r.stage for r in step.start] == ["large"]
+
+
 def test_a_dropped_stage_leaves_the_policy_first_and_frees_its_gpus_later() -> None:
     old = plan_of(A, small=[(1, 1, 4)], medium=[(4, 1, 1)], large=[(8, 1, 1)])
-    new = plan_of(B, small=[(1, 1, 8)], large=[(8, 1, 1)])
+    new = plan_of(B, load=0.4, small=[(1, 1, 8)], large=[(8, 1, 1)])
     world = World({"h100": 16})
     world.settle(old)
     step = next_step(new, list(world.replicas.values()), capacity={"h100": 16}, strategy="InPlace", current_plan=old)

@@ -1,0 +1,1 @@
+"""`cascadia calibrate`: every stage answers every prompt; each answer is scored, judged and written down."""
