@@ -6,8 +6,20 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 __all__ = ["app"]
+
+
+class RunByDefault(TyperGroup):
+    """A group whose command ``run`` is meant where none is named: ``cascadia calibrate FILE --prompts F``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Put ``run`` before arguments that begin with neither a command nor a request for help."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="cascadia",
@@ -16,7 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-calibrate = typer.Typer(help="Make calibration sets: requests that every model has answered, scored and judged.")
+calibrate = typer.Typer(
+    cls=RunByDefault,
+    help="Make calibration sets: requests that every model has answered, scored and judged. "
+    "`cascadia calibrate FILE --prompts F` is short for `cascadia calibrate run FILE --prompts F`.",
+)
 app.add_typer(calibrate, name="calibrate")
 
 
@@ -52,6 +68,14 @@ class Dataset(StrEnum):
     wildbench = "wildbench"
 
 
+class JudgeKind(StrEnum):
+    """What judges answers."""
+
+    reference = "Reference"
+    endpoint = "Endpoint"
+    agreement = "AgreementWithLargest"
+
+
 class EngineKind(StrEnum):
     """What answers requests in embedded mode."""
 
@@ -61,7 +85,8 @@ class EngineKind(StrEnum):
 
 Manifest = Annotated[str, typer.Argument(metavar="FILE", help="Manifest with a CascadeDeployment; - reads stdin.")]
 Calibration = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Calibration set (JSONL); else the manifest's ConfigMap.")
+    str | None,
+    typer.Option(metavar="FILE", help="Calibration set (.jsonl, .csv, .parquet); else the manifest's ConfigMap."),
 ]
 Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
 Trace = Annotated[
@@ -297,6 +322,60 @@ def demo(
         keep=keep,
     )
     raise typer.Exit(code)
+
+
+@calibrate.command("run")
+def make_set(
+    file: Manifest,
+    prompts: Annotated[str, typer.Option(metavar="F.jsonl", help="Prompts, one JSON object a line.")],
+    target: Annotated[str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Set to write, or to go on with.")],
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="The running cascade: its stages are asked one by one; or")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=URL[#MODEL]", help="a stage's own endpoint; once a stage.")
+    ] = None,
+    judge: Annotated[JudgeKind, typer.Option(help="What says how good an answer is.")] = JudgeKind.reference,
+    judge_endpoint: Annotated[str | None, typer.Option(metavar="URL", help="For --judge Endpoint.")] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="M", help="For --judge Endpoint.")] = None,
+    judge_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What the judge is asked, in place of Cascadia's words.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Prompts at once.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take only the first N prompts.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one answer.")] = 600.0,
+    attempts: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Times to try each request.")] = 4,
+    output: Annotated[ResultFormat, typer.Option("--format", help="How to print the summary.")] = ResultFormat.table,
+) -> None:
+    """Make a calibration set: ask every stage every prompt, score and judge the answers. Goes on after a break.
+
+    API keys come from CASCADIA_API_KEY (stages) and CASCADIA_JUDGE_API_KEY. See docs/calibration.md.
+
+    Examples:
+        cascadia calibrate chat.yaml --prompts q.jsonl -o chat-calibration.jsonl
+            --endpoint http://127.0.0.1:8080/v1
+        cascadia calibrate chat.yaml --prompts q.jsonl -o set.jsonl
+            --stage small=http://node1:30000 --stage large=http://node2:30000
+            --judge Endpoint --judge-endpoint https://judge.example/v1 --judge-model J
+    """
+    from cascadia_cli.calibrating.command import Settings, calibrate
+
+    settings = Settings(
+        prompts=prompts,
+        target=target,
+        endpoint=endpoint,
+        stages=stage or [],
+        judge=judge.value,
+        judge_endpoint=judge_endpoint,
+        judge_model=judge_model,
+        judge_template=judge_template,
+        concurrency=concurrency,
+        limit=limit,
+        timeout_s=timeout,
+        attempts=attempts,
+        as_json=output is ResultFormat.json,
+    )
+    raise typer.Exit(calibrate(file, settings))
 
 
 @calibrate.command("import")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from msgspec.structs import replace
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -18,6 +19,7 @@ from cascadia_local.abilities import abilities_of
 from cascadia_local.comparison import Period, comparison_view, overhead_words
 from cascadia_local.controller import Controller, Replan
 from cascadia_local.demo_calibration import EXAMPLE_ABILITIES
+from cascadia_local.measurements import measure
 from cascadia_local.plan_words import shapes_words
 from cascadia_local.session import Options, Session, open_session, run_until_interrupted
 from cascadia_local.simulated_engine.calibration import LengthDistribution
@@ -39,6 +41,8 @@ RATE_FACTOR = 1.4
 HARDNESS = 0.1
 """The change: requests this much more often, and this much harder (standard deviations of the difficulty model)."""
 REPLAN_DEADLINE_SECONDS = 900.0
+REAL_REQUESTS_PER_SECOND, REAL_SECONDS = 0.5, 60.0
+"""What small models on a CPU can take."""
 LONGEST_PROMPT, LONGEST_ANSWER = 14_050, 1_000
 """The longest in Azure's conversation trace."""
 FAILED = 1
@@ -80,46 +84,65 @@ def demo(
             _introduce(session)
             plan = await session.plan(inputs)
             await session.start(plan)
-            traffic = await session.start_traffic()
-            first, second = _phases(session, plan, trace)
-
-            controller = session.control(inputs)
-            await traffic.phase(first)
-            session.events.add("Traffic", f"{first.requests_per_second:.3g} requests a second begin")
-            stretches = [await _flow(session, plan, "before the change", FIRST_SECONDS)]
-            session.events.add(
-                "Traffic",
-                f"the traffic changes: {second.requests_per_second:.3g} requests a second instead of "
-                f"{first.requests_per_second:.3g}, and harder ones",
-            )
-            changed_at = session.clock.now()
-            await traffic.phase(second)
-            move = await _wait_for_move(session, controller)
-            if move is not None:
-                await session.stop_control()  # so that what follows is measured under one plan
-                name = "after the change, new plan"
-                stretches.append(await _flow(session, move.after, name, SECOND_SECONDS))
-            session.watcher.activity.begin("waiting for the last answers")
-            await traffic.stop()
-            return _conclude(session, traffic, stretches, move, changed_at)
+            if settings.engine == "simulated":
+                return await _change_of_traffic(session, inputs, plan, trace)
+            return await _real_models(session, plan, trace)
 
     return run_until_interrupted(story)
+
+
+async def _change_of_traffic(session: Session, inputs: PlanningInputs, plan: Plan, trace: Trace | None) -> int:
+    """Traffic as planned, then harder and more of it: drift, a new plan, a transition."""
+    traffic = await session.start_traffic()
+    first, second = _phases(session, plan, trace)
+    controller = session.control(inputs)
+    await traffic.phase(first)
+    session.events.add("Traffic", f"{first.requests_per_second:.3g} requests a second begin")
+    stretches = [await _flow(session, plan, "before the change", FIRST_SECONDS)]
+    session.events.add(
+        "Traffic",
+        f"the traffic changes: {second.requests_per_second:.3g} requests a second instead of "
+        f"{first.requests_per_second:.3g}, and harder ones",
+    )
+    changed_at = session.clock.now()
+    await traffic.phase(second)
+    move = await _wait_for_move(session, controller, changed_at)
+    if move is not None:
+        await session.stop_control()  # so that what follows is measured under one plan
+        stretches.append(await _flow(session, move.after, "after the change, new plan", SECOND_SECONDS))
+    session.watcher.activity.begin("waiting for the last answers")
+    await traffic.stop()
+    return _conclude(session, traffic, stretches, move, changed_at)
+
+
+async def _real_models(session: Session, plan: Plan, trace: Trace | None) -> int:
+    """A few requests to small models that really answer: this shows scores and escalation, not performance."""
+    traffic = await session.start_traffic()
+    first, _ = _phases(session, plan, trace)
+    await traffic.phase(replace(first, requests_per_second=REAL_REQUESTS_PER_SECOND))
+    await session.sleep(REAL_SECONDS, "real requests")
+    session.watcher.activity.begin("waiting for the last answers")
+    await traffic.stop()
+    measured, console = measure(traffic.measurements.answers), session.console
+    reach = ", ".join(f"{share:.0%} reached {stage}" for stage, share in measured.reach.items())
+    console.print(f"{reach}; p50 {measured.seconds_p50:.1f} s. {session.honesty()}")
+    return _verdict(console, traffic)
 
 
 def _introduce(session: Session) -> None:
     models = " → ".join(model.name for model in session.cascade.spec.models)
     gpus = sum(pool.max_gpus for pool in session.cascade.spec.gpus.pools)
-    scale = session.clock.scale
-    session.console.print(Rule(Text.assemble(("Cascadia", "bold"), " demo"), style="cyan"))
-    session.console.print(
-        Text(
-            f"The cascade {session.cascade.metadata.name} ({models}) on {gpus} simulated GPUs: it is planned, started "
-            "as processes on this machine, and asked through an OpenAI client. Then the traffic changes: drift is "
-            "detected, a new plan is made, and the cascade moves to it while requests flow.\n"
-            f"Time is compressed: one clock, {scale:g} times as fast as the wall's, drives engines, routers, cooldowns "
-            f"and time-outs; {scale:g} s of service pass in 1 s here. The engines are simulated and say so in "
-            "every answer."
-        )
+    console, scale = session.console, session.clock.scale
+    console.print(Rule(Text.assemble(("Cascadia", "bold"), " demo"), style="cyan"))
+    what = f"The cascade {session.cascade.metadata.name} ({models}) is planned for {gpus} GPUs, started as processes on this"
+    if session.options.engine != "simulated":
+        console.print(f"{what} machine with a small model for each stage, and asked through an OpenAI client.")
+        return
+    console.print(
+        f"{what} machine with simulated engines, and asked through an OpenAI client. Then the traffic changes: drift is "
+        "detected, a new plan is made, and the cascade moves to it while requests flow.\n"
+        f"Time is compressed: one clock, {scale:g} times as fast as the wall's, drives engines, routers, cooldowns and "
+        f"time-outs; {scale:g} s of service pass in 1 s here. Every answer says that it is simulated."
     )
 
 
@@ -177,13 +200,13 @@ async def _flow(session: Session, plan: Plan, name: str, seconds: float) -> Stre
     return Stretch(name, plan, begun, session.clock.now())
 
 
-async def _wait_for_move(session: Session, controller: Controller) -> Replan | None:
-    """Wait until a new plan is in force; None if none is within the deadline."""
+async def _wait_for_move(session: Session, controller: Controller, since: float) -> Replan | None:
+    """Wait until a plan made after `since` is in force; None if none is within the deadline."""
     begun = session.clock.monotonic()
     while session.clock.monotonic() - begun < REPLAN_DEADLINE_SECONDS:
         session.check()
         session.watcher.activity.begin(controller.activity)
-        moved = [replan for replan in controller.replans if replan.decision.verdict == "Applied"]
+        moved = [r for r in controller.replans if r.decision.verdict == "Applied" and r.started_at >= since]
         if moved:
             return moved[-1]
         await asyncio.sleep(0.1)
@@ -202,14 +225,19 @@ def _conclude(
     notes = [session.honesty(), overhead_words(traffic.progress, session.clock.scale)]
     parts.append(comparison_view(periods, notes))
     console.print(Group(*parts), highlight=False)
-    failures = measurements.failures
-    for answer in failures[:5]:
-        console.print(Text(f"  {answer.failure}", "red"))
     if move is None:
         console.print(Text(f"no new plan was applied within {REPLAN_DEADLINE_SECONDS:.0f} s of the change", "bold red"))
+    return _verdict(console, traffic) or (FAILED if move is None else 0)
+
+
+def _verdict(console: Console, traffic: TrafficProcess) -> int:
+    """Print how many requests failed; return the exit code."""
+    failures = traffic.measurements.failures
+    for answer in failures[:5]:
+        console.print(Text(f"  {answer.failure}", "red"))
     style = "bold red" if failures else "bold green"
-    console.print(Text.assemble((f"{len(measurements.answers)} requests, {len(failures) or 'none'} failed.", style)))
-    return FAILED if failures or move is None else 0
+    console.print(Text(f"{len(traffic.measurements.answers)} requests, {len(failures) or 'none'} failed.", style))
+    return FAILED if failures else 0
 
 
 def _move_view(move: Replan, traffic: TrafficProcess, changed_at: float) -> RenderableType:

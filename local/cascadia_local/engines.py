@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError
@@ -61,7 +64,9 @@ def engine_starter(
         )
         if kind == "simulated":
             return engine_command(simulated_config(replica, settings), path)
-        return engine_command(llamacpp_config(replica, model_file), path)
+        # More threads than cores, all engines together, slow llama.cpp down many times: its threads spin.
+        threads = max(1, (os.cpu_count() or 1) // len(models))
+        return engine_command(msgspec.structs.replace(llamacpp_config(replica, model_file), threads=threads), path)
 
     if kind == "llamacpp":
         _check_llamacpp(model_file)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_solver.closed_form import LengthProfile
+from cascadia_solver.compiled import compiled
 from cascadia_solver.operating_point import LoadCurves, load_curves
 from cascadia_solver.shapes import ReplicaOption
 
@@ -129,7 +130,7 @@ class StageTable:
         self._best = by_gpus
         self.carried = _knapsack(by_gpus, most_gpus, self._least_replicas)
         self.parts = self._typical_parts()
-        self._blocks = [_blocks(self.carried[:, p, :].T) for p in range(len(curves.rate))]
+        self._blocks: dict[int, tuple[Floats, float, float]] = {}
 
     def gpus_needed(self, profile: int, rates: Floats) -> Integers:
         """Fewest GPUs that carry each rate at each latency; one more than tabulated where none do.
@@ -141,6 +142,8 @@ class StageTable:
         Returns:
             [LEVELS, m]
         """
+        if profile not in self._blocks:
+            self._blocks[profile] = _blocks(self.carried[:, profile, :].T)
         blocks, width, most = self._blocks[profile]
         offsets = width * np.arange(LEVELS)[:, None]
         found = np.searchsorted(blocks, np.minimum(rates, most + 0.5)[None, :] + offsets, side="left")
@@ -250,19 +253,34 @@ def _blocks(carried: Floats) -> tuple[Floats, float, float]:
 def _knapsack(best: dict[int, Floats], most_gpus: int, least_replicas: int) -> Floats:
     """Most rate on f GPUs with at least so many replicas, -inf where they do not fit [F + 1, P, LEVELS]."""
     shape = next(iter(best.values())).shape
-    sizes = sorted(size for size in best if size <= most_gpus)
-    table = np.zeros((most_gpus + 1, *shape))
+    sizes = np.array(sorted(best), dtype=np.int64)
+    rates = np.stack([best[size] for size in sizes.tolist()]).reshape(len(sizes), -1)
+    return _most_carried(sizes, rates, most_gpus, least_replicas).reshape(most_gpus + 1, *shape)
+
+
+@compiled
+def _most_carried(sizes: Integers, rates: Floats, most_gpus: int, least_replicas: int) -> Floats:
+    """`_knapsack` for replicas of these sizes, ascending, and their rates in any number of cases [S, K]."""
+    cases = rates.shape[1]
+    table = np.zeros((most_gpus + 1, cases))
     for _ in range(least_replicas):
-        layer = np.full_like(table, -np.inf)
-        for size in sizes:
-            np.maximum(layer[size:], table[: most_gpus + 1 - size] + best[size], out=layer[size:])
+        layer = np.full((most_gpus + 1, cases), -np.inf)
+        for f in range(most_gpus + 1):
+            for s in range(len(sizes)):
+                if sizes[s] <= f:
+                    before, row = table[f - sizes[s]], layer[f]
+                    for k in range(cases):
+                        row[k] = max(row[k], before[k] + rates[s, k])
         table = layer
     for f in range(1, most_gpus + 1):
-        np.maximum(table[f], table[f - 1], out=table[f])
-        for size in sizes:
-            if size > f:
-                break
-            np.maximum(table[f], table[f - size] + best[size], out=table[f])
+        row, less = table[f], table[f - 1]
+        for k in range(cases):
+            row[k] = max(row[k], less[k])
+        for s in range(len(sizes)):
+            if sizes[s] <= f:
+                before = table[f - sizes[s]]
+                for k in range(cases):
+                    row[k] = max(row[k], before[k] + rates[s, k])
     return table
 
 
@@ -275,31 +293,46 @@ def _best_counts(value: dict[int, float], gpus: int, least_replicas: int) -> dic
         least_replicas: Fewest replicas.
     """
     sizes = sorted(value)
-    fixed = [[0.0] * (gpus + 1)]
-    for _ in range(least_replicas):
-        before = fixed[-1]
-        fixed.append(
-            [max((before[f - s] + value[s] for s in sizes if s <= f), default=-np.inf) for f in range(gpus + 1)]
-        )
-    free = list(fixed[-1])
+    counts = _replica_counts(
+        np.array(sizes, dtype=np.int64), np.array([value[size] for size in sizes]), gpus, least_replicas
+    )
+    return {size: int(count) for size, count in zip(sizes, counts, strict=True) if count}
+
+
+@compiled
+def _replica_counts(sizes: Integers, value: Floats, gpus: int, least_replicas: int) -> Integers:
+    """Replicas of each size in the best set [S]."""
+    fixed = np.full((least_replicas + 1, gpus + 1), -np.inf)
+    fixed[0] = 0.0
+    for layer in range(1, least_replicas + 1):
+        for f in range(gpus + 1):
+            for s in range(len(sizes)):
+                if sizes[s] <= f:
+                    fixed[layer, f] = max(fixed[layer, f], fixed[layer - 1, f - sizes[s]] + value[s])
+    free = fixed[least_replicas].copy()
     for f in range(1, gpus + 1):
-        free[f] = max(free[f], free[f - 1], *(free[f - s] + value[s] for s in sizes if s <= f))
-    counts: dict[int, int] = {}
+        free[f] = max(free[f], free[f - 1])
+        for s in range(len(sizes)):
+            if sizes[s] <= f:
+                free[f] = max(free[f], free[f - sizes[s]] + value[s])
+    counts = np.zeros(len(sizes), dtype=np.int64)
     remaining = gpus
-    # Walk back: idle GPUs first, then the fixed replicas, then the free ones; equal values end the walk soonest.
+    # Walk back: idle GPUs first, then the free replicas, then the fixed ones; equal values end the walk soonest.
     while True:
-        if remaining and free[remaining - 1] == free[remaining]:
+        if remaining > 0 and free[remaining - 1] == free[remaining]:
             remaining -= 1
-        elif free[remaining] == fixed[-1][remaining]:
+        elif free[remaining] == fixed[least_replicas, remaining]:
             break
         else:
-            size = next(s for s in sizes if s <= remaining and free[remaining - s] + value[s] == free[remaining])
-            counts[size] = counts.get(size, 0) + 1
-            remaining -= size
+            for s in range(len(sizes)):
+                if sizes[s] <= remaining and free[remaining - sizes[s]] + value[s] == free[remaining]:
+                    counts[s] += 1
+                    remaining -= sizes[s]
+                    break
     for layer in range(least_replicas, 0, -1):
-        size = next(
-            s for s in sizes if s <= remaining and fixed[layer - 1][remaining - s] + value[s] == fixed[layer][remaining]
-        )
-        counts[size] = counts.get(size, 0) + 1
-        remaining -= size
+        for s in range(len(sizes)):
+            if sizes[s] <= remaining and fixed[layer - 1, remaining - sizes[s]] + value[s] == fixed[layer, remaining]:
+                counts[s] += 1
+                remaining -= sizes[s]
+                break
     return counts

@@ -27,7 +27,7 @@ _NUMBER = re.compile(
 _FRACTION = re.compile(r"\\d?frac\{(\d+)\}\{(\d+)\}")
 _LETTER = re.compile(r"[\s(\[*]*([A-Za-z])(?:[)\].:,*]|\s*$)")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_AROUND_NUMBERS = "$€£% \t*."
+_AROUND_NUMBERS = "$€£% \t*"
 _RELATIVE_TOLERANCE = Fraction(1, 1_000_000)
 
 
@@ -63,7 +63,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _number(text: str) -> Fraction | None:
-    found = _NUMBER.fullmatch(_plain(text).strip(_AROUND_NUMBERS))
+    found = _NUMBER.fullmatch(_plain(text).strip(_AROUND_NUMBERS).rstrip("." + _AROUND_NUMBERS))
     return None if found is None else _value(found[0])
 
 

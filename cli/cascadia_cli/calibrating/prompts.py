@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class _Line(Struct, forbid_unknown_fields=True):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     reference: str | int | float | list[str | int | float] | None = None
-    body: dict[str, Any] = {}  # noqa: RUF012 - msgspec copies it
+    body: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,7 @@ def parse_prompts(lines: Iterable[str], *, need_references: bool) -> list[Prompt
         if not text.strip():
             continue
         try:
-            prompt = _prompt(decoder.decode(text), need_reference=need_references)
-            if prompt.id in prompts:
-                raise ValueError(f"the id {prompt.id!r} stands on an earlier line too: ids must be unique")
+            prompt = _prompt(decoder.decode(text), prompts, need_reference=need_references)
         except (msgspec.MsgspecError, ValueError) as error:
             problems.append(Problem(f"line {number}", str(error)))
             continue
@@ -98,9 +96,11 @@ def parse_prompts(lines: Iterable[str], *, need_references: bool) -> list[Prompt
     return list(prompts.values())
 
 
-def _prompt(line: _Line, *, need_reference: bool) -> Prompt:
+def _prompt(line: _Line, earlier: Collection[str], *, need_reference: bool) -> Prompt:
     if not line.id:
         raise ValueError("id is empty")
+    if line.id in earlier:
+        raise ValueError(f"the id {line.id!r} stands on an earlier line too: ids must be unique")
     if (line.prompt is None) == (line.messages is None):
         raise ValueError("give exactly one of prompt and messages")
     messages = line.messages if line.messages is not None else [{"role": "user", "content": line.prompt}]

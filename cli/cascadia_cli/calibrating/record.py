@@ -1,0 +1,160 @@
+"""The calibration set on disk: one line a request, whole or not at all, so that a broken run can go on."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from cascadia_api.errors import CascadiaError, InputError
+from cascadia_cli.calibrating.prompts import Prompt
+from cascadia_cli.calibrating.stages import SCORERS
+from cascadia_solver.calibration import CalibrationRow
+
+__all__ = ["JudgedRow", "Record"]
+
+
+class JudgedRow(CalibrationRow, rename="camel", omit_defaults=True):
+    """A row of a calibration set, and how it came about. Planning ignores these further fields.
+
+    Attributes:
+        judge: Name of the judge.
+        prompt: Digest of the prompt.
+        reference: Worth by the prompt's reference, by stage, where another judge was asked: tells how far
+            that judge can be trusted.
+    """
+
+    judge: str
+    prompt: str
+    reference: dict[str, float] | None = None
+
+
+_decoder = msgspec.json.Decoder(JudgedRow)
+
+
+class Record:
+    """A calibration set that is being made. A context manager: it holds the file, locked, until its end.
+
+    Args:
+        path: The file; made if it is not there.
+        stages: Stages that a row must have to be complete.
+
+    Attributes:
+        rows: Complete rows by id, those of earlier runs included.
+        redone: Rows of earlier runs that were dropped: cut off, of a prompt that has changed, or without a stage.
+    """
+
+    def __init__(self, path: str, stages: Collection[str]) -> None:
+        self.rows: dict[str, JudgedRow] = {}
+        self.redone = 0
+        self._path = Path(path)
+        self._stages = stages
+        self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def open(self, prompts: Sequence[Prompt], judge: str) -> list[Prompt]:
+        """Read what earlier runs have left, and return the prompts that are still to be asked.
+
+        Args:
+            prompts: All prompts.
+            judge: Name of the judge, which must be that of every row.
+
+        Raises:
+            InputError: The file is not of this command, of another judge, in use, or cannot be written.
+        """
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            content = self._path.read_bytes()
+        except BlockingIOError:
+            raise InputError("another run is writing it: wait for it, or name another -o", source=self._name) from None
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", source=self._name) from None
+        current = {prompt.id: prompt for prompt in prompts}
+        whole, _, cut_off = content.rpartition(b"\n")
+        self.redone = int(bool(cut_off.strip()))
+        for number, line in enumerate(whole.split(b"\n"), start=1):
+            if line.strip():
+                self._take(number, line, current, judge)
+        if self.redone:
+            self._rewrite(self.rows.values())
+        return [prompt for prompt in prompts if prompt.id not in self.rows]
+
+    def add(self, row: JudgedRow) -> None:
+        """Write one row: in one call, so that a killed process leaves whole lines.
+
+        Raises:
+            CascadiaError: The disk is full.
+        """
+        line = msgspec.json.encode(row) + b"\n"
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):  # a full disk raises on the next call
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            raise CascadiaError(f"{self._path} cannot be written: {error.strerror}") from None
+        self.rows[row.id] = row
+
+    def finish(self, prompts: Sequence[Prompt]) -> None:
+        """Put the rows into the prompts' order: the same answers give the same file, and so the same plan."""
+        order = {prompt.id: number for number, prompt in enumerate(prompts)}
+        ordered = sorted(self.rows.values(), key=lambda row: order.get(row.id, -1))
+        if ordered != list(self.rows.values()):
+            self._rewrite(ordered)
+
+    @property
+    def _name(self) -> str:
+        return str(self._path)
+
+    def _take(self, number: int, line: bytes, current: Mapping[str, Prompt], judge: str) -> None:
+        try:
+            row = _decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            message = f"line {number} was not written by this command ({error}): name another -o, or move the file away"
+            raise InputError(message, source=self._name) from None
+        prompt = current.get(row.id)
+        stale = prompt is not None and (row.prompt != prompt.digest or not self._complete(row))
+        if stale or row.id in self.rows:
+            self.redone += 1
+        elif row.judge != judge:
+            message = f"line {number} was judged by {row.judge}, not {judge}: a set has one judge; name another -o"
+            raise InputError(message, source=self._name)
+        else:
+            self.rows[row.id] = row
+
+    def _complete(self, row: JudgedRow) -> bool:
+        answers = [row.answers.get(stage) for stage in self._stages]
+        return all(
+            answer is not None and all(math.isfinite(answer.scores.get(scorer, math.nan)) for scorer in SCORERS)
+            for answer in answers
+        )
+
+    def _rewrite(self, rows: Iterable[JudgedRow]) -> None:
+        """Replace the file's content, at once for whoever reads it."""
+        beside = self._path.with_name(self._path.name + ".new")
+        kept = {row.id: row for row in rows}
+        try:
+            new = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+            fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with os.fdopen(os.dup(new), "wb") as file:
+                file.writelines(msgspec.json.encode(row) + b"\n" for row in kept.values())
+                file.flush()
+                os.fsync(new)
+            beside.replace(self._path)
+        except OSError as error:
+            raise CascadiaError(f"{self._path} cannot be written: {error.strerror}") from None
+        os.close(self._file)  # and with it the lock of the file that was replaced
+        self._file, self.rows = new, kept

@@ -1,0 +1,207 @@
+"""The stages of a cascade as endpoints, and their answers, scored by the router's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, field
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_cli.calibrating.endpoint import AskError, Endpoint, UnusableAnswerError, base_url
+from cascadia_cli.calibrating.prompts import Prompt
+from cascadia_router.completion_body import read_answer
+from cascadia_router.scoring import TokenTally, score_of
+
+__all__ = ["SCORERS", "Stage", "StageAddress", "StageAnswer", "check_stages", "stage_addresses"]
+
+SCORERS: dict[str, Literal["Mean", "Minimum"]] = {"logprob-mean": "Mean", "logprob-min": "Minimum"}
+"""Statistic by scorer id: every one that the router can compute from log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageAddress:
+    """Where one stage is asked.
+
+    Attributes:
+        name: The stage.
+        url: Base URL.
+        model: The `model` to ask for; None to ask the endpoint for its only one.
+        pinned: Whether the endpoint is a cascade's, where the stage's name as `model` asks that stage alone.
+    """
+
+    name: str
+    url: str
+    model: str | None
+    pinned: bool
+
+
+def stage_addresses(names: Sequence[str], endpoint: str | None, flags: Sequence[str]) -> list[StageAddress]:
+    """Where each stage of a cascade is asked.
+
+    Args:
+        names: The stages, smallest first.
+        endpoint: URL of the running cascade, for stages without a flag.
+        flags: ``NAME=URL`` or ``NAME=URL#MODEL``: a stage's own endpoint.
+
+    Raises:
+        InputError: A flag is wrong, or a stage has neither.
+    """
+    given: dict[str, StageAddress] = {}
+    for flag in flags:
+        name, separator, url = flag.partition("=")
+        if not separator or not url:
+            raise InputError(Problem("--stage", f"{flag!r} is not NAME=URL, as in small=http://127.0.0.1:30000/v1"))
+        if name not in names:
+            raise InputError(Problem("--stage", f"{name!r} is not a model of the manifest: it has {', '.join(names)}"))
+        if name in given:
+            raise InputError(Problem("--stage", f"the stage {name!r} is given twice: remove one"))
+        url, _, model = url.partition("#")
+        given[name] = StageAddress(name, base_url("--stage", url), model or None, pinned=False)
+    if endpoint is not None:
+        url = base_url("--endpoint", endpoint)
+        return [given.get(name, StageAddress(name, url, name, pinned=True)) for name in names]
+    if missing := [name for name in names if name not in given]:
+        raise InputError(
+            Problem(
+                "--endpoint",
+                f"where does {' and '.join(missing)} run? Give the running cascade's URL with --endpoint, "
+                f"or an engine's with --stage {missing[0]}=URL",
+            )
+        )
+    return [given[name] for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class StageAnswer:
+    """A stage's answer to one prompt.
+
+    Attributes:
+        text: What it said; empty if it only called tools.
+        scores: By scorer id, of `SCORERS`.
+        input_tokens: Tokens of the prompt, as the engine counted them.
+        output_tokens: Tokens of the answer.
+        cut: Whether it ended at a length limit.
+    """
+
+    text: str
+    scores: dict[str, float]
+    input_tokens: int
+    output_tokens: int
+    cut: bool
+
+
+class _Message(Struct):
+    content: str | None = None
+
+
+class _Choice(Struct):
+    message: _Message = field(default_factory=_Message)
+    finish_reason: str | None = None
+
+
+class _Decision(Struct):
+    stage: str = ""
+
+
+class _Reply(Struct):
+    choices: list[_Choice] = field(default_factory=list)
+    cascadia: _Decision | None = None
+
+
+_decoder = msgspec.json.Decoder(_Reply)
+
+
+class Stage:
+    """A stage that can be asked.
+
+    Args:
+        name: Its name.
+        endpoint: Where.
+        model: The `model` to ask for.
+    """
+
+    def __init__(self, name: str, endpoint: Endpoint, model: str) -> None:
+        self.name = name
+        self._endpoint = endpoint
+        self._model = model
+
+    async def ask(self, prompt: Prompt) -> StageAnswer:
+        """Ask this stage alone.
+
+        Raises:
+            AskError: It gave no answer that can be used.
+        """
+        body: dict[str, Any] = {**prompt.body, "model": self._model, "logprobs": True}
+        try:
+            return await self._endpoint.ask(body, self._read)
+        except AskError as error:
+            raise error.of(f"stage {self.name}") from None
+
+    def _read(self, document: bytes) -> StageAnswer:
+        try:
+            answer, reply = read_answer(document), _decoder.decode(document)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UnusableAnswerError(f"not a chat completion: {error}") from None
+        if not answer.choices:
+            raise UnusableAnswerError("an answer without choices")
+        if reply.cascadia is not None and reply.cascadia.stage != self.name:
+            raise AskError(
+                f"{self._endpoint.url}: asked for stage {self.name!r}, {reply.cascadia.stage!r} answered: a stage that "
+                f"is named as the cascade cannot be asked alone; give its engine with --stage {self.name}=URL",
+                hopeless=True,
+            )
+        tallies = [TokenTally() for _ in answer.choices]
+        try:
+            for tally, choice in zip(tallies, answer.choices, strict=True):
+                tally.add(choice.logprobs)
+        except msgspec.DecodeError as error:
+            raise UnusableAnswerError(f"log-probabilities that cannot be read: {error}") from None
+        scores = {identifier: score_of(tallies, statistic) for identifier, statistic in SCORERS.items()}
+        scored = {identifier: score for identifier, score in scores.items() if score is not None}
+        if len(scored) < len(SCORERS):
+            raise UnusableAnswerError("an answer without log-probabilities: does the engine support `logprobs`?")
+        if answer.usage is None or answer.usage.prompt_tokens < 1 or answer.usage.completion_tokens < 1:
+            raise UnusableAnswerError("an answer without `usage`, its count of tokens")
+        first = reply.choices[0]
+        usage = answer.usage
+        return StageAnswer(
+            first.message.content or "",
+            scored,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            first.finish_reason == "length",
+        )
+
+
+async def check_stages(addresses: Sequence[StageAddress], endpoints: Mapping[str, Endpoint]) -> list[Stage]:
+    """Find out that every endpoint is there and has the model that it shall be asked for.
+
+    Args:
+        addresses: The stages'.
+        endpoints: By base URL.
+
+    Raises:
+        AskError: An endpoint does not answer.
+        InputError: It does not have the model, or has several and none was named.
+    """
+    return [await _checked(address, endpoints[address.url]) for address in addresses]
+
+
+async def _checked(address: StageAddress, endpoint: Endpoint) -> Stage:
+    listed = await endpoint.models()
+    has = ", ".join(listed) or "no model"
+    if address.pinned and address.name not in listed:
+        message = (
+            f"{address.url} serves {has}, not the stage {address.name!r}: its plan has dropped that stage or its "
+            f"routers pin none; give the stage's engine with --stage {address.name}=URL"
+        )
+        raise InputError(Problem("--endpoint", message))
+    if address.model is not None:
+        return Stage(address.name, endpoint, address.model)
+    if len(listed) != 1:
+        message = f"{address.url} serves {has}: say which, as in {address.name}={address.url}#MODEL"
+        raise InputError(Problem("--stage", message))
+    return Stage(address.name, endpoint, listed[0])
