@@ -16,11 +16,10 @@ import importlib.util
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascadia_api.errors import CascadiaError
 from cascadia_solver.catalogue.gpus import GpuFacts, gpu_facts
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.roofline import Shape, memory_use

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cascadia_api.load import Manifest
     from cascadia_api.plan import Plan
     from cascadia_solver.calibration import CalibrationSet
+    from cascadia_solver.rejected_rows import RowProblem
     from cascadia_solver.trace import Trace
 
 __all__ = ["read_calibration", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "write_text"]
@@ -131,31 +132,33 @@ def read_calibration(manifest: Manifest, file: str, path: str | None) -> tuple[C
     Raises:
         InputError: The set cannot be used.
     """
+    from cascadia_cli.calibration_file import calibration_lines
     from cascadia_solver.calibration import parse_calibration
     from cascadia_solver.rejected_rows import rejected_rows_summary
 
     spec = manifest.cascade.spec
     name = spec.calibration.config_map_ref.name if spec.calibration else None
     notes: list[str] = []
-    lines: Sequence[str] | None = None
+    lines: Iterable[bytes | str | RowProblem] | None = None
     source = path or f"{file}: ConfigMap {name}"
-    if path is not None:
-        lines = read_text(path).splitlines()
-    elif manifest.calibration is not None:
+    if path is None and manifest.calibration is not None:
         lines = manifest.calibration
-    elif name is not None:
-        beside = Path(file).parent / f"{name}.jsonl"
-        if file != _STDIN and beside.is_file():
-            lines, source = read_text(str(beside)).splitlines(), str(beside)
-            notes.append(f"calibration set: {beside}, for the ConfigMap {name}")
+    elif path is None and name is not None:
+        beside = [Path(file).parent / f"{name}{suffix}" for suffix in (".jsonl", ".csv", ".parquet")]
+        found = next((place for place in beside if file != _STDIN and place.is_file()), None)
+        if found is not None:
+            path = source = str(found)
+            notes.append(f"calibration set: {found}, for the ConfigMap {name}")
         else:
             notes.append(
-                f"neither {file} nor {beside} holds the ConfigMap {name}: published accuracies stand in, and no "
+                f"neither {file} nor {beside[0]} holds the ConfigMap {name}: published accuracies stand in, and no "
                 "quality bound is claimed; give the set with --calibration FILE"
             )
-    if lines is None:
-        return None, notes
     try:
+        if path is not None:
+            lines = calibration_lines(path)
+        if lines is None:
+            return None, notes
         calibration, problems = parse_calibration(
             lines, models=[model.name for model in spec.models], scorer=spec.routing.scorer.id
         )

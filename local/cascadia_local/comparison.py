@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -109,4 +108,4 @@ def comparison_view(periods: Sequence[Period], notes: Sequence[str]) -> Renderab
         table.add_row(Text(period.name, "bold cyan"), Text(period.plan.plan_id, "dim"), Text(requests, "dim"), "")
         for row in compare(period):
             table.add_row(f"  {row.figure}", row.show(row.predicted), row.show(row.measured), row.difference())
-    return Group(table, *(Padding(Text(note), (0, 1)) for note in notes if note))
+    return Group(table, *(Text(note) for note in notes if note))

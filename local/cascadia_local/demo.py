@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +36,7 @@ SECOND_SECONDS = 210.0
 """Service seconds that are measured before and after the change."""
 WARM_UP_SECONDS = 30.0
 """Service seconds for empty engines to fill, which are not measured."""
-RATE_FACTOR = 1.4
+RATE_FACTOR = 1.5
 HARDNESS = 0.1
 """The change: requests this much more often, and this much harder (standard deviations of the difficulty model)."""
 REPLAN_DEADLINE_SECONDS = 900.0
@@ -134,13 +133,17 @@ def _introduce(session: Session) -> None:
     gpus = sum(pool.max_gpus for pool in session.cascade.spec.gpus.pools)
     console, scale = session.console, session.clock.scale
     console.print(Rule(Text.assemble(("Cascadia", "bold"), " demo"), style="cyan"))
-    what = f"The cascade {session.cascade.metadata.name} ({models}) is planned for {gpus} GPUs, started as processes on this"
-    if session.options.engine != "simulated":
-        console.print(f"{what} machine with a small model for each stage, and asked through an OpenAI client.")
+    simulated = session.options.engine == "simulated"
+    engines = "simulated engines" if simulated else "a small model for each stage"
+    console.print(
+        f"The cascade {session.cascade.metadata.name} ({models}) is planned for {gpus} GPUs, started as processes on "
+        f"this machine with {engines}, and asked through an OpenAI client."
+    )
+    if not simulated:
         return
     console.print(
-        f"{what} machine with simulated engines, and asked through an OpenAI client. Then the traffic changes: drift is "
-        "detected, a new plan is made, and the cascade moves to it while requests flow.\n"
+        "Then the traffic changes: drift is detected, a new plan is made, and the cascade moves to it while requests "
+        "flow.\n"
         f"Time is compressed: one clock, {scale:g} times as fast as the wall's, drives engines, routers, cooldowns and "
         f"time-outs; {scale:g} s of service pass in 1 s here. Every answer says that it is simulated."
     )
@@ -260,7 +263,7 @@ def _move_view(move: Replan, traffic: TrafficProcess, changed_at: float) -> Rend
         f"force {move.finished_at - move.started_at:.0f} s later; of the {during.requests} requests sent meanwhile "
         f"{during.failed or 'none'} failed.",
     )
-    return Group(table, *(Padding(Text(sentence), (0, 1)) for sentence in words))
+    return Group(table, *(Text(sentence) for sentence in words))
 
 
 def _threshold(stage: PlanStage) -> str:

@@ -18,8 +18,8 @@ from cascadia_local.simulated_engine.recorded import RecordedRequest, encode_row
 __all__ = ["EXAMPLE_ABILITIES", "example_rows"]
 
 EXAMPLE_ABILITIES = (
-    ModelAbility(name="small", ability=ability_for_accuracy(0.75), auroc=0.85, verbosity=1.1, hard_length=0.25),
-    ModelAbility(name="medium", ability=ability_for_accuracy(0.85), auroc=0.87, verbosity=1.03, hard_length=0.14),
+    ModelAbility(name="small", ability=ability_for_accuracy(0.78), auroc=0.87, verbosity=1.1, hard_length=0.25),
+    ModelAbility(name="medium", ability=ability_for_accuracy(0.86), auroc=0.88, verbosity=1.03, hard_length=0.14),
     ModelAbility(name="large", ability=ability_for_accuracy(0.92), auroc=0.88, verbosity=1.0, hard_length=0.1),
 )
 """Made up, in the range of published figures: the score tells right from wrong as on TriviaQA (AUROC 0.87 for

@@ -69,7 +69,7 @@ def up(
             await session.start(plan)
             session.control(inputs)
             _say_how_to_ask(session)
-            failed = await _replay(session, plan) if trace is not None else 0
+            failed = await _replay(session, plan, trace) if trace is not None else 0
             if trace is None or stay:
                 serving = True
                 session.watcher.traffic = None  # from here on it is others' requests that count
@@ -81,7 +81,7 @@ def up(
     return 0 if serving and code == INTERRUPTED else code
 
 
-async def _replay(session: Session, plan: Plan) -> int:
+async def _replay(session: Session, plan: Plan, trace: Trace) -> int:
     """Replay the trace, print predicted against measured; return how many requests failed."""
     traffic = await session.start_traffic()
     total = sum(1 for _ in session.requests.open("rb"))
@@ -100,6 +100,9 @@ async def _replay(session: Session, plan: Plan) -> int:
     notes = [
         session.honesty(),
         overhead_words(traffic.progress, session.clock.scale),
+        f"The plan is for the whole trace ({len(trace)} requests); the first {total} were replayed."
+        if total < len(trace)
+        else "",
         f"{len(measured.answers)} requests, {len(measured.failures) or 'none'} failed.",
         *(f"  {answer.failure}" for answer in measured.failures[:5]),
     ]

@@ -23,7 +23,7 @@ from cascadia_solver.transition import DesiredReplica, ObservedReplica, ReplicaS
 __all__ = ["EngineLoad", "Replica", "RouterProcess", "RunDirectory"]
 
 START_DEADLINE_S = 60.0
-"""Wall seconds for a router process to answer its first probe."""
+"""Wall seconds for a process to answer its first probe."""
 PROBE_DEADLINE_S = 2.0
 
 _REPORT = msgspec.json.Decoder(WorkloadReport)
@@ -203,13 +203,21 @@ class Replica:
         )
 
     async def start(self) -> None:
-        """Start both processes; returns once the router answers. The model loads on after that.
+        """Start both processes; returns once both answer. A simulated model loads on after that.
 
         Raises:
             ProcessFailedError: One of them does not start.
         """
         await asyncio.gather(self.engine.start(), self.router.process.start())
         await self.router.wait_until_listening()
+        await self.engine.wait_until(self._engine_answers, deadline_s=START_DEADLINE_S)
+
+    async def _engine_answers(self) -> bool:
+        try:
+            await ask(self.engine_address, "/health", deadline_s=PROBE_DEADLINE_S)
+        except UnreachableError:
+            return False
+        return True
 
     async def retire(self, *, drain_deadline_s: float) -> None:
         """Let its requests finish, then stop both processes.

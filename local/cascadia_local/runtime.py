@@ -146,14 +146,18 @@ class EmbeddedRuntime:
             done = asyncio.ensure_future(self._done.wait())
             await asyncio.wait({done, self._loop}, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             done.cancel()
-            if self._loop.done():
-                self._loop.result()
+            self.check()
             still = self._clock.monotonic() - self._moved_at
             if still > deadline:
                 raise CascadiaError(
                     f"the roll-out has not moved for {still:.0f} s of service (progressDeadlineSeconds "
                     f"{deadline}); it waits for {self._waiting_for}"
                 )
+
+    def check(self) -> None:
+        """Raise what ended the runtime, if anything did."""
+        if self._loop is not None and self._loop.done() and not self._loop.cancelled():
+            self._loop.result()
 
     async def stop(self) -> None:
         """Stop everything: the endpoint first, so that no request is accepted that nobody would answer."""

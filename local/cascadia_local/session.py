@@ -241,6 +241,7 @@ class Session:
 
     def check(self) -> None:
         """Raise what has gone wrong in the background, if anything."""
+        self.runtime.check()
         for task in self._background:
             if task.done() and not task.cancelled():
                 task.result()

@@ -85,6 +85,7 @@ class Exchange:
         "_lost_before",
         "_port",
         "_rejected",
+        "_repeating",
         "_replica",
         "_reply",
         "_stage",
@@ -143,6 +144,7 @@ class Exchange:
         )
         self._assigned = False
         self._attempts = 0
+        self._repeating = False
         self._tried: list[Replica] = []
         self._stage: Stage | None = None
         self._replica: Replica | None = None
@@ -382,14 +384,17 @@ class Exchange:
         node = self.node
         node.metrics.faults[stage.name, fault.value] += 1
         self._last_status = status
-        self.lost += lost + (fault is Fault.LOST)
+        # A killed process may still accept connections while it closes those it has: a repeat that is lost
+        # to it, too, was lost to the same death.
+        repeated, self._repeating = self._repeating, False
+        self.lost += lost + (fault is Fault.LOST and not repeated)
         if self._reply.begun:
             self._release(worked=False)
             self._interrupt("The answer broke off: its server was lost.")
             return
         if fault is Fault.LOST and call is not None and call.reused and self.lost < _MOST_LOST:
             # Most likely the server was closing the idle connection as the request went out.
-            self._attempts += 1
+            self._repeating = True
             call.start(replica, fresh=True)
             return
         self._release(worked=False)

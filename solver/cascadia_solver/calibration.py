@@ -97,12 +97,12 @@ class CalibrationSet:
 
 
 def parse_calibration(
-    lines: Iterable[bytes | str], *, models: Sequence[str], scorer: str
+    lines: Iterable[bytes | str | RowProblem], *, models: Sequence[str], scorer: str
 ) -> tuple[CalibrationSet, list[RowProblem]]:
     """Read a calibration set.
 
     Args:
-        lines: JSONL; blank lines are ignored.
+        lines: JSONL; blank lines are ignored. Rows of a table that could not be made JSON come as problems.
         models: Names of the cascade's models, smallest first. Answers of other models are ignored.
         scorer: Id of the configured scorer.
 
@@ -118,6 +118,9 @@ def parse_calibration(
     seen: set[str] = set()
     scorers: set[str] = set()
     for number, line in enumerate(lines, start=1):
+        if isinstance(line, RowProblem):
+            problems.append(line)
+            continue
         if not line.strip():
             continue
         try:

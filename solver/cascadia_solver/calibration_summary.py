@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import CascadeDeploymentSpec
 from cascadia_solver.calibration import CalibrationSet
-from cascadia_solver.quality import fewest_requests, quality_of_grids
+from cascadia_solver.certification import estimate_quality
+from cascadia_solver.quality import fewest_requests
 from cascadia_solver.replay import threshold_grids
 
 __all__ = ["Mean", "TargetSummary", "mean_of", "score_auroc", "target_summary"]
@@ -73,7 +74,7 @@ class TargetSummary:
         floor: `minQuality`.
         confidence: Of the bound.
         mean: Mean quality at the threshold vector with the best lower bound.
-        bound: That lower bound, simultaneous over all vectors.
+        bound: That lower bound, as planning finds it; the floor itself where quality is certified to reach it.
         requests: Size of the set.
         needed: About the size at which some vector's bound reaches the floor, all else equal; None if no
             vector's mean exceeds it.
@@ -98,7 +99,11 @@ def target_summary(spec: CascadeDeploymentSpec, table: CalibrationSet, *, seed: 
     models = range(len(spec.models))
     forced = {index for index in models if spec.models[index].min_replicas}
     grids = threshold_grids(table, candidates=models, forced=forced, max_escalations=spec.routing.max_escalations)
-    qualities = quality_of_grids(table, grids, confidence=confidence, seed=seed)
+    study = estimate_quality(table, grids, seed=seed)
+    # Quality is all that counts here: whatever is minimised is equal.
+    equal = [np.zeros(len(grid)) for grid in grids]
+    nothing = [np.empty(0, dtype=np.int64) for _ in grids]
+    qualities = study.certified(equal, nothing, floor=floor, confidence=confidence, seed=seed)
     best = max(qualities, key=lambda quality: float(quality.assured.max()))
     vector = int(best.assured.argmax())
     return TargetSummary(

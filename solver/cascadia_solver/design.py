@@ -17,7 +17,7 @@ from cascadia_solver.replay import exit_stages
 from cascadia_solver.sites import Site
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Design", "Route", "Routed", "design", "redesigned", "routed"]
+__all__ = ["Design", "Route", "Routed", "StageMade", "design", "redesigned", "routed"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -123,8 +123,30 @@ class Design:
         return sum(g * prices[p] for g, p in zip(self.gpus, self.route.pools, strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class StageMade:
+    """One stage's tables for the requests that some thresholds let through to it.
+
+    Attributes:
+        reach: Share of the requests.
+        table: For exactly these requests.
+        latency: Of the best replicas by number of GPUs, s [F + 1].
+        step: What the allocation may choose from.
+    """
+
+    reach: float
+    table: StageTable
+    latency: Floats
+    step: PathStage
+
+
 def routed(
-    route: Route, sites: Sequence[Site], sample: RequestSample, limits: Sequence[int], percentile: float
+    route: Route,
+    sites: Sequence[Site],
+    sample: RequestSample,
+    limits: Sequence[int],
+    percentile: float,
+    made: dict[tuple[object, ...], StageMade],
 ) -> Routed:
     """Replay a route on the traffic and tabulate its stages.
 
@@ -134,30 +156,42 @@ def routed(
         sample: The traffic.
         limits: GPUs of each pool.
         percentile: Of latency.
+        made: Stages that other routes have in common with it; those made here are added.
     """
     exits = exit_stages(route.stages, route.thresholds, sample.scores)
-    shown = np.linspace(0, len(sample) - 1, min(_REQUESTS, len(sample))).astype(np.int64)
-    inputs, outputs = sample.input_tokens, sample.output_tokens
-    reach, tables, latencies, steps = [], [], [], []
-    for site in sites:
-        visits = exits >= site.model
-        reach.append(float(visits.mean()))
-        rows = visits if visits.any() else slice(None)
-        profile = length_profile(inputs[rows], outputs[rows, site.model])
-        curves = load_curves([option.step for option in site.options], [profile], percentile)
-        table = StageTable(site.options, curves, latency_levels([curves]), limits[site.pool], site.least_replicas)
-        latency = table.latency_by_gpus(0, sample.requests_per_second * reach[-1])
-        faster = np.flatnonzero(latency < np.concatenate([[np.inf], latency[:-1]]))
-        at = np.log(latency[faster])
-        parts = np.stack([np.interp(at, np.log(table.levels), table.parts[0][:, k]) for k in range(3)], axis=1)
-        seconds = parts[:, 0, None] + parts[:, 1, None] * inputs[shown] + parts[:, 2, None] * outputs[shown, site.model]
-        steps.append(PathStage(faster, seconds * visits[shown], site.pool))
-        tables.append(table)
-        latencies.append(latency)
-    share = np.array(reach)
+    stages = []
+    for place, site in enumerate(sites):
+        key = (site.model, site.pool, *zip(route.stages[:place], route.thresholds[:place], strict=True))
+        if key not in made:
+            made[key] = _stage(site, exits >= site.model, sample, limits[site.pool], percentile)
+        stages.append(made[key])
+    share = np.array([stage.reach for stage in stages])
     return Routed(
-        route, exits, share, sample.requests_per_second * share, tuple(tables), tuple(latencies), tuple(steps)
+        route,
+        exits,
+        share,
+        sample.requests_per_second * share,
+        tuple(stage.table for stage in stages),
+        tuple(stage.latency for stage in stages),
+        tuple(stage.step for stage in stages),
     )
+
+
+def _stage(site: Site, visits: NDArray[np.bool_], sample: RequestSample, limit: int, percentile: float) -> StageMade:
+    inputs, outputs = sample.input_tokens, sample.output_tokens[:, site.model]
+    reach = float(visits.mean())
+    ordered = sample.by_length[site.model]
+    rows = ordered[visits[ordered]] if reach else ordered
+    profile = length_profile(inputs[rows], outputs[rows])
+    curves = load_curves([option.step for option in site.options], [profile], percentile)
+    table = StageTable(site.options, curves, latency_levels([curves]), limit, site.least_replicas)
+    latency = table.latency_by_gpus(0, sample.requests_per_second * reach)
+    faster = np.flatnonzero(latency < np.concatenate([[np.inf], latency[:-1]]))
+    at = np.log(latency[faster])
+    parts = np.stack([np.interp(at, np.log(table.levels), table.parts[0][:, k]) for k in range(3)], axis=1)
+    shown = np.linspace(0, len(sample) - 1, min(_REQUESTS, len(sample))).astype(np.int64)
+    seconds = parts[:, 0, None] + parts[:, 1, None] * inputs[shown] + parts[:, 2, None] * outputs[shown]
+    return StageMade(reach, table, latency, PathStage(faster, seconds * visits[shown], site.pool))
 
 
 def design(

@@ -10,14 +10,35 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["non_dominated", "tchebycheff_picks"]
+__all__ = ["frontier_picks", "non_dominated", "tchebycheff_picks"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
+_WEIGHT_STEPS = 9
 _AUGMENTATION = 1e-3
 """Weight of the sum of all deviations: keeps weakly dominated points from being picked."""
+
+
+def frontier_picks(points: Floats) -> Integers:
+    """The non-dominated points that some weighting of the three criteria prefers.
+
+    Args:
+        points: Rows of (latency, cost, quality), finite [n, 3].
+
+    Returns:
+        Indices, at most as many as there are weightings.
+    """
+    front = non_dominated(points)
+    return front[np.unique(tchebycheff_picks(points[front], _weights()))] if len(front) else front
+
+
+def _weights() -> Floats:
+    """Weights of three criteria on a triangular lattice, each at least a little."""
+    steps = range(_WEIGHT_STEPS + 1)
+    rows = [(a, b, _WEIGHT_STEPS - a - b) for a in steps for b in steps if a + b <= _WEIGHT_STEPS]
+    return (np.array(rows, dtype=np.float64) + 0.05) / (_WEIGHT_STEPS + 0.15)
 
 
 def non_dominated(points: Floats) -> Integers:

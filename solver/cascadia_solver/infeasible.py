@@ -7,35 +7,37 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget
+from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget, Objective
 from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.evaluation import Evaluation
-from cascadia_solver.quality import QualityOfGrid, requests_needed
+from cascadia_solver.quality import QualityOfGrid, fewest_requests
 from cascadia_solver.replay import ThresholdGrid
 from cascadia_solver.screening import Screened
-from cascadia_solver.search import Problem, pool_choices, screen_all
+from cascadia_solver.search import Problem, certified, pool_choices, screen_all
 from cascadia_solver.sites import find_sites
 
 __all__ = ["latency_out_of_reach", "quality_out_of_reach", "too_few_gpus"]
 
 _MORE_GPUS = 4
 _STEPS = 8
+_MOST_REQUESTS = 1_000_000
+"""A larger calibration set than this is not worth naming."""
 
 
 def quality_out_of_reach(
-    spec: CascadeDeploymentSpec,
+    objective: Objective,
     table: CalibrationSet,
     grids: Sequence[ThresholdGrid],
     qualities: Sequence[QualityOfGrid],
 ) -> InfeasibleError:
     """No threshold vector of any choice of stages keeps the quality floor."""
-    floor = float(spec.objective.min_quality)
+    floor = float(objective.min_quality)
     g = int(np.argmax([quality.assured.max() for quality in qualities]))
     best = int(qualities[g].assured.argmax())
     mean, assured = float(qualities[g].mean[best]), float(qualities[g].assured[best])
-    names = " -> ".join(spec.models[model].name for model in grids[g].stages)
+    names = " -> ".join(table.models[model] for model in grids[g].stages)
     thresholds = ", ".join(f"{threshold:.3g}" for threshold in grids[g].vector(best))
     at = f"{names}" + (f" with thresholds {thresholds}" if thresholds else "")
     if qualities[g].bound is None:
@@ -46,17 +48,20 @@ def quality_out_of_reach(
             shortfalls=[Shortfall("mean quality", floor, mean)],
             nearest=f"minQuality {_down(assured)} with {at}",
         )
-    needed = requests_needed(len(table), mean, assured, floor)
-    remedy = (
-        f"its mean is {mean:.3f}, so a calibration set of about {needed} requests would do (it has {len(table)})"
-        if needed is not None
-        else f"its mean is {mean:.3f}, so no calibration set would do: add a better model or scorer"
-    )
+    needed = fewest_requests(len(table), qualities, floor)
+    shortfalls = [Shortfall("quality lower bound", floor, assured)]
+    if needed is None:
+        remedy = "no larger calibration set would do: add a better model or scorer"
+    elif needed > _MOST_REQUESTS:
+        remedy = "that mean is too near for any calibration set: add a better model or scorer"
+    else:
+        remedy = f"the calibration set is too small: it has {len(table):,} requests, and about {needed:,} would do"
+        shortfalls.append(Shortfall("calibration requests, about", needed, len(table)))
     return InfeasibleError(
         "QualityOutOfReach",
-        f"minQuality {floor:g} is out of reach at confidence {spec.objective.confidence}: the best lower bound is "
-        f"{assured:.3f} ({at}); {remedy}; or lower minQuality or confidence",
-        shortfalls=[Shortfall("quality lower bound", floor, assured)],
+        f"minQuality {floor:g} is out of reach at confidence {objective.confidence}: the best lower bound is "
+        f"{assured:.3f} where the mean is {mean:.3f} ({at}); {remedy}; or lower minQuality or confidence",
+        shortfalls=shortfalls,
         nearest=f"minQuality {_down(assured)} with {at}",
     )
 
@@ -68,10 +73,10 @@ def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[
     budgets = [replace(budget, gpus=gpus) for budget, gpus in zip(problem.budgets, most, strict=True)]
     grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
     roomy = replace(
-        problem,
+        _by_cost(problem),
         sites=sites,
         budgets=budgets,
-        grids=[problem.grids[k] for k in grids],
+        study=problem.study.of(grids),
         qualities=[problem.qualities[k] for k in grids],
     )
     have = ", ".join(f"{b.gpus} of pool {b.name}" for b in problem.budgets)
@@ -97,6 +102,8 @@ def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[
         f"{int(gpus)} for {spec.models[model].name}"
         for gpus, model in zip(points.gpus[k], points.grid.stages, strict=True)
     )
+    if not any(n > b.gpus for b, n in zip(problem.budgets, needed, strict=True)):
+        return quality_out_of_reach(problem.objective, problem.study.table, problem.grids, problem.qualities)
     short = [(b, n) for b, n in zip(problem.budgets, needed, strict=True) if n > b.gpus]
     words = " and ".join(f"at least {n} GPUs of pool {b.name}, has {b.gpus}" for b, n in short)
     return InfeasibleError(
@@ -131,8 +138,14 @@ def _down(value: float) -> str:
     return f"{np.floor(value * 1000) / 1000:.3f}"
 
 
+def _by_cost(problem: Problem) -> Problem:
+    """The same problem with the fewest GPUs as the only aim."""
+    aim = problem.objective.model_copy(update={"minimize": "Cost", "targets": None})
+    return replace(problem, objective=aim, prices=[1.0] * len(problem.prices), made={})
+
+
 def _screen(problem: Problem) -> list[Screened]:
-    return screen_all(problem, lambda: False, lambda _: None)
+    return certified(problem, screen_all(problem, lambda: False, lambda _: None))[1]
 
 
 def _least_gpus(problem: Problem, screened: Sequence[Screened]) -> tuple[Screened, int] | None:
@@ -161,6 +174,6 @@ def _nearest_rate(problem: Problem) -> str:
     for _ in range(_STEPS):
         middle = (low + high) / 2
         sample = replace(problem.sample, requests_per_second=problem.sample.requests_per_second * middle)
-        carried = any((p.assured >= problem.floor).any() for p in _screen(replace(problem, sample=sample)))
+        carried = any((p.assured >= problem.floor).any() for p in _screen(replace(_by_cost(problem), sample=sample)))
         low, high = (middle, high) if carried else (low, middle)
     return f"{problem.sample.requests_per_second * low:.3g} requests/s on the GPUs that there are" if low > 0 else ""

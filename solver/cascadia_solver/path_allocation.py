@@ -3,8 +3,8 @@
 The objective is neither separable nor min-max, but it does not increase with any stage's GPUs, and a
 stage's latency changes at few numbers of GPUs only. So up to some thousands of combinations are all
 tried (the stage with the most steps takes what the others leave); beyond that, a local search runs
-from the min-max allocation, and its result is held against a lower bound: every stage with all the
-GPUs that the others' least leaves.
+from the stages' least, and its result is held against a lower bound: every stage with all the GPUs
+that the others' least leaves, sharpened by branch and bound over boxes of allocations where asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ceiling", "PathAllocation", "PathStage", "allocate_path", "trim_allocation"]
+__all__ = ["Ceiling", "PathAllocation", "PathStage", "allocate_path", "path_bound", "trim_allocation"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -114,6 +114,70 @@ def allocate_path(
     value = search.value(best[None])[0]
     bound = value if exhaustive else min(value, search.bound())
     return PathAllocation(tuple(int(k) for k in best), latency, float(bound), exhaustive)
+
+
+def path_bound(
+    stages: Sequence[PathStage],
+    limits: Sequence[int],
+    *,
+    percentile: float,
+    known: float,
+    prices: Sequence[float] | None = None,
+    ceilings: Sequence[Ceiling] = (),
+    tolerance: float = 0.01,
+    evaluations: int = 4096,
+) -> float:
+    """Bound from below what `allocate_path` minimises, by branch and bound.
+
+    Latency does not increase with GPUs. So in a box of allocations nothing is faster than its upper corner,
+    with the stage that has the most steps at all that the lower corner leaves, and nothing cheaper than the
+    lower corner with the fewest steps of that stage that keep the ceilings at the upper corner.
+
+    Args:
+        stages: At least one.
+        limits: GPUs of each pool.
+        percentile: Of end-to-end latency.
+        known: Value of an allocation at hand.
+        prices: As for `allocate_path`.
+        ceilings: As for `allocate_path`.
+        tolerance: Boxes that are better than `known` by at most this share are not looked into.
+        evaluations: About so many boxes are looked at.
+
+    Returns:
+        A value that no allocation within the limits undercuts; at most `known`.
+    """
+    sizes = np.array([len(stage.gpus) for stage in stages])
+    free = int(np.argmax(sizes))
+    search = _Search(stages, limits, percentile, prices, ceilings)
+    low = np.zeros((1, len(stages)), dtype=np.int64)
+    high = (sizes - 1)[None]
+    bound, looked = known, 0
+    while len(low):
+        values, possible = search.box_bounds(low, high, free)
+        looked += len(low)
+        single = (np.delete(high - low, free, axis=1) == 0).all(axis=1)
+        done = possible & (single | (values >= known * (1 - tolerance)))
+        if looked >= evaluations:
+            done = possible
+        bound = min([bound, *values[done]])
+        rest = possible & ~done
+        low, high = _halved(low[rest], high[rest], free)
+    return float(bound)
+
+
+def _halved(low: Integers, high: Integers, free: int) -> tuple[Integers, Integers]:
+    """Cut each box in two along its longest side but that of the free stage."""
+    if not len(low):
+        return low, high
+    sides = high - low
+    sides[:, free] = -1
+    longest = sides.argmax(axis=1)
+    rows = np.arange(len(low))
+    middle = (low[rows, longest] + high[rows, longest]) // 2
+    below, above = high.copy(), low.copy()
+    below[rows, longest] = middle
+    above[rows, longest] = middle + 1
+    return np.concatenate([low, above]), np.concatenate([below, high])
 
 
 def trim_allocation(
@@ -219,6 +283,31 @@ class _Search:
             low = np.where(kept, low, np.minimum(middle + 1, high))
         choices[:, free] = low
         return choices
+
+    def box_bounds(self, low: Integers, high: Integers, free: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Bound what is minimised in boxes of allocations; and whether a box holds any that may be taken."""
+        corner = low.copy()
+        corner[:, free] = 0
+        possible = self.within(corner)
+        stage = self._stages[free]
+        others = self._in_pool[stage.pool].copy()
+        others[free] = False
+        left = self._limits[stage.pool] - self.gpus(corner)[:, others].sum(axis=1)
+        most = np.maximum(np.searchsorted(stage.gpus, left, side="right") - 1, 0)
+        upper = high.copy()
+        upper[:, free] = most
+        if self._prices is None:
+            return self.latency(upper, self._percentile), possible
+        possible &= self.excess(upper) <= 0
+        first, last = np.zeros(len(low), dtype=np.int64), most.copy()
+        while (first < last).any():
+            middle = (first + last) // 2
+            upper[:, free] = middle
+            kept = self.excess(upper) <= 0
+            last = np.where(kept, middle, last)
+            first = np.where(kept, first, np.minimum(middle + 1, last))
+        corner[:, free] = first
+        return self.value(corner), possible
 
     def start(self) -> Integers | None:
         """Every stage at its least, then GPUs one step at a time to the stage that gains the path most."""

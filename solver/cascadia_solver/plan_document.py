@@ -19,7 +19,7 @@ from cascadia_api.plan import (
 )
 from cascadia_solver.design import Design
 from cascadia_solver.evaluation import Evaluation
-from cascadia_solver.frontier import non_dominated, tchebycheff_picks
+from cascadia_solver.frontier import frontier_picks
 from cascadia_solver.inputs import Traffic
 from cascadia_solver.ladder import Rung
 from cascadia_solver.screening import Screened
@@ -35,10 +35,10 @@ __all__ = [
     "route_name",
     "stages_of_plan",
     "thresholds_of_plan",
+    "unfit_alternative",
 ]
 
 Floats = NDArray[np.float64]
-_WEIGHT_STEPS = 9
 _FRONTIER = 63
 
 
@@ -171,9 +171,8 @@ def frontier_of_plan(
     index = np.concatenate([np.arange(len(s.vector)) for s in screened])
     chosen = np.array([simulated, design.cost(problem.prices), design.route.assured])
     beaten = (points[:, :2] >= chosen[:2]).all(axis=1) & (points[:, 2] <= chosen[2])
-    front = non_dominated(points[~beaten]) if (~beaten).any() else np.empty(0, dtype=np.int64)
-    kept = np.flatnonzero(~beaten)[front]
-    picks = kept[np.unique(tchebycheff_picks(points[kept], _weights()))] if len(kept) else kept
+    kept = np.flatnonzero(~beaten & (points[:, 2] > 0))
+    picks = kept[frontier_picks(points[kept])]
     result = [own]
     for row in picks[:_FRONTIER]:
         s, k = screened[int(origin[row])], int(index[row])
@@ -190,7 +189,7 @@ def frontier_of_plan(
     return sorted(result, key=lambda point: point.p95_ms)
 
 
-def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation, reason: str = "") -> PlanAlternative:
+def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation) -> PlanAlternative:
     """A plan that was not chosen, in numbers.
 
     Args:
@@ -198,7 +197,6 @@ def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation
         problem: What was searched.
         other: The plan.
         best: The one that was chosen.
-        reason: Why not; by default what it is worse in.
     """
     p95 = other.percentile(95)
     return PlanAlternative(
@@ -206,7 +204,18 @@ def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation
         p95_ms=p95 * 1e3 if np.isfinite(p95) else None,
         quality_mean=other.design.route.mean,
         cost_per_hour=other.design.cost(problem.prices) if problem.priced else None,
-        reason=reason or _worse(problem, other, best),
+        reason=_worse(problem, other, best),
+    )
+
+
+def unfit_alternative(name: str, problem: Problem, other: Design, reason: str) -> PlanAlternative:
+    """A plan that could not be chosen, with the closed form's latency."""
+    return PlanAlternative(
+        name=name,
+        p95_ms=other.path_percentile(95) * 1e3,
+        quality_mean=other.route.mean,
+        cost_per_hour=other.cost(problem.prices) if problem.priced else None,
+        reason=reason,
     )
 
 
@@ -232,10 +241,3 @@ def _gpus_of_models(stages: Sequence[int], gpus: Sequence[int], models: int) -> 
     for model, count in zip(stages, gpus, strict=True):
         result[model] = count
     return result
-
-
-def _weights() -> Floats:
-    """Weights of three criteria on a triangular lattice, each at least a little."""
-    steps = range(_WEIGHT_STEPS + 1)
-    rows = [(a, b, _WEIGHT_STEPS - a - b) for a in steps for b in steps if a + b <= _WEIGHT_STEPS]
-    return (np.array(rows, dtype=np.float64) + 0.05) / (_WEIGHT_STEPS + 0.15)

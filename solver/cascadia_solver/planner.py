@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,16 +20,17 @@ from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_api.plan import Plan, PlanAlternative, PlanSolver
 from cascadia_solver import plan_document as document
 from cascadia_solver.allocation import max_stage_allocation
+from cascadia_solver.certification import QualityStudy, estimate_quality
 from cascadia_solver.design import Design, Route
 from cascadia_solver.evaluation import Evaluation, evaluate
 from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reach, too_few_gpus
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
 from cascadia_solver.milp import MilpResult, solve_allocation
-from cascadia_solver.quality import QualityOfGrid, quality_of_grids
-from cascadia_solver.replay import ThresholdGrid, threshold_grids
+from cascadia_solver.path_allocation import path_bound
+from cascadia_solver.replay import threshold_grids
 from cascadia_solver.screening import Screened
-from cascadia_solver.search import Problem, candidates, design_route, pool_choices, screen_all
+from cascadia_solver.search import Problem, candidates, certified, design_route, pool_choices, screen_all
 from cascadia_solver.selection import best_of, improve, simulate_finalists
 from cascadia_solver.sites import find_sites, pool_budgets
 
@@ -69,9 +71,10 @@ def plan_cascade(inputs: PlanningInputs, *, deadline_seconds: float = 60.0, prog
     problem = _problem(inputs, traffic)
     tell("screening", 0.3)
     screened = screen_all(problem, expired, lambda share: tell("screening", 0.3 + 0.3 * share))
+    problem, screened = certified(problem, screened)
     designs = candidates(problem, screened, expired, lambda share: tell("allocating GPUs", 0.6 + 0.2 * share))
     if not designs:
-        raise too_few_gpus(problem, spec, traffic.facts)
+        raise _no_design(inputs, traffic, problem)
     tell("simulating finalists", 0.8)
     models = len(spec.models)
     finalists = simulate_finalists(problem, designs, models, expired)
@@ -92,7 +95,7 @@ def plan_cascade(inputs: PlanningInputs, *, deadline_seconds: float = 60.0, prog
 
 
 def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
-    """Set the problem up; raises `InfeasibleError` where the floor is out of reach whatever the allocation."""
+    """Set the problem up; raises `InfeasibleError` where the models that must have a stage fit nowhere."""
     spec = inputs.cascade.spec
     budgets = pool_budgets(spec, inputs.available_gpus)
     if not any(budget.gpus for budget in budgets):
@@ -104,47 +107,48 @@ def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
     sites = find_sites(spec, traffic.facts, budgets, traffic.sample, percentile=float(spec.objective.percentile))
     forced = {index for index, model in enumerate(spec.models) if model.min_replicas}
     priced = all(budget.price is not None for budget in budgets)
-
-    def problem(models: set[int]) -> Problem:
-        grids, qualities = _quality(inputs, traffic, models, forced)
-        return Problem(
-            objective=spec.objective,
-            budgets=budgets,
-            prices=[budget.price if priced and budget.price is not None else 1.0 for budget in budgets],
-            priced=priced,
-            sample=traffic.sample,
-            sites=sites,
-            grids=grids,
-            qualities=qualities,
-        )
-
     fitting = {model for model, _ in sites.at}
-    if fitting >= forced and fitting:
-        found = problem(fitting)
-        if found.best_quality >= found.floor:
-            return found
-    if len(fitting) < len(spec.models):
-        found = problem(set(range(len(spec.models))))
-        if found.best_quality >= found.floor:
-            raise too_few_gpus(found, spec, traffic.facts)
-    raise quality_out_of_reach(spec, traffic.table, found.grids, found.qualities)
-
-
-def _quality(
-    inputs: PlanningInputs, traffic: Traffic, fitting: set[int], forced: set[int]
-) -> tuple[list[ThresholdGrid], list[QualityOfGrid]]:
-    spec = inputs.cascade.spec
-    grids = threshold_grids(
-        traffic.table, candidates=fitting, forced=forced, max_escalations=spec.routing.max_escalations
-    )
-    qualities = quality_of_grids(
-        traffic.table,
-        grids,
-        confidence=float(spec.objective.confidence),
-        weights=traffic.demand.row_weights,
+    usable = bool(fitting) and fitting >= forced
+    study = _study(inputs, traffic, fitting if usable else set(range(len(spec.models))))
+    problem = Problem(
+        objective=spec.objective,
+        budgets=budgets,
+        prices=[budget.price if priced and budget.price is not None else 1.0 for budget in budgets],
+        priced=priced,
+        sample=traffic.sample,
+        sites=sites,
+        study=study,
+        qualities=study.qualities,
         seed=inputs.seed,
     )
-    return grids, qualities
+    if not usable:
+        raise _no_design(inputs, traffic, problem)
+    return problem
+
+
+def _study(inputs: PlanningInputs, traffic: Traffic, models: set[int]) -> QualityStudy:
+    spec = inputs.cascade.spec
+    grids = threshold_grids(
+        traffic.table,
+        candidates=models,
+        forced={index for index, model in enumerate(spec.models) if model.min_replicas},
+        max_escalations=spec.routing.max_escalations,
+    )
+    return estimate_quality(traffic.table, grids, weights=traffic.demand.row_weights, seed=inputs.seed)
+
+
+def _no_design(inputs: PlanningInputs, traffic: Traffic, problem: Problem) -> InfeasibleError:
+    """Why nothing within the quality floor fits: no vector of any models keeps it, or the GPUs are too few."""
+    spec = inputs.cascade.spec
+    study = _study(inputs, traffic, set(range(len(spec.models))))
+    anything = [np.zeros(len(grid)) for grid in study.grids]
+    nothing = [np.empty(0, dtype=np.int64) for _ in study.grids]
+    best = study.certified(
+        anything, nothing, floor=problem.floor, confidence=float(spec.objective.confidence), seed=inputs.seed
+    )
+    if max(float(quality.assured.max()) for quality in best) < problem.floor:
+        return quality_out_of_reach(spec.objective, traffic.table, study.grids, best)
+    return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts)
 
 
 def _certify(plan: Design, problem: Problem, seconds: float) -> MilpResult:
@@ -206,7 +210,10 @@ def _single(problem: Problem, g: int, best: Evaluation, names: Sequence[str]) ->
     if found is None:
         rate = f"{problem.sample.requests_per_second:.3g} requests/s are more than the GPUs carry"
         return PlanAlternative(name=name, quality_mean=mean, reason=f"{reason}; {rate}" if reason else rate)
-    return document.alternative(name, problem, evaluate(found, problem.sample, len(names)), best, reason)
+    if reason:
+        # It is out for its quality, so the closed form's latency will do.
+        return document.unfit_alternative(name, problem, found, reason)
+    return document.alternative(name, problem, evaluate(found, problem.sample, len(names)), best)
 
 
 def _plan(
@@ -248,7 +255,18 @@ def _plan(
 
 def _solver(plan: Design, problem: Problem, certificate: MilpResult, timed_out: bool, seconds: float) -> PlanSolver:
     value = plan.cost(problem.prices) if problem.cheapest else plan.path_percentile(problem.percentile)
-    gap = max(0.0, value / plan.bound - 1) if plan.bound > 0 else 0.0
+    bound = plan.bound
+    if not plan.exhaustive:
+        sharper = path_bound(
+            plan.routed.steps,
+            problem.limits,
+            percentile=problem.percentile,
+            known=value,
+            prices=problem.prices if problem.cheapest else None,
+            ceilings=problem.ceilings,
+        )
+        bound = max(bound, sharper)
+    gap = max(0.0, value / bound - 1) if bound > 0 else 0.0
     proven = plan.exhaustive and certificate.status == "Optimal"
     return PlanSolver(
         status="TimedOut" if timed_out else "Optimal" if proven else "Feasible",

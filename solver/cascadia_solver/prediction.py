@@ -1,4 +1,10 @@
-"""What one replica would do at a concurrency or at a rate, by the same code that plans."""
+"""What one replica would do at a concurrency or at a rate, by the same code that plans.
+
+The simulation says when each request's tokens come. Two things lie outside of it: the time that a
+request spends outside the engine's steps, and, in a closed loop, the bunches in which clients ask.
+Both were fitted with the factors (see `closed_loop`). Bunches move time from the tokens after the first
+to the first and leave the end as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +16,11 @@ import numpy.typing as npt
 from cascadia_api.errors import InputError, Problem
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.closed_loop import ANSWER_SHARE, closed_loop
 from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
 from cascadia_solver.scheduling_kernel import Floats
 from cascadia_solver.simulation import StageReplicas, simulate_closed_loop, simulate_stage
+from cascadia_solver.steptime import StepModel
 
 __all__ = ["Latency", "Prediction", "predict"]
 
@@ -21,6 +29,8 @@ _REQUESTS = 10_000
 _ROUNDS = 20
 """A closed loop needs fewer requests: this many per client, within the limits below."""
 _FEWEST = 200
+_LEAST_DECODING = 0.1
+"""Share of a request's decoding that bunches leave after its first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class Prediction:
             in the batch.
         source: Where the step times come from.
         uncertainty_percent: Expected error of the latencies.
+        extrapolates: In what the replica differs from all that the source was measured on.
     """
 
     fits: bool
@@ -64,6 +75,7 @@ class Prediction:
     saturated: bool
     source: str
     uncertainty_percent: float
+    extrapolates: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The document that ``predict -o json`` prints."""
@@ -78,6 +90,7 @@ class Prediction:
             "saturated": self.saturated,
             "source": self.source,
             "uncertaintyPercent": self.uncertainty_percent,
+            "extrapolates": list(self.extrapolates),
         }
 
 
@@ -109,14 +122,19 @@ def predict(
         source: Cost source; the roofline by default.
 
     Raises:
-        InputError: If both or neither of concurrency and rate are given, a number is senseless, or
-            a request is longer than the context window or the key-value cache.
+        InputError: If both or neither of concurrency and rate are given, a number is senseless, the
+            tensor degree does not divide the heads, or a request is longer than the context window
+            or the key-value cache.
     """
     prompts, answers = _drawn_lengths(model, inputs, outputs)
     _check_load(concurrency, rate)
+    if shape.tensor_parallel < 1 or model.heads % shape.tensor_parallel:
+        problem = f"{shape.tensor_parallel} does not divide the {model.heads} attention heads of {model.name}"
+        raise InputError(Problem("tensorParallel", f"{problem}: use a power of two"))
     costs = source if source is not None else Roofline()
     memory = memory_use(model, gpu, shape, precision)
     uncertainty = costs.uncertainty_percent(model, gpu, shape)
+    extrapolates = costs.extrapolations(model, gpu, shape)
     if not memory.fits:
         return Prediction(
             fits=False,
@@ -129,6 +147,7 @@ def predict(
             saturated=False,
             source=costs.name,
             uncertainty_percent=uncertainty,
+            extrapolates=extrapolates,
         )
     step = costs.step_model(model, gpu, shape, precision, gpus_per_node=gpus_per_node)
     longest = float((prompts + answers).max())
@@ -137,6 +156,9 @@ def predict(
             f"a request of {longest:.0f} tokens exceeds the key-value cache of {step.kv_capacity_tokens:.0f} tokens; "
             f"use more or larger GPUs a replica"
         )
+    # Requests reserve cache for all of their answer in the simulation, for a part of it in engines.
+    held = float((prompts + answers).mean()) / float((prompts + ANSWER_SHARE * answers).mean())
+    step = step._replace(kv_capacity_tokens=float(int(step.kv_capacity_tokens * held)))
     random = np.random.default_rng(_SEED)
     if rate is not None:
         drawn = random.integers(len(prompts), size=_REQUESTS)
@@ -161,6 +183,9 @@ def predict(
         throughput = _throughput(answers, first, finish, min(opened, 0.5 * closed), closed)
         room = step.kv_capacity_tokens / float((prompts + answers).mean())
         saturated = clients > min(room, step.max_running)
+        bunched = _bunching(step, clients, prompts, answers, first[counted] - arrivals[counted])
+        first = np.minimum(first + bunched, np.maximum(finish - _LEAST_DECODING * (finish - first), first))
+    first, finish = first + step.first_token_seconds, finish + step.first_token_seconds
     several = counted[answers[counted] > 1]
     token_times = (finish[several] - first[several]) / (answers[several] - 1.0)
     return Prediction(
@@ -174,7 +199,15 @@ def predict(
         saturated=saturated,
         source=costs.name,
         uncertainty_percent=uncertainty,
+        extrapolates=extrapolates,
     )
+
+
+def _bunching(step: StepModel, clients: int, prompts: Floats, answers: Floats, simulated: Floats) -> float:
+    """Seconds by which first tokens come later than simulated, since clients ask in bunches."""
+    loop = closed_loop(step, clients, float(prompts.mean()), float(answers.mean()))
+    measured = loop.first_token - loop.waiting - step.first_token_seconds
+    return max(0.0, measured - float(np.median(simulated)))
 
 
 def _drawn_lengths(model: ModelFacts, inputs: npt.ArrayLike, outputs: npt.ArrayLike) -> tuple[Floats, Floats]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.replay import Replay, ThresholdGrid
 
-__all__ = ["QualityOfGrid", "fewest_requests", "quality_of_grids", "requests_needed"]
+__all__ = ["QualityOfGrid", "fewest_requests", "quality_of_grids", "requests_needed", "wilson_lower"]
 
 Floats = NDArray[np.float64]
 
@@ -76,7 +76,7 @@ def quality_of_grids(
     errors = [_standard_error(replay, table.quality, weight, mean) for replay, mean in zip(replays, means, strict=True)]
     critical = _critical_value(replays, table.quality, weight, means, errors, confidence, seed)
     return [
-        QualityOfGrid(mean, _wilson_lower(mean, error, critical, len(table)))
+        QualityOfGrid(mean, wilson_lower(mean, error, critical, len(table)))
         for mean, error in zip(means, errors, strict=True)
     ]
 
@@ -101,7 +101,7 @@ def fewest_requests(requests: int, qualities: Sequence[QualityOfGrid], floor: fl
 
     Args:
         requests: Size of the set.
-        qualities: Of every grid, from that set.
+        qualities: Of every grid, from that set; a bound of 0 says nothing and is left out.
         floor: Quality to reach.
 
     Returns:
@@ -112,7 +112,7 @@ def fewest_requests(requests: int, qualities: Sequence[QualityOfGrid], floor: fl
         for quality in qualities
         if quality.bound is not None
         for mean, bound in zip(quality.mean, quality.bound, strict=True)
-        if mean > floor
+        if mean > floor and bound > 0
     ]
     return min((size for size in needed if size is not None), default=None)
 
@@ -156,7 +156,7 @@ def _critical_value(
     return max(sup, NormalDist().inv_cdf(confidence))
 
 
-def _wilson_lower(mean: Floats, error: Floats, z: float, requests: int) -> Floats:
+def wilson_lower(mean: Floats, error: Floats, z: float, requests: int) -> Floats:
     """Lower end of Wilson's interval for as many yes-or-no outcomes as would give the same standard error.
 
     The added 1/n stands in for the spread that a sample without any spread hides.

@@ -1,9 +1,9 @@
 """Screening of every threshold vector: GPUs, cost and an estimate of latency for each.
 
 For one choice of stages and pools, the tables of `parallelism` say how many GPUs each stage needs for
-each latency at the rate that a vector sends it. Sweeping the latency gives every vector's staircase of
-(latency of the slowest stage, GPUs). Latency along the path is then estimated on a joint subsample of
-requests, in closed form.
+each latency at the rate that a vector sends it. Sweeping a price of time gives every vector's staircase
+of (latency along the path, GPUs), each stage at the level where it pays. Latency along the path is then
+estimated on a joint subsample of requests, in closed form.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadia_solver.compiled import compiled
 from cascadia_solver.parallelism import LEVELS
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import Replay, ThresholdGrid
@@ -25,8 +26,11 @@ __all__ = ["Screened", "path_latency", "screen"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_STAIRS = (3, 6, 10, 15, 22, 32, 48, LEVELS)
-"""Steps up the ladder of latencies, from the fastest, at which cheaper allocations are looked at."""
+_PRICES_OF_TIME = np.concatenate([[0.0], np.geomspace(0.03, 30, 9)])
+"""What a second counts against GPUs, from nothing upwards, in units of a vector's own least cost per second."""
+_BISECTIONS = 8
+_TAILS = 2.0
+"""A stage that so many times the tail's share of requests get to counts in full for the percentile."""
 _PER_STAIR = 128
 _SUBSAMPLE = 256
 
@@ -38,28 +42,37 @@ class Screened:
     Attributes:
         grid: The vectors.
         pools: Pool index of each stage.
+        quality: Of the grid's vectors.
         vector: Flat index of the threshold vector [K].
         gpus: GPUs of each stage [K, stages].
         latency: Estimated percentile of end-to-end latency, s [K].
         cost: Per hour, or the number of GPUs where there are no prices [K].
-        mean: Mean quality [K].
-        assured: What plans are chosen on: the quality bound where there is one [K].
     """
 
     grid: ThresholdGrid
     pools: tuple[int, ...]
+    quality: QualityOfGrid
     vector: Integers
     gpus: Integers
     latency: Floats
     cost: Floats
-    mean: Floats
-    assured: Floats
+
+    @property
+    def mean(self) -> Floats:
+        """Mean quality [K]."""
+        return self.quality.mean[self.vector]
+
+    @property
+    def assured(self) -> Floats:
+        """What plans are chosen on: the quality bound where there is one [K]."""
+        return self.quality.assured[self.vector]
 
 
 def screen(
     grid: ThresholdGrid,
     sites: Sequence[Site],
     quality: QualityOfGrid,
+    estimate: Floats,
     sample: RequestSample,
     *,
     limits: Sequence[int],
@@ -73,6 +86,7 @@ def screen(
         grid: V vectors.
         sites: Where each stage runs.
         quality: Of the vectors.
+        estimate: What their quality is estimated to be, for the choice of those worth a look [V].
         sample: The traffic.
         limits: GPUs of each pool.
         prices: Of a GPU hour of each pool.
@@ -82,33 +96,110 @@ def screen(
     replay = Replay(grid, sample.scores)
     rates, profiles = _stage_loads(replay, sites, sample)
     needed = np.stack(
-        [_needed(site, rate, profile) for site, rate, profile in zip(sites, rates.T, profiles.T, strict=True)], axis=-1
+        [_needed(site, rate, profile) for site, rate, profile in zip(sites, rates.T, profiles.T, strict=True)], axis=1
     )
     pools = np.array([site.pool for site in sites])
-    within = np.ones(needed.shape[:2], dtype=bool)
-    for pool, limit in enumerate(limits):
-        within &= needed[:, :, pools == pool].sum(axis=2) <= limit
-    cost = needed @ np.array([prices[pool] for pool in pools])
-    fastest = within.argmax(axis=0)
-    possible = np.flatnonzero(within.any(axis=0))
-    picked = [(possible, fastest[possible])]
-    for stair in _STAIRS:
-        level = np.minimum(fastest + stair, LEVELS - 1)
-        picked.append((rows := _worth_a_look(possible, cost[level, np.arange(len(grid))], quality, floor), level[rows]))
-    vector = np.concatenate([rows for rows, _ in picked])
-    level = np.concatenate([levels for _, levels in picked])
-    vector, level = np.unique(np.stack([vector, level]), axis=1)
-    parts = [site.table.parts[profiles[vector, j], level] for j, site in enumerate(sites)]
+    price = np.array([prices[pool] for pool in pools])
+    reach = replay.reach(np.ones(len(sample)))
+    weights = np.minimum(1.0, reach / (_TAILS * (1 - percentile / 100)))
+    chosen = _trade_offs(
+        needed, price, weights, sites[0].table.levels, np.array(limits, dtype=np.int64), pools, _PRICES_OF_TIME
+    )
+    vectors, levels = [], []
+    stages = np.arange(len(sites))
+    for row in chosen:
+        possible = np.flatnonzero(row[:, 0] >= 0)
+        cost = needed[np.arange(len(grid))[:, None], stages, row] @ price
+        looked = possible if row is chosen[-1] else _worth_a_look(possible, cost, estimate, floor)
+        vectors.append(looked)
+        levels.append(row[looked])
+    distinct = np.unique(np.column_stack([np.concatenate(vectors), np.concatenate(levels)]), axis=0)
+    vector, level = distinct[:, 0], distinct[:, 1:]
+    gpus = needed[vector[:, None], stages, level]
+    parts = [site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)]
     return Screened(
         grid=grid,
         pools=tuple(int(pool) for pool in pools),
+        quality=quality,
         vector=vector,
-        gpus=needed[level, vector],
+        gpus=gpus,
         latency=_estimates(grid, vector, parts, sample, percentile),
-        cost=cost[level, vector],
-        mean=quality.mean[vector],
-        assured=quality.assured[vector],
+        cost=gpus @ price,
     )
+
+
+@compiled
+def _trade_offs(
+    needed: Integers,
+    price: Floats,
+    weights: Floats,
+    seconds: Floats,
+    limits: Integers,
+    pools: Integers,
+    prices_of_time: Floats,
+) -> Integers:
+    """Levels of each stage that are cheapest at each price of time, then the fastest that the pools allow.
+
+    What is minimised is the sum over stages of price x GPUs + (price of time) x weight x latency, which separates.
+
+    Args:
+        needed: GPUs of each stage at each level [V, stages, LEVELS].
+        price: Of a GPU of each stage [stages].
+        weights: How much a stage's latency counts [V, stages].
+        seconds: Latency of each level [LEVELS].
+        limits: GPUs of each pool.
+        pools: Pool of each stage [stages].
+        prices_of_time: In units of each vector's least cost over the latency there.
+
+    Returns:
+        -1 where the pools do not suffice [prices + 1, V, stages].
+    """
+    vectors, stages, levels = needed.shape
+    result = np.full((len(prices_of_time) + 1, vectors, stages), -1, dtype=np.int64)
+    current = np.empty(stages, dtype=np.int64)
+    used = np.empty(len(limits), dtype=np.int64)
+    steps = np.empty((stages, levels), dtype=np.int64)
+    counts = np.empty(stages, dtype=np.int64)
+    for v in range(vectors):
+        least, slowest = 0.0, stages * seconds[levels - 1]
+        for j in range(stages):
+            least += price[j] * needed[v, j, levels - 1]
+            # Of levels that take as many GPUs, the fastest.
+            counts[j] = 0
+            for level in range(levels):
+                if level == 0 or needed[v, j, level] < needed[v, j, level - 1]:
+                    steps[j, counts[j]] = level
+                    counts[j] += 1
+        unit = least / slowest
+        low, high = 0.0, 1e6
+        for attempt in range(len(prices_of_time) + _BISECTIONS):
+            fixed = attempt < len(prices_of_time)
+            rate = unit * (prices_of_time[attempt] if fixed else np.sqrt(max(low, 1e-3) * high))
+            used[:] = 0
+            for j in range(stages):
+                best = np.inf
+                for step in range(counts[j] - 1, -1, -1):
+                    level = steps[j, step]
+                    value = price[j] * needed[v, j, level] + rate * weights[v, j] * seconds[level]
+                    if value < best:
+                        best = value
+                        current[j] = level
+                used[pools[j]] += needed[v, j, current[j]]
+            fits = (used <= limits).all()
+            if fits:
+                result[attempt if fixed else len(prices_of_time), v] = current
+            if fixed and fits:
+                low = prices_of_time[attempt]
+                result[len(prices_of_time), v] = current
+            elif fixed:
+                high = min(high, prices_of_time[attempt])
+                if attempt == 0:
+                    break
+            elif fits:
+                low = rate / unit
+            else:
+                high = rate / unit
+    return result
 
 
 def path_latency(
@@ -159,23 +250,22 @@ def _stage_loads(replay: Replay, sites: Sequence[Site], sample: RequestSample) -
 
 
 def _needed(site: Site, rate: Floats, profile: Integers) -> Integers:
-    """GPUs that a stage needs at each level for each vector [LEVELS, V]."""
-    needed = np.empty((LEVELS, len(rate)), dtype=np.int64)
+    """GPUs that a stage needs for each vector at each level [V, LEVELS]."""
+    needed = np.empty((len(rate), LEVELS), dtype=np.int64)
     for which in np.unique(profile):
         rows = np.flatnonzero(profile == which)
         # Many vectors share their first thresholds, hence their rate.
         distinct, back = np.unique(rate[rows], return_inverse=True)
-        needed[:, rows] = site.table.gpus_needed(int(which), distinct)[:, back]
+        needed[rows] = site.table.gpus_needed(int(which), distinct).T[back]
     return needed
 
 
-def _worth_a_look(possible: Integers, cost: Floats, quality: QualityOfGrid, floor: float) -> Integers:
+def _worth_a_look(possible: Integers, cost: Floats, estimate: Floats, floor: float) -> Integers:
     """The cheapest vectors at the floor, and the cheapest for each quality."""
-    assured = quality.assured[possible]
-    order = possible[np.lexsort((-assured, cost[possible]))]
-    good = order[quality.assured[order] >= floor][:_PER_STAIR]
-    best_so_far = np.maximum.accumulate(np.concatenate([[-np.inf], quality.assured[order]]))[:-1]
-    stairs = order[quality.assured[order] > best_so_far]
+    order = possible[np.lexsort((-estimate[possible], cost[possible]))]
+    good = order[estimate[order] >= floor][:_PER_STAIR]
+    best_so_far = np.maximum.accumulate(np.concatenate([[-np.inf], estimate[order]]))[:-1]
+    stairs = order[estimate[order] > best_so_far]
     return np.unique(np.concatenate([good, stairs[:: max(1, len(stairs) // 32)]]))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cascadia_api.cascade import Objective
-from cascadia_solver.design import Design, Route, design, routed
+from cascadia_solver.certification import QualityStudy
+from cascadia_solver.design import Design, Route, StageMade, design, routed
+from cascadia_solver.frontier import frontier_picks
 from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import ThresholdGrid
@@ -17,13 +20,17 @@ from cascadia_solver.screening import Screened, screen
 from cascadia_solver.sites import PoolBudget, Sites
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Problem", "candidates", "design_route", "pool_choices", "routes", "screen_all"]
+__all__ = ["Problem", "candidates", "certified", "design_route", "pool_choices", "routes", "screen_all"]
 
+Floats = NDArray[np.float64]
+
+_FAR = 1e9
+"""Vectors that miss a target come after all that keep it, those that miss it by more later."""
 _POOL_CHOICES = 256
 """About the most assignments of stages to pools, all choices of stages together: none is left out for up to
 four models on two pools or three models on three."""
 _LEAST_POOL_CHOICES = 4
-_CANDIDATES = 12
+_CANDIDATES = 10
 _PER_CHOICE = 5
 """Candidates of one choice of stages and pools."""
 
@@ -39,8 +46,10 @@ class Problem:
         priced: Whether `prices` are the manifest's.
         sample: The traffic.
         sites: Where each model can run.
-        grids: Threshold vectors of every choice of stages.
-        qualities: Of the vectors of each grid.
+        study: Quality of the threshold vectors of every choice of stages.
+        qualities: Of the vectors of each grid, bounded where that was asked for.
+        seed: Seed of what is drawn.
+        made: Tables of stages, kept for other routes with the same stage.
     """
 
     objective: Objective
@@ -49,8 +58,15 @@ class Problem:
     priced: bool
     sample: RequestSample
     sites: Sites
-    grids: Sequence[ThresholdGrid]
+    study: QualityStudy
     qualities: Sequence[QualityOfGrid]
+    seed: int
+    made: dict[tuple[object, ...], StageMade] = field(default_factory=dict)
+
+    @property
+    def grids(self) -> Sequence[ThresholdGrid]:
+        """Threshold vectors of every choice of stages."""
+        return self.study.grids
 
     @property
     def limits(self) -> list[int]:
@@ -61,11 +77,6 @@ class Problem:
     def floor(self) -> float:
         """Quality floor."""
         return float(self.objective.min_quality)
-
-    @property
-    def best_quality(self) -> float:
-        """Highest quality that any vector is assured of."""
-        return max(float(quality.assured.max()) for quality in self.qualities)
 
     @property
     def percentile(self) -> float:
@@ -123,6 +134,7 @@ def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable
                 grid,
                 [problem.sites.at[model, pool] for model, pool in zip(grid.stages, pools, strict=True)],
                 problem.qualities[g],
+                problem.study.estimates[g],
                 problem.sample,
                 limits=problem.limits,
                 prices=problem.prices,
@@ -134,6 +146,41 @@ def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable
     return found
 
 
+def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, list[Screened]]:
+    """Bound the quality of the vectors that matter: the best at each level of what is minimised, and the frontier."""
+    values = [np.full(len(grid), np.inf) for grid in problem.grids]
+    kept: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64) for _ in problem.grids]
+    place = {grid.stages: g for g, grid in enumerate(problem.grids)}
+    for points in screened:
+        missed, primary, _ = _ranking(problem, points)
+        np.minimum.at(
+            values[place[points.grid.stages]], points.vector, primary + np.where(missed > 0, _FAR * missed, 0)
+        )
+    estimates = [problem.study.estimates[place[points.grid.stages]][points.vector] for points in screened]
+    if estimates:
+        rows = [np.stack([s.latency, s.cost, e], axis=1) for s, e in zip(screened, estimates, strict=True)]
+        origin = np.concatenate([np.full(len(s.vector), place[s.grid.stages]) for s in screened])
+        vector = np.concatenate([s.vector for s in screened])
+        picks = frontier_picks(np.concatenate(rows))
+        kept = [np.unique(vector[picks][origin[picks] == g]) for g in range(len(kept))]
+    qualities = problem.study.certified(
+        values, kept, floor=problem.floor, confidence=float(problem.objective.confidence), seed=problem.seed
+    )
+    return (
+        replace(problem, qualities=qualities),
+        [replace(points, quality=qualities[place[points.grid.stages]]) for points in screened],
+    )
+
+
+def _ranking(problem: Problem, points: Screened) -> tuple[Floats, Floats, Floats]:
+    """How far the target on the percentile is missed, what is minimised, and what decides ties [K]."""
+    limit = min((c.seconds for c in problem.ceilings if c.percentile == problem.percentile), default=np.inf)
+    missed = np.maximum(0.0, points.latency / limit - 1)
+    if problem.cheapest:
+        return missed, points.cost, points.latency
+    return missed, points.latency, points.cost
+
+
 def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
     """Routes within the quality floor, best first by the screening's estimates.
 
@@ -142,11 +189,7 @@ def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
     rows = []
     for place, points in enumerate(screened):
         good = np.flatnonzero(points.assured >= problem.floor)
-        limit = min((c.seconds for c in problem.ceilings if c.percentile == problem.percentile), default=np.inf)
-        missed = np.maximum(0.0, points.latency[good] / limit - 1)
-        primary, secondary = points.latency[good], points.cost[good]
-        if problem.cheapest:
-            primary, secondary = secondary, primary
+        missed, primary, secondary = (figures[good] for figures in _ranking(problem, points))
         order = np.lexsort((secondary, primary, missed))
         seen: set[int] = set()
         for k in order:
@@ -171,7 +214,7 @@ def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
 def design_route(problem: Problem, route: Route, *, cheapest: bool | None = None) -> Design | None:
     """Tabulate a route for exactly its own requests and allocate GPUs; None if the GPUs do not carry it."""
     sites = [problem.sites.at[model, pool] for model, pool in zip(route.stages, route.pools, strict=True)]
-    traffic = routed(route, sites, problem.sample, problem.limits, problem.percentile)
+    traffic = routed(route, sites, problem.sample, problem.limits, problem.percentile, problem.made)
     by_cost = problem.cheapest if cheapest is None else cheapest
     return design(
         traffic,

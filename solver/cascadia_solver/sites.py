@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 PROFILE_REACHES = np.array([1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.1, 0.05])
 """Reaches at which a later stage's table is made: the hardest so many of the requests get there."""
+_PROFILED = 2500
+"""About so many requests make the profiles; designs are then tabulated for all of their requests."""
 _REPLICA_GPUS = 64
 """Largest replica considered, GPUs."""
 _HELD = 0.999
@@ -178,10 +180,12 @@ def find_sites(
     limits = [budget.gpus for budget in budgets] if gpus is None else list(gpus)
     source = Roofline()
     found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile], float]] = {}
+    answer_tokens: list[Floats] = []
     unfit: dict[int, InfeasibleError] = {}
     longest = np.quantile(sample.input_tokens[:, None] + sample.output_tokens, _HELD, axis=0)
     for m, model in enumerate(spec.models):
-        profiles, _ = _profiles(sample, m)
+        profiles, tokens = _profiles(sample, m)
+        answer_tokens.append(tokens)
         reasons: list[InfeasibleError] = []
         for p, budget in enumerate(budgets):
             if model.pools is not None and budget.name not in model.pools:
@@ -204,7 +208,7 @@ def find_sites(
     at = {}
     for key, (options, _, uncertain) in found.items():
         m, p = key
-        _, tokens = _profiles(sample, m)
+        tokens = answer_tokens[m]
         least = max(1, spec.models[m].min_replicas or 0)
         at[key] = Site(
             model=m,
@@ -246,12 +250,18 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, lon
 
 def _profiles(sample: RequestSample, model: int) -> tuple[list[LengthProfile], Floats]:
     """Length profiles of the hardest requests, by the scores of smaller models; and their mean answers."""
-    inputs, outputs = sample.input_tokens, sample.output_tokens[:, model]
+    ordered = sample.by_length[model][:: max(1, len(sample) // _PROFILED)]
+    inputs, outputs = sample.input_tokens[ordered], sample.output_tokens[ordered, model]
     if model == 0:
         return [length_profile(inputs, outputs)], np.array([outputs.mean()])
-    ranks = np.argsort(np.argsort(sample.scores[:, :model], axis=0), axis=0).mean(axis=1)
-    order = np.argsort(ranks, kind="stable")
-    chosen = [order[: max(1, round(reach * len(order)))] for reach in PROFILE_REACHES]
+    count = len(sample)
+    hardness = np.zeros(count)
+    for scores in sample.scores[:, :model].T:
+        hardness[np.argsort(scores)] += np.arange(count)
+    ranks = np.empty(count, dtype=np.int64)
+    ranks[np.argsort(hardness, kind="stable")] = np.arange(count)
+    hardest = ranks[ordered]
+    chosen = [hardest < max(np.min(hardest) + 1, round(reach * count)) for reach in PROFILE_REACHES]
     return (
         [length_profile(inputs[rows], outputs[rows]) for rows in chosen],
         np.array([outputs[rows].mean() for rows in chosen]),

@@ -53,6 +53,9 @@ class StepModel(NamedTuple):
         prompt_overhead_seconds: Constant per step with prompts, on top of `overhead_seconds`.
         request_seconds: Per decoding request: sampling, scheduling, detokenisation.
         overlap_loss: Share of the faster of arithmetic and weight reads that the slower does not hide.
+        first_token_seconds: Outside the steps, once a request: HTTP, tokenisation, first scheduling.
+        bunching: Share of the other clients' prompts that one waits for in a closed loop, where they
+            come in bunches.
     """
 
     token_seconds: float
@@ -75,6 +78,8 @@ class StepModel(NamedTuple):
     prompt_overhead_seconds: float = 0.0
     request_seconds: float = 0.0
     overlap_loss: float = 0.0
+    first_token_seconds: float = 0.0
+    bunching: float = 0.0
 
 
 def step_seconds(

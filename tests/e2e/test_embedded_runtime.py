@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cascadia_solver.transition import ReplicaState
 
+from cascadia_local.processes import Command, ProcessFailedError
+from cascadia_solver.transition import ReplicaState
 from tests.support.embedded import Embedded, embedded, plan_of, processes_of, until
 
 
@@ -42,7 +43,9 @@ async def test_a_transition_under_load_fails_no_request(run: Embedded) -> None:
     assert [answer.failure for answer in traffic.measurements.failures] == []
     assert run.runtime.plan == after
     assert {name: run.runtime.replicas[name].engine.pid for name in kept} == kept, "kept replicas were restarted"
-    assert sorted(r.desired.kind[0::2][:2] for r in run.runtime.replicas.values()) == [("large", 2)] + [("small", 1)] * 4
+    assert (
+        sorted(r.desired.kind[0::2][:2] for r in run.runtime.replicas.values()) == [("large", 2)] + [("small", 1)] * 4
+    )
     assert held
     assert max(held) <= 8, "more GPUs were held than there are"
     second = traffic.measurements.between(moved_at)
@@ -57,7 +60,9 @@ async def test_killed_engines_and_routers_come_back_and_no_request_is_lost(run: 
     await run.runtime.start(plan_of([(1, 2)], [(4, 1)]))
     traffic = await run.start_traffic(3.0)
     await until(lambda: answered(run) > 20, "answers before the crashes")
-    victim, other = sorted((r for r in run.runtime.replicas.values() if r.desired.stage == "small"), key=lambda r: r.name)
+    victim, other = sorted(
+        (r for r in run.runtime.replicas.values() if r.desired.stage == "small"), key=lambda r: r.name
+    )
     for replica, process in ((victim, victim.engine), (other, other.router.process)):
         pid = process.pid
         assert pid is not None
@@ -74,9 +79,15 @@ async def test_killed_engines_and_routers_come_back_and_no_request_is_lost(run: 
     assert all("SIGKILL" in text for text in crashes)
 
 
-async def test_a_process_that_cannot_run_is_named_with_its_log(run: Embedded) -> None:
-    from cascadia_local.processes import ProcessFailedError
+async def test_an_entry_that_cannot_run_is_named_with_its_log(run: Embedded) -> None:
+    run.runtime._entry.process.command = Command("cascadia_router", ("--no-such-flag",))
+    with pytest.raises(ProcessFailedError, match=r"(?s)entry-router exited with code 2.*--config"):
+        await run.runtime.start(plan_of([(1, 1)], []))
 
-    run.runtime._entry.process.command = type(run.runtime._entry.process.command)("cascadia_router", ("--no-such-flag",))
-    with pytest.raises(ProcessFailedError, match=r"(?s)entry-router exited with code 2.*no-such-flag"):
+
+async def test_an_engine_that_cannot_run_is_named_with_its_log(run: Embedded) -> None:
+    run.runtime._engines = lambda *_: Command("cascadia_local.simulated_engine", ("--config", "/nowhere.json"))
+    with pytest.raises(
+        ProcessFailedError, match=r"(?s)small-1-engine exited with code 2.*/nowhere.json: cannot be read"
+    ):
         await run.runtime.start(plan_of([(1, 1)], []))

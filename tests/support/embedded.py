@@ -10,7 +10,6 @@ from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.clock import ScaledClock
 from cascadia_api.load import load_manifest
 from cascadia_api.plan import Plan, PlanDemand, PlanLatency, PlanQuality, PlanSolver, PlanStage, ReplicaGroup
-
 from cascadia_local.engine_commands import SimulationSettings
 from cascadia_local.engines import engine_starter
 from cascadia_local.events import EventLog

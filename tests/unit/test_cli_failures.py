@@ -30,6 +30,8 @@ PREDICT = (
     "predict --model meta-llama/Llama-3.1-8B-Instruct --gpu H100-SXM-80GB --tensor-parallel 1 --input 9 --output 9"
 )
 
+CALIBRATE = "calibrate {file} --prompts "
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -67,6 +69,26 @@ PREDICT = (
         ("calibrate import zeroeval --input {file} --model small -o -", "--model: 'small' is not STAGE=NAME"),
         ("calibrate import zeroeval --input {file} --model a=b --model a=c -o -", "the model 'a' is given twice"),
         ("calibrate import zeroeval --input {file} --model a=b -o -", "{file}: the CSV lacks the columns"),
+        ("calibrate {file}", "cascadia calibrate run: Missing option '--prompts'"),
+        (CALIBRATE + "no-such.jsonl -o x.jsonl --endpoint http://h", "no-such.jsonl: no such file"),
+        (CALIBRATE + "{file} -o x.jsonl --endpoint http://h", "{file}: line 1: JSON is malformed"),
+        (CALIBRATE + "{file} -o x.csv --endpoint http://h", "--output: 'x.csv': name a .jsonl file"),
+        (CALIBRATE + "{file} -o x.jsonl", "--endpoint: where does small and large run? Give the running cascade's URL"),
+        (CALIBRATE + "{file} -o x.jsonl --stage small=http://h", "--endpoint: where does large run?"),
+        (
+            CALIBRATE + "{file} -o x.jsonl --stage tiny=http://h",
+            "--stage: 'tiny' is not a model of the manifest: it has",
+        ),
+        (CALIBRATE + "{file} -o x.jsonl --stage small", "--stage: 'small' is not NAME=URL"),
+        (CALIBRATE + "{file} -o x.jsonl --endpoint h:80", "--endpoint: 'h:80' is not a URL"),
+        (CALIBRATE + "{file} -o x.jsonl --judge Endpoint", "--judge-endpoint: --judge Endpoint needs it"),
+        (CALIBRATE + "{file} -o x.jsonl --judge-model m", "--judge-model: goes with --judge Endpoint, not Reference"),
+        (
+            CALIBRATE + "{file} -o x.jsonl --judge Me",
+            "'Me' is not one of 'Reference', 'Endpoint', 'AgreementWithLargest'",
+        ),
+        ("calibrate --prompts {file} {file} -o x.jsonl", "--endpoint: where does small and large run?"),
+        ("calibrate run {file} --prompts {file} -o x.jsonl", "--endpoint: where does small and large run?"),
         ("up {file} --exit", "--exit: goes with --trace FILE"),
         ("up {file} --limit 5", "--limit: goes with --trace FILE"),
         ("up {file} --time-scale 0", "--time-scale: 0 is not between 0.1 and 100"),

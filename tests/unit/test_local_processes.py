@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cascadia_api.errors import CascadiaError
 
+from cascadia_api.errors import CascadiaError
 from cascadia_local.loopback_http import UnreachableError, ask
 from cascadia_local.ports import PortAllocator, is_free
 from cascadia_local.processes import ChildProcess, Command, ProcessFailedError, describe_exit

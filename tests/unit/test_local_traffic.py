@@ -13,6 +13,7 @@ from cascadia_local.traffic import (
     ARRIVAL_CV,
     Answered,
     PlannedRequest,
+    Progress,
     TrafficUpdate,
     phase_requests,
     read_requests,
@@ -102,11 +103,5 @@ def test_percentile_is_the_inclusive_quantile(values: list[float], share: float)
 
 
 def test_updates_survive_the_pipe() -> None:
-    update = TrafficUpdate(answers=[answer(path="small", score=0.5)], progress=msgspec.structs.replace(_progress(), sent=3))
+    update = TrafficUpdate(answers=[answer(path="small", score=0.5)], progress=Progress(sent=3))
     assert msgspec.json.decode(msgspec.json.encode(update), type=TrafficUpdate) == update
-
-
-def _progress():  # type: ignore[no-untyped-def]
-    from cascadia_local.traffic import Progress
-
-    return Progress()

@@ -22,7 +22,7 @@ def busy() -> Snapshot:
         gpus_total=32,
         stages=(
             StageSnapshot("small", "Llama-3.1-8B bf16", "4×TP1", 4, 4, ("Ready",) * 4, 0.812, 1.0, 1.0, 21, 0, 0.13),
-            StageSnapshot("large", "70B", "2×TP4", 1, 2, ("Ready",) * 4 + ("Starting",) * 4, None, 0.4, 0.38, 33, 4, 0.5),
+            StageSnapshot("large", "70B", "2×TP4", 1, 2, ("Ready", "Starting") * 4, None, 0.4, 0.38, 33, 4, 0.5),
         ),
         rate=9.8,
         rate_planned=10,
@@ -54,7 +54,7 @@ def test_the_screen_fits_the_terminal(width: int, height: int) -> None:
 
 def test_the_screen_tells_what_matters() -> None:
     text = drawn(busy(), 120, 45)
-    for part in ("chat", "p-0123456789ab", "42 %", "≥ 0.812", "40 % /  38 %", "■■■■■■■■▨▨▨▨", "12 of 32", "2 failed",
+    for part in ("chat", "p-0123456789ab", "42 %", "≥ 0.812", "40 % /  38 %", "■■■■■▨■▨■▨■▨", "12 of 32", "2 failed",
                  "320 ms", "14.3 s", "1 s here = 10 s of service", "event 29"):  # fmt: skip
         assert part in text
 

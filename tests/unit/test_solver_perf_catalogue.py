@@ -55,6 +55,13 @@ PUBLISHED = {
     "openai/gpt-oss-120b": (116.83, 5.13 + 0.58),
     "HuggingFaceTB/SmolLM2-135M-Instruct": (0.1345, None),
     "microsoft/phi-4": (14.66, None),
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": (108.6, 17.17 + 1.03),
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct": (400.7, 17.17 + 1.03),
+    "moonshotai/Kimi-K2-Instruct": (1026.0, 32.9),
+    # Published active counts are rounded and leave the embedding out, MiniMax's both vocabulary matrices.
+    "MiniMaxAI/MiniMax-M2.5": (228.7, 10.0 + 1.23),
+    "Qwen/Qwen3.5-397B-A17B": (397.0, 17.0),
+    "zai-org/GLM-5": (744.0, 40.0 + 0.95),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 from cascadia_api.errors import InfeasibleError, InputError
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
+from cascadia_solver.factors import ENGINES
 from cascadia_solver.prediction import predict
 from cascadia_solver.roofline import Factors, Roofline, Shape, factors_for, memory_use, step_model
 from cascadia_solver.shapes import replica_options
@@ -57,12 +58,18 @@ def test_no_replica_beats_the_hardware() -> None:
 def test_factors_stay_within_their_bounds() -> None:
     for name in ("A100-SXM-80GB", "H100-SXM-80GB", "H100-PCIe-80GB", "H200-SXM-141GB", "B200-SXM-180GB", "L40S-48GB",
                  "L4-24GB", "MI300X-192GB"):  # fmt: skip
-        factors = factors_for(gpu_facts(name))
-        assert 0.4 <= factors.flops <= 0.8
-        assert 0.6 <= factors.bandwidth <= 0.95
-        assert 5e-6 <= factors.dense_layer_seconds <= 20e-6
-        assert 50e-6 <= factors.moe_layer_seconds <= 100e-6
-        assert 4e-6 <= factors.all_reduce_seconds <= 30e-6
+        for engine in ENGINES:
+            factors = factors_for(gpu_facts(name), engine)
+            assert 0.4 <= factors.flops <= 0.8
+            assert 0.25 <= factors.narrow_flops <= 0.8
+            assert 0.6 <= factors.bandwidth <= 0.95
+            assert 0.3 <= min(factors.kv_bandwidth, factors.expert_bandwidth)
+            assert max(factors.kv_bandwidth, factors.expert_bandwidth) <= 0.95
+            assert 4e-6 <= factors.dense_layer_seconds <= 40e-6
+            assert 10e-6 <= factors.moe_layer_seconds <= 120e-6
+            assert 1e-6 <= factors.all_reduce_seconds <= 15e-6
+    with pytest.raises(InputError, match="engine: 'tgi' is unknown; use sglang, vllm, trtllm"):
+        factors_for(H100, "tgi")
 
 
 def test_cache_capacity_is_what_the_weights_leave() -> None:
@@ -85,7 +92,7 @@ def test_lower_precision_is_faster_and_smaller() -> None:
     bf16, fp8, int4 = (step_model(L70, H100, Shape(4, 1), precision) for precision in ("bf16", "fp8", "int4"))
     assert bf16.weight_seconds > fp8.weight_seconds > int4.weight_seconds
     assert bf16.kv_capacity_tokens < fp8.kv_capacity_tokens < int4.kv_capacity_tokens
-    assert fp8.token_seconds == pytest.approx(0.5 * bf16.token_seconds, rel=1e-3)
+    assert 0.5 * bf16.token_seconds <= fp8.token_seconds < 0.75 * bf16.token_seconds
     assert int4.token_seconds == bf16.token_seconds
     # A100 has no fp8 arithmetic: smaller weights, no faster products.
     a100 = gpu_facts("A100-SXM-80GB")
@@ -138,3 +145,34 @@ def test_uncertainty_says_where_it_extrapolates() -> None:
     assert source.uncertainty_percent(R1, H100, Shape(16, 1)) > known
     assert source.uncertainty_percent(L70, gpu_facts("MI300X-192GB"), Shape(4, 1)) > known
     assert Roofline(Factors(uncertainty_percent=7.0)).uncertainty_percent(L70, H100, Shape(4, 1)) == 7.0
+    assert source.extrapolations(L70, H100, Shape(8, 1)) == ()
+    assert source.extrapolations(R1, H100, Shape(16, 2)) == (
+        "no measured engine with pipeline parallelism",
+        "no measured engine with tensor parallelism over several nodes",
+    )
+    assert source.extrapolations(L8, gpu_facts("MI300X-192GB"), Shape()) == ("no measured engine on MI300X-192GB",)
+
+
+def test_a_mixture_pays_for_the_experts_that_a_token_passes() -> None:
+    """gpt-oss routes to 4 experts, Qwen3-30B to 8: per layer its constant is about half of that."""
+    few, many = model_facts("openai/gpt-oss-20b"), model_facts("Qwen/Qwen3-30B-A3B")
+    made = [step_model(model, H100, Shape(1, 1), "bf16").overhead_seconds / model.layers for model in (few, many)]
+    assert made[0] < 0.85 * made[1]
+
+
+def test_latents_are_on_every_rank() -> None:
+    """Projections down to the latents are not split: eight ranks read more than an eighth of the weights."""
+    factors = Factors()
+    eight = step_model(R1, H200, Shape(8, 1), "fp8", factors=factors)
+    sixteen = step_model(R1, H200, Shape(16, 1), "fp8", factors=factors)
+    assert sixteen.weight_seconds > 0.5 * eight.weight_seconds
+    assert sixteen.token_seconds > 0.5 * eight.token_seconds
+    assert sixteen.expert_seconds == pytest.approx(0.5 * eight.expert_seconds)
+
+
+def test_linear_attention_keeps_no_cache_but_a_state() -> None:
+    hybrid = model_facts("Qwen/Qwen3.5-397B-A17B")
+    assert hybrid.kv_bytes_per_token() == 15 * 2 * 2 * 256 * 2
+    step = step_model(hybrid, H200, Shape(8, 1), "fp8")
+    assert step.decode_context_seconds < step_model(R1, H200, Shape(8, 1), "fp8").decode_context_seconds
+    assert step.request_seconds > factors_for(H200).request_seconds

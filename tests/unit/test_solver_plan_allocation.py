@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cascadia_solver import path_allocation
 from cascadia_solver.allocation import Allocation, max_stage_allocation
 from cascadia_solver.milp import solve_allocation
-from cascadia_solver.path_allocation import Ceiling, PathStage, allocate_path, trim_allocation
+from cascadia_solver.path_allocation import Ceiling, PathStage, allocate_path, path_bound, trim_allocation
 
 
 def tables(seed: int, stages: int, gpus: int) -> list[np.ndarray]:
@@ -191,3 +191,28 @@ def test_gpus_that_hardly_matter_are_given_up() -> None:
     stages = [PathStage(np.array([1, 2, 8, 16]), fast, 0)]
     assert trim_allocation(stages, (3,), percentile=95, slowest=5.03) == (1,)
     assert trim_allocation(stages, (3,), percentile=95, slowest=4.985) == (3,)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 3),
+    limit=st.integers(6, 24),
+    by_price=st.booleans(),
+    evaluations=st.sampled_from([1, 8, 10_000]),
+)
+def test_no_allocation_undercuts_the_bound(seed: int, count: int, limit: int, by_price: bool, evaluations: int) -> None:
+    stages = path_stages(seed, count, 6, 1)
+    prices = [1.5] if by_price else None
+    ceilings = [Ceiling(95, 12.0)] if by_price else []
+    found = allocate_path(stages, [limit], percentile=95, prices=prices, ceilings=ceilings)
+    if found is None or (by_price and found.latency > 12.0):
+        return
+    best = found.bound  # so few allocations are all tried
+    bound = path_bound(
+        stages, [limit], percentile=95, known=best * 1.5, prices=prices, ceilings=ceilings,
+        tolerance=0.0, evaluations=evaluations,
+    )  # fmt: skip
+    assert bound <= best * (1 + 1e-9)
+    if evaluations == 10_000:
+        assert bound == pytest.approx(best)

@@ -189,10 +189,11 @@ def test_quality_out_of_reach_says_what_is_reachable_and_which_set_would_do() ->
     with pytest.raises(InfeasibleError) as caught:
         plan_cascade(PlanningInputs(cascade(objective={"minQuality": "0.89"}), probit_table(300, 7)))
     assert caught.value.reason == "QualityOutOfReach"
-    (shortfall,) = caught.value.shortfalls
+    shortfall, requests = caught.value.shortfalls
     assert shortfall.what == "quality lower bound"
     assert shortfall.available < 0.89 == shortfall.needed
-    assert "a calibration set of about" in str(caught.value)
+    assert requests.available == 300 < requests.needed
+    assert f"too small: it has 300 requests, and about {requests.needed:,} would do" in str(caught.value)
     assert caught.value.nearest.startswith("minQuality 0.8")
 
 

@@ -44,7 +44,7 @@ End your reply with one line that says `score: X`, X a number from 0 (wrong or u
 """
 """What a judge model is asked. Judges are told neither which stage answered nor its score."""
 
-_SCORE = re.compile(r"\bscore\b[\s*`]*[:=][\s*`]*(-?\d*\.?\d+)(?![\d.]|\s*/)", re.IGNORECASE)
+_SCORE = re.compile(r"\bscore\b[\s*`]*[:=][\s*`]*(-?\d*\.?\d+)(?!\d|\.\d|\s*/)", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*(-?\d*\.?\d+)\s*")
 _PLACEHOLDERS = re.compile(r"\{(question|reference|answer)\}")
 

@@ -1,7 +1,7 @@
 r"""Whether an answer says what a reference says: by number, by letter, or by the same words.
 
-The *final answer* of a text is, in this order: the content of its last ``\boxed{…}``; the rest of the line
-after its last ``####``; the rest of the line after its last "answer is", "answer:" or "answer =".
+The *final answer* of a text is the content of its last ``\boxed{…}``; without one, the rest of the line after its
+last ``####``, "answer is", "answer:" or "answer =" (the next line, if nothing follows on that one).
 
 - A reference that is a number is matched by the first number of the final answer (after an ``=`` sign if there
   is one), or, in a text without one, by the last number of the text. ``1,000``, ``$1000.00`` and ``1000`` are equal.
@@ -20,7 +20,7 @@ from fractions import Fraction
 __all__ = ["agrees", "final_answer", "matches"]
 
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_MARKED = re.compile(r"####\s*(.+)|\banswer\b\s*(?:is\b\s*:?|:|=)\s*(.+)", re.IGNORECASE)
+_MARK = re.compile(r"####|\banswer\b[\s*]*(?:is\b\s*:?|:|=)", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d)|/[1-9]\d*)?"
 )
@@ -28,6 +28,8 @@ _FRACTION = re.compile(r"\\d?frac\{(\d+)\}\{(\d+)\}")
 _LETTER = re.compile(r"[\s(\[*]*([A-Za-z])(?:[)\].:,*]|\s*$)")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _AROUND_NUMBERS = "$€£% \t*"
+_MOST_DIGITS = 100
+"""Longer numbers are those of a model that repeats itself."""
 _RELATIVE_TOLERANCE = Fraction(1, 1_000_000)
 
 
@@ -58,8 +60,9 @@ def final_answer(text: str) -> str | None:
     boxed = _BOXED.findall(text)
     if boxed:
         return str(boxed[-1])
-    marked = _MARKED.findall(text)
-    return (marked[-1][0] or marked[-1][1]).strip() if marked else None
+    marks = list(_MARK.finditer(text))
+    rest = text[marks[-1].end() :].strip() if marks else ""
+    return rest.splitlines()[0] if rest else None
 
 
 def _number(text: str) -> Fraction | None:
@@ -83,7 +86,9 @@ def _plain(text: str) -> str:
     return plain.replace("-$", "-").replace("-€", "-").replace("-£", "-")
 
 
-def _value(number: str) -> Fraction:
+def _value(number: str) -> Fraction | None:
+    if len(number) > _MOST_DIGITS:
+        return None
     above, _, below = number.replace(",", "").partition("/")
     return Fraction(above) / Fraction(below or 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,6 +52,7 @@ class Record:
 
     def __init__(self, path: str, stages: Collection[str]) -> None:
         self.rows: dict[str, JudgedRow] = {}
+        self._lines: dict[str, bytes] = {}  # as they were written
         self.redone = 0
         self._path = Path(path)
         self._stages = stages
@@ -90,7 +91,7 @@ class Record:
             if line.strip():
                 self._take(number, line, current, judge)
         if self.redone:
-            self._rewrite(self.rows.values())
+            self._rewrite(list(self.rows))
         return [prompt for prompt in prompts if prompt.id not in self.rows]
 
     def add(self, row: JudgedRow) -> None:
@@ -106,13 +107,13 @@ class Record:
                 written += os.write(self._file, line[written:])
         except OSError as error:
             raise CascadiaError(f"{self._path} cannot be written: {error.strerror}") from None
-        self.rows[row.id] = row
+        self.rows[row.id], self._lines[row.id] = row, line
 
     def finish(self, prompts: Sequence[Prompt]) -> None:
         """Put the rows into the prompts' order: the same answers give the same file, and so the same plan."""
         order = {prompt.id: number for number, prompt in enumerate(prompts)}
-        ordered = sorted(self.rows.values(), key=lambda row: order.get(row.id, -1))
-        if ordered != list(self.rows.values()):
+        ordered = sorted(self.rows, key=lambda identifier: order.get(identifier, -1))
+        if ordered != list(self.rows):
             self._rewrite(ordered)
 
     @property
@@ -133,7 +134,7 @@ class Record:
             message = f"line {number} was judged by {row.judge}, not {judge}: a set has one judge; name another -o"
             raise InputError(message, source=self._name)
         else:
-            self.rows[row.id] = row
+            self.rows[row.id], self._lines[row.id] = row, line + b"\n"
 
     def _complete(self, row: JudgedRow) -> bool:
         answers = [row.answers.get(stage) for stage in self._stages]
@@ -142,19 +143,19 @@ class Record:
             for answer in answers
         )
 
-    def _rewrite(self, rows: Iterable[JudgedRow]) -> None:
+    def _rewrite(self, ids: Sequence[str]) -> None:
         """Replace the file's content, at once for whoever reads it."""
         beside = self._path.with_name(self._path.name + ".new")
-        kept = {row.id: row for row in rows}
         try:
             new = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
             fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with os.fdopen(os.dup(new), "wb") as file:
-                file.writelines(msgspec.json.encode(row) + b"\n" for row in kept.values())
+                file.writelines(self._lines[identifier] for identifier in ids)
                 file.flush()
                 os.fsync(new)
             beside.replace(self._path)
         except OSError as error:
             raise CascadiaError(f"{self._path} cannot be written: {error.strerror}") from None
         os.close(self._file)  # and with it the lock of the file that was replaced
-        self._file, self.rows = new, kept
+        self._file = new
+        self.rows = {identifier: self.rows[identifier] for identifier in ids}

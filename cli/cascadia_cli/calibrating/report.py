@@ -79,16 +79,15 @@ def target_words(target: Mapping[str, Any], requests: int) -> str:
 
 
 def stage_table(summary: Mapping[str, Any]) -> Table:
-    """The stages as a table for a terminal."""
+    """The stages as a table for a terminal: means with their standard errors."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     biased = any(stage["judgeBias"] for stage in summary["stages"])
-    headers = ("Quality", "AUROC of the score", "Mean score", "Mean tokens", *(["Judge - reference"] if biased else []))
     table.add_column("Stage")
-    for header in headers:
-        table.add_column(header, justify="right")
+    for header in ("Quality", "AUROC", "Score", "Tokens", *(["Judge bias", "Agrees"] if biased else [])):
+        table.add_column(header, justify="right", no_wrap=True)
     for stage in summary["stages"]:
         cells = [
             _plus_minus(stage["quality"]),
@@ -98,7 +97,7 @@ def stage_table(summary: Mapping[str, Any]) -> Table:
         ]
         if biased:
             bias = stage["judgeBias"]
-            cells.append(f"{_plus_minus(bias, '+')}, {percent(bias['agreement'])} agree" if bias else "–")
+            cells += [_plus_minus(bias, "+"), percent(bias["agreement"])] if bias else ["–", "–"]
         table.add_row(stage["name"], *cells)
     return table
 

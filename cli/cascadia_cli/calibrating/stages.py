@@ -177,7 +177,7 @@ class Stage:
 
 
 async def check_stages(addresses: Sequence[StageAddress], endpoints: Mapping[str, Endpoint]) -> list[Stage]:
-    """Find out that every endpoint is there and has the model that it shall be asked for.
+    """Find out which model to ask each endpoint for, and that a running cascade has every stage.
 
     Args:
         addresses: The stages'.
@@ -191,17 +191,19 @@ async def check_stages(addresses: Sequence[StageAddress], endpoints: Mapping[str
 
 
 async def _checked(address: StageAddress, endpoint: Endpoint) -> Stage:
+    if address.model is not None and not address.pinned:
+        return Stage(address.name, endpoint, address.model)
     listed = await endpoint.models()
     has = ", ".join(listed) or "no model"
-    if address.pinned and address.name not in listed:
+    if not address.pinned:
+        if len(listed) != 1:
+            message = f"{address.url} serves {has}: say which, as in {address.name}={address.url}#MODEL"
+            raise InputError(Problem("--stage", message))
+        return Stage(address.name, endpoint, listed[0])
+    if address.name not in listed:
         message = (
             f"{address.url} serves {has}, not the stage {address.name!r}: its plan has dropped that stage or its "
             f"routers pin none; give the stage's engine with --stage {address.name}=URL"
         )
         raise InputError(Problem("--endpoint", message))
-    if address.model is not None:
-        return Stage(address.name, endpoint, address.model)
-    if len(listed) != 1:
-        message = f"{address.url} serves {has}: say which, as in {address.name}={address.url}#MODEL"
-        raise InputError(Problem("--stage", message))
-    return Stage(address.name, endpoint, listed[0])
+    return Stage(address.name, endpoint, address.name)

@@ -92,7 +92,7 @@ GPUS: dict[str, GpuFacts] = {
         _gpu("H200-SXM-141GB", mebibytes=143771, memory_gbps=4800, bf16=989.4, fp8=1978.9, int8=1978.9,
              link_gbps=450, network_gbps=50, source="NVIDIA H200 datasheet (NVLink 4, 900 GB/s both ways)"),
         _gpu("B200-SXM-180GB", mebibytes=183359, memory_gbps=7700, bf16=2250, fp8=4500, int8=4500,
-             link_gbps=900, network_gbps=50, fp4=9000, source="NVIDIA HGX B200 datasheet (NVLink 5, 1.8 TB/s both ways)"),
+             link_gbps=900, network_gbps=50, fp4=9000, source="NVIDIA HGX B200 datasheet (NVLink 5, 1.8 TB/s)"),
         _gpu("L40S-48GB", mebibytes=46068, memory_gbps=864, bf16=362, fp8=733, int8=733,
              link_gbps=32, network_gbps=12.5, source="NVIDIA L40S datasheet (PCIe 4 x16, no NVLink)"),
         _gpu("L4-24GB", mebibytes=23034, memory_gbps=300, bf16=121, fp8=242.5, int8=242.5,

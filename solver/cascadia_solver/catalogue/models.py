@@ -126,6 +126,13 @@ class ModelFacts:
         return self.layers - self.linear_layers
 
     @property
+    def replicated_params(self) -> int:
+        """Parameters of all layers that every rank holds whole: the projections down to the latents."""
+        if not self.latent_attention:
+            return 0
+        return self.layers * self.hidden * (self.q_lora_rank + self.kv_lora_rank + self.rope_dim)
+
+    @property
     def all_attention_params(self) -> int:
         """Parameters of all layers' attention."""
         return self.cached_layers * self.attention_params + self.linear_layers * self.linear_params
@@ -165,16 +172,19 @@ class ModelFacts:
         return self.common_bytes(precision) + routed + (vocabulary + self.extra_params) * _EMBEDDING_BITS / 8.0
 
     def common_bytes(self, precision: str) -> float:
-        """Bytes of the weights that every token passes in all layers: `common_params`.
-
-        Published four-bit floating-point checkpoints of mixtures keep the attention in 16 bits, and so
-        do those whose configuration says so.
-        """
-        bits = weight_bits(precision)
-        kept = self.attention_in_16_bits or (precision == "fp4" and self.moe_layers > 0)
-        attention_bits = _EMBEDDING_BITS if kept else bits
+        """Bytes of the weights that every token passes in all layers: `common_params`."""
         attention = self.all_attention_params
-        return (attention * attention_bits + (self.common_params - attention) * bits) / 8.0
+        rest = self.common_params - attention
+        return (attention * self.attention_bits(precision) + rest * weight_bits(precision)) / 8.0
+
+    def attention_bits(self, precision: str) -> float:
+        """Bits of one weight of the attention.
+
+        Published four-bit floating-point checkpoints of mixtures keep it in 16 bits, and so do those whose
+        configuration says so.
+        """
+        kept = self.attention_in_16_bits or (precision == "fp4" and self.moe_layers > 0)
+        return _EMBEDDING_BITS if kept else weight_bits(precision)
 
     def kv_bytes_per_token(self, kv_precision: str = "bf16") -> float:
         """Bytes of key-value cache per token, over all layers, on one rank that holds all heads."""

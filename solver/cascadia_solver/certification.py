@@ -1,0 +1,282 @@
+"""Quality that still holds after the planner has chosen: a bound sharp where plans are, valid after selection.
+
+A band over every threshold vector searched has to pay for a thousand vectors of which one is used. Here
+the vectors are first put in order, and then tested in that order (fixed-sequence testing, as in Pareto
+testing, Laufer-Goldshtein et al. 2023):
+
+1. A smooth model of which answers are right, given the scores (logistic, a few coefficients), estimates
+   the quality of every vector. For each level of what is minimised, the vector of the best estimate among
+   those at most at that level makes the *path*, best quality first.
+2. Along the path, "its true mean quality is below the floor" is tested at the full level, until the first
+   vector fails. All before it are certified. No correction for their number is due, since a true
+   hypothesis is rejected only if the first true one on the path is.
+3. The order must not be learnt from the answers that it is tested on. So requests are dealt into folds,
+   and each is tested under the vector that the other folds choose at the same level. The test is unbiased
+   for the mean of those vectors; the vector that all folds together choose is at least as good on average,
+   and quality is stationary at the best vector of a level, so they differ in second order only.
+
+Besides, a band bounds the kept vectors (path, frontier, single models) simultaneously, whatever the floor.
+
+Guarantee. Calibration requests are taken as independent draws from the traffic. With probability at least
+the confidence, asymptotically in the number of requests, every certified vector's true mean quality is at
+least the floor, and every kept vector's at least its band. The error is split 9 : 1 between the two.
+Intervals are Wilson's (see `quality`), so that small sets and means near 1 keep coverage; tests hold the
+guarantee against generated draws with known population quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.quality import QualityOfGrid, wilson_lower
+from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages
+
+__all__ = ["QualityStudy", "estimate_quality"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_FOLDS = 3
+_PATH_SHARE = 0.9
+"""Share of the error that the path may make; the rest is the band's."""
+_MOST_LEVELS = 96
+_CLOSE = 2.0
+_BAND_DRAWS = 2000
+_OWN_SLOPE, _OTHER_SLOPE = 0.9, 0.3
+"""Where the coefficients are shrunk to: a model's own score tells most about its answer."""
+_SHRINKAGE = 2.0
+_NEWTON_STEPS = 5
+_HOPELESS = 2.0
+"""Vectors estimated at more standard errors than this below the floor are left off the path."""
+
+
+@dataclass(frozen=True, eq=False)
+class QualityStudy:
+    """Estimates of every vector's quality, from which bounds are made for a few.
+
+    Attributes:
+        table: Calibration set of n requests.
+        grids: Everything that is searched.
+        weights: Weights of the requests, mean 1 [n].
+        qualities: Mean of every vector; no bounds.
+        guides: Estimates of each grid's vectors: from all requests, then without each fold [folds + 1, V].
+        fold: Fold of each request [n].
+    """
+
+    table: CalibrationSet
+    grids: Sequence[ThresholdGrid]
+    weights: Floats
+    qualities: Sequence[QualityOfGrid]
+    guides: Sequence[Floats]
+    fold: Integers
+
+    @property
+    def estimates(self) -> list[Floats]:
+        """What vectors are screened on, of each grid [V]: smooth estimates, or the prior's means."""
+        return [guide[0] for guide in self.guides]
+
+    def of(self, places: Sequence[int]) -> QualityStudy:
+        """The same study of some of the grids."""
+        return replace(
+            self,
+            grids=[self.grids[g] for g in places],
+            qualities=[self.qualities[g] for g in places],
+            guides=[self.guides[g] for g in places],
+        )
+
+    def certified(
+        self, values: Sequence[Floats], kept: Sequence[Integers], *, floor: float, confidence: float, seed: int = 0
+    ) -> list[QualityOfGrid]:
+        """Bound the quality of the path, of single models and of other kept vectors.
+
+        Args:
+            values: What is minimised, for each vector of each grid [V]; infinite where it cannot be had. It may
+                depend on the scores, not on the quality.
+            kept: Other vectors of each grid to be bounded.
+            floor: Quality floor.
+            confidence: Probability with which all that is said holds.
+            seed: Of the band's draws.
+
+        Returns:
+            Of each grid: bounds of the vectors that were looked at, 0 for the others; none under a prior.
+        """
+        if self.table.source == "Prior":
+            return list(self.qualities)
+        starts = np.cumsum([0, *(len(grid) for grid in self.grids)])
+        singles = [start for start, grid in zip(starts, self.grids, strict=False) if len(grid.stages) == 1]
+        path = self._path(values, starts, floor)
+        others = np.setdiff1d(
+            np.concatenate([np.array(singles, dtype=np.int64), *(k + s for k, s in zip(kept, starts, strict=False))]),
+            path,
+        )
+        everyone = np.arange(len(self.table))
+        columns = np.empty((len(self.table), len(path) + len(others)))
+        columns[:, len(path) :] = self._worth(others, starts, everyone)
+        for fold in range(_FOLDS):
+            rows = np.flatnonzero(self.fold == fold)
+            columns[rows, : len(path)] = self._worth(self._rivals(path, values, starts, fold), starts, rows)
+        error = 1 - confidence
+        mean = (self.weights[:, None] * columns).mean(axis=0)
+        residuals = self.weights[:, None] * (columns - mean)
+        spread = np.sqrt((residuals**2).mean(axis=0) / len(columns))
+        critical = _band(residuals, (1 - _PATH_SHARE) * error, seed)
+        bound = wilson_lower(mean, spread, critical, len(columns))
+        level = NormalDist().inv_cdf(1 - _PATH_SHARE * error)
+        tested = wilson_lower(mean, spread, level, len(columns))[: len(path)]
+        passed = int((tested < floor).argmax()) if (tested < floor).any() else len(path)
+        bound[:passed] = np.maximum(bound[:passed], floor)
+        if passed < len(path):
+            # Of the first that fails, its own interval holds too (Hsu and Berger 1999).
+            bound[passed] = max(bound[passed], tested[passed])
+        flat = np.zeros(int(starts[-1]))
+        flat[np.concatenate([path, others])] = bound
+        return [
+            replace(quality, bound=flat[start : start + len(grid)])
+            for quality, grid, start in zip(self.qualities, self.grids, starts, strict=False)
+        ]
+
+    def _path(self, values: Sequence[Floats], starts: Integers, floor: float) -> Integers:
+        """Vectors to test, best estimate first [L].
+
+        Those of each choice of stages that none of its own of lesser value is estimated to equal, unless another
+        choice does as well for much less: what is minimised is itself an estimate at this point.
+        """
+        fronts = [_front(value, guide[0]) for value, guide in zip(values, self.guides, strict=True)]
+        path = np.concatenate([front + start for front, start in zip(fronts, starts, strict=False)])
+        if not len(path):
+            return path
+        guide = np.concatenate(self.estimates)[path]
+        value = np.concatenate(values)[path]
+        order = np.lexsort((value, -guide))
+        path, guide, value = path[order], guide[order], value[order]
+        close = value <= _CLOSE * np.minimum.accumulate(value)
+        slack = _HOPELESS * np.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
+        close &= np.arange(len(path)) <= (guide >= floor - slack).sum()
+        path = path[close]
+        places = np.linspace(0, len(path) - 1, min(len(path), _MOST_LEVELS)).astype(np.int64)
+        return path[places]
+
+    def _rivals(self, path: Integers, values: Sequence[Floats], starts: Integers, fold: int) -> Integers:
+        """For each vector of the path, that of the same stages and at most its value that the other folds prefer."""
+        place = np.searchsorted(starts, path, side="right") - 1
+        rivals = path.copy()
+        for g in np.unique(place):
+            mine = place == g
+            levels = values[g][path[mine] - starts[g]]
+            rivals[mine] = starts[g] + _best_within(values[g], self.guides[g][1 + fold], levels)
+        return rivals
+
+    def _worth(self, vectors: Integers, starts: Integers, rows: Integers) -> Floats:
+        """Quality of each vector's answer to each of some requests [rows, vectors]."""
+        scores, quality = self.table.scores[rows], self.table.quality[rows]
+        result = np.empty((len(rows), len(vectors)))
+        for column, vector in enumerate(vectors):
+            g = int(np.searchsorted(starts, vector, side="right")) - 1
+            grid = self.grids[g]
+            answered = exit_stages(grid.stages, grid.vector(int(vector - starts[g])), scores)
+            result[:, column] = quality[np.arange(len(rows)), answered]
+        return result
+
+
+def estimate_quality(
+    table: CalibrationSet, grids: Sequence[ThresholdGrid], *, weights: Floats | None = None, seed: int = 0
+) -> QualityStudy:
+    """Estimate the quality of every vector of every grid.
+
+    Args:
+        table: Calibration set of n requests.
+        grids: Everything that is searched.
+        weights: Weights of the requests [n]; None where all count alike. Taken as fixed.
+        seed: Of the deal of requests into folds.
+    """
+    count = len(table)
+    weight = np.ones(count) if weights is None else weights / weights.mean()
+    replays = [Replay(grid, table.scores) for grid in grids]
+    fold = np.random.default_rng((seed, 5)).permutation(count) % _FOLDS
+    if table.source == "Prior":
+        values = table.quality[None]
+    else:
+        features = _features(table.scores[:, :-1])
+        estimates = [_right_answers(features, table.quality, np.ones(count, dtype=bool))]
+        estimates += [_right_answers(features, table.quality, fold != k) for k in range(_FOLDS)]
+        values = np.stack([table.quality, *estimates])
+    sums = [replay.at_exit(values * weight[:, None]) / count for replay in replays]
+    return QualityStudy(
+        table=table,
+        grids=grids,
+        weights=weight,
+        qualities=[QualityOfGrid(found[0], None) for found in sums],
+        guides=[found[min(1, len(found) - 1) :] for found in sums],
+        fold=fold,
+    )
+
+
+def _features(scores: Floats) -> Floats:
+    """Scores as logits of their ranks, about standard normal, after a column of ones [n, 1 + models]."""
+    count = len(scores)
+    ranks = np.empty(scores.shape)
+    for column, values in enumerate(scores.T):
+        ranks[np.argsort(values, kind="stable"), column] = (np.arange(count) + 0.5) / count
+    return np.column_stack([np.ones(count), np.log(ranks / (1 - ranks)) / 1.7])
+
+
+def _right_answers(features: Floats, quality: Floats, rows: NDArray[np.bool_]) -> Floats:
+    """Expected quality of each model's answer given the scores, by ridge logistic regression on some rows [n, C]."""
+    seen = features[rows]
+    result = np.empty_like(quality)
+    size = features.shape[1]
+    penalty = _SHRINKAGE * np.eye(size)
+    penalty[0, 0] = 0.1
+    for model in range(quality.shape[1]):
+        worth = quality[rows, model]
+        mean = min(max(float(worth.mean()), 0.02), 0.98)
+        centre = np.full(size, _OTHER_SLOPE)
+        centre[0] = np.log(mean / (1 - mean))
+        if model + 1 < size:
+            centre[1 + model] = _OWN_SLOPE
+        slope = centre.copy()
+        for _ in range(_NEWTON_STEPS):
+            expected = 1 / (1 + np.exp(-seen @ slope))
+            curvature = np.maximum(expected * (1 - expected), 1e-4)
+            gradient = seen.T @ (worth - expected) - penalty @ (slope - centre)
+            slope = slope + np.linalg.solve((seen * curvature[:, None]).T @ seen + penalty, gradient)
+        result[:, model] = 1 / (1 + np.exp(-features @ slope))
+    return result
+
+
+def _front(value: Floats, guide: Floats) -> Integers:
+    """Vectors of a better estimate than all of at most their value."""
+    order = np.lexsort((-guide, value))
+    order = order[np.isfinite(value[order])]
+    ahead = np.concatenate([[-np.inf], np.maximum.accumulate(guide[order])])[:-1]
+    return order[guide[order] > ahead]
+
+
+def _best_within(value: Floats, guide: Floats, levels: Floats) -> Integers:
+    """For each level, the vector of the best estimate among those of at most that value [L]."""
+    order = np.lexsort((-guide, value))
+    better = np.concatenate([[True], guide[order][1:] > np.maximum.accumulate(guide[order])[:-1]])
+    leaders = np.flatnonzero(better)
+    last = np.searchsorted(value[order], levels, side="right") - 1
+    return np.asarray(order[leaders[np.searchsorted(leaders, last, side="right") - 1]], dtype=np.int64)
+
+
+def _band(residuals: Floats, error: float, seed: int) -> float:
+    """Quantile of the maximum of normal deviates as correlated as the columns are."""
+    scale = np.sqrt((residuals**2).sum(axis=0))
+    known = residuals[:, scale > 0] / scale[scale > 0]
+    least = NormalDist().inv_cdf(1 - error)
+    if not known.shape[1]:
+        return least
+    size = known.shape[1]
+    root = np.linalg.cholesky(known.T @ known + 1e-6 * np.eye(size)).astype(np.float32)
+    draws = np.random.default_rng((seed, 6)).standard_normal((_BAND_DRAWS, size), dtype=np.float32)
+    largest = np.sort((draws @ root.T).max(axis=1))
+    # The order statistic at or above the quantile: rounding up is on the safe side.
+    return max(least, float(largest[min(_BAND_DRAWS - 1, int(np.ceil((1 - error) * (_BAND_DRAWS + 1))) - 1)]))

@@ -1,0 +1,133 @@
+"""`cascadia up` as a user runs it: it serves, replays, and leaves nothing behind however it ends."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from openai import AsyncOpenAI
+
+from tests.support.embedded import processes_of, until
+
+REPOSITORY = Path(__file__).parents[2]
+PAIR = REPOSITORY / "examples" / "pair.yaml"
+
+
+def entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+class Up:
+    """A running `cascadia up`, its output gathered."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+        self.output = ""
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.output += line.decode()
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        await until(lambda: re.search(pattern, self.output) is not None or self.process.returncode is not None, pattern)
+        found = re.search(pattern, self.output)
+        assert found, self.output
+        return found
+
+    async def ends(self) -> int:
+        async with asyncio.timeout(60):
+            code = await self.process.wait()
+            await self._reader
+        return code
+
+
+@pytest.fixture
+async def folder(tmp_path: Path) -> AsyncIterator[Path]:
+    run = tmp_path / "run"
+    run.mkdir()
+    yield run
+    for pid in processes_of(run):
+        os.kill(pid, signal.SIGKILL)
+
+
+async def up(folder: Path, *arguments: str) -> Up:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "cascadia_cli",
+        "up",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | {"TMPDIR": str(folder), "COLUMNS": "120"},
+    )
+    return Up(process, folder)
+
+
+async def test_it_serves_an_openai_client_and_ctrl_c_leaves_nothing(folder: Path) -> None:
+    run = await up(folder, str(PAIR), "--time-scale", "20")
+    endpoint = (await run.says(r"pair is served at (\S+)")).group(1)
+    async with AsyncOpenAI(base_url=endpoint, api_key="any", max_retries=0, timeout=30) as client:
+        messages = [{"role": "user", "content": "Why is the sky blue?"}]
+        answer = await client.chat.completions.create(model="pair", messages=messages)  # type: ignore[arg-type]
+        told = answer.model_extra or {}
+        assert told["cascadia"]["stage"] in ("small", "large")
+        assert told["cascadia_simulated"]["simulated"] is True
+        stream = await client.chat.completions.create(model="pair", messages=messages, stream=True)  # type: ignore[call-overload]
+        chunks = [chunk async for chunk in stream]
+        assert "simulated answer" in "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert len(processes_of(folder)) >= 5, "two engines, two routers, the entry"
+
+    run.process.send_signal(signal.SIGINT)
+    assert await run.ends() == 0, run.output
+    assert processes_of(folder) == []
+    assert entries(folder) == []
+    assert "Traceback" not in run.output
+
+
+async def test_a_killed_run_leaves_no_process(folder: Path) -> None:
+    run = await up(folder, str(PAIR), "--time-scale", "20")
+    await run.says(r"Replica\s+\S+ starts")
+    await until(lambda: len(processes_of(folder)) >= 5, "all processes")
+    run.process.kill()
+    await run.ends()
+    await until(lambda: processes_of(folder) == [], "the kernel ends the children")
+
+
+async def test_a_trace_is_replayed_and_compared_with_the_prediction(folder: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:15:{n // 4:02d}.{25 * (n % 4):02d},{300 + 7 * n},{40 + n}" for n in range(200)]
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    run = await up(folder, str(PAIR), "--trace", str(trace), "--limit", "120", "--exit", "--time-scale", "20")
+    assert await run.ends() == 0, run.output
+    assert "Predicted against measured" in run.output
+    assert "120 requests, none failed." in run.output
+    assert re.search(r"arrivals +4\.0\d 1/s +(3|4)\.\d\d 1/s", run.output), run.output
+    assert "this compares queueing" in " ".join(run.output.split())
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--port", "99999"], 2, "--port: 99999 is not between 1 and 65535"),
+        (["--time-scale", "0"], 2, "--time-scale: 0 is not between"),
+        (["--engine", "llamacpp", "--time-scale", "5"], 2, "--time-scale: llama.cpp really computes"),
+        (["--gguf", "model.gguf"], 2, "--gguf: only --engine llamacpp"),
+    ],
+)
+async def test_wrong_flags_are_named_before_anything_starts(
+    folder: Path, arguments: list[str], code: int, words: str
+) -> None:
+    run = await up(folder, str(PAIR), *arguments)
+    assert await run.ends() == code
+    assert words in run.output
+    assert "Traceback" not in run.output
+    assert entries(folder) == []

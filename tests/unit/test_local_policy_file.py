@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from cascadia_api.policy import decode_policy
+from cascadia_local.abilities import abilities_of
+from cascadia_local.demo_calibration import EXAMPLE_ABILITIES, example_rows
+from cascadia_local.engines import one_replica_a_stage
+from cascadia_local.plan_words import plan_words
+from cascadia_local.policy_file import PolicyFile, build_policy
+from cascadia_local.simulated_engine.recorded import encode_rows
+from cascadia_solver.transition import ObservedReplica, ReplicaState, next_step
+from tests.support.embedded import pair, plan_of
+
+PLAN = plan_of([(1, 2)], [(4, 1)], threshold=0.8)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def replica(name: str, stage: str, gpus: int, state: ReplicaState = ReplicaState.Ready) -> ObservedReplica:
+    return ObservedReplica(name, stage, "h100", gpus, 1, state)
+
+
+def test_the_policy_lists_ready_replicas_of_each_stage_with_their_weights() -> None:
+    world = [replica("s1", "small", 1), replica("s2", "small", 1, ReplicaState.Starting), replica("l1", "large", 4)]
+    step = next_step(PLAN, world, capacity={"h100": 8}, strategy="InPlace")
+    addresses = {r.name: (r.stage, f"127.0.0.1:{9000 + n}") for n, r in enumerate(world)}
+    policy = build_policy(pair(), PLAN, step, addresses, 3)
+    small, large = policy.stages
+    assert [(e.replica, e.address, e.weight) for e in small.endpoints] == [("s1", "127.0.0.1:9000", 0.5)]
+    assert [e.replica for e in large.endpoints] == ["l1"]
+    assert (small.threshold, large.threshold) == (0.8, None)
+    assert small.served_model_name == "meta-llama/Llama-3.1-8B-Instruct"
+    assert small.context_window == 131_072
+    assert (policy.policy_revision, policy.plan_id, policy.request_timeout_seconds) == (3, PLAN.plan_id, 600)
+
+
+def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    file = PolicyFile(tmp_path / "policy.json")
+    assert file.revision == 0
+    step = next_step(PLAN, [], capacity={"h100": 8}, strategy="InPlace")
+    for revision in (1, 2):
+        policy = build_policy(pair(), PLAN, step, {}, revision)
+        file.write(policy)
+        assert decode_policy(file.path.read_bytes()) == policy
+        assert file.revision == revision
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+
+
+def test_real_engines_get_one_replica_a_stage() -> None:
+    cut = one_replica_a_stage(PLAN)
+    assert [[(g.count, g.weight) for g in stage.replicas] for stage in cut.stages] == [[(1, 1.0)], [(1, 1.0)]]
+    assert cut.gpus == 5
+    assert "small 1×TP1 ≥ 0.800 > large 1×TP4; 5 GPUs" in plan_words(cut)
+
+
+def test_the_examples_calibration_set_is_what_the_package_writes() -> None:
+    committed = (EXAMPLES / "chat-calibration.jsonl").read_bytes()
+    assert committed == encode_rows(example_rows()), (
+        "python -m cascadia_local.demo_calibration > examples/chat-calibration.jsonl"
+    )
+    assert len(committed) < 1_000_000, "a ConfigMap holds a mebibyte"
+
+
+def test_abilities_are_read_off_a_calibration_set() -> None:
+    from cascadia_solver.calibration import parse_calibration
+
+    names = [ability.name for ability in EXAMPLE_ABILITIES]
+    lines = (EXAMPLES / "chat-calibration.jsonl").read_bytes().splitlines()
+    table, _ = parse_calibration(lines, models=names, scorer="logprob-mean")
+    for told, read in zip(EXAMPLE_ABILITIES, abilities_of(names, table), strict=True):
+        assert read.ability == pytest.approx(told.ability, abs=0.15)
+        assert read.auroc == pytest.approx(told.auroc, abs=0.03)
+        assert read.verbosity == pytest.approx(told.verbosity, abs=0.05)
+    assert [a.name for a in abilities_of(names, None)] == names
