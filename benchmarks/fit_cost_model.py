@@ -59,8 +59,9 @@ BOUNDS = {
     "request_seconds": Bound(1e-6, 60e-6, 10e-6, by_engine=True),
     "prompt_layer_seconds": Bound(1e-6, 400e-6, 40e-6, by_engine=True),
     "prompt_moe_layer_seconds": Bound(1e-6, 1e-3, 0.1e-3, by_engine=True),
-    "first_token_seconds": Bound(2e-3, 0.4, 30e-3, by_engine=True),
+    "first_token_seconds": Bound(2e-3, 0.4, 15e-3, by_engine=True),
     "first_token_moe_layer_seconds": Bound(1e-6, 5e-3, 0.3e-3, by_engine=True),
+    "first_token_latent_layer_seconds": Bound(1e-6, 5e-3, 0.5e-3, by_engine=True),
     "bunching": Bound(0.01, 3.0, 0.2, by_engine=True),
 }
 NAMES = list(BOUNDS)
@@ -69,9 +70,9 @@ _ENGINE_NAMES = [name for name in NAMES if BOUNDS[name].by_engine]
 _LEAST, _MOST, _START = (np.array([bound[column] for bound in BOUNDS.values()]) for column in range(3))
 
 _SHARED_PENALTY, _GPU_PENALTY, _ENGINE_PENALTY = 0.01, 0.03, 0.08
-_WAITS = {"first_token_seconds", "first_token_moe_layer_seconds", "bunching"}
+_WAITS = {name for name in NAMES if name.startswith("first_token")} | {"bunching"}
 """How long a client waits is the engine's doing, not the GPU's: their penalties are other."""
-_WAIT_GPU_PENALTY, _WAIT_ENGINE_PENALTY = 0.1, 0.005
+_WAIT_GPU_PENALTY, _WAIT_ENGINE_PENALTY = 0.1, 0.015
 _FIRST_TOKEN_WEIGHT = 0.2
 _FLOOR = np.array([0.03, 0.08])
 """Log errors below which the measure is quadratic."""

@@ -88,8 +88,8 @@ def _title(plan: Plan) -> RenderableType:
 
 def _stages(plan: Plan, bar: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("Stage", "Reached by", "Accepts", "Replicas", "GPUs", "", "Busy", "p95"):
-        right = header in ("Reached by", "GPUs", "Busy", "p95")
+    for header in ("Stage", "Reached by", "Accepts", "Replicas", "GPUs", "", "Load", "p95"):
+        right = header in ("Reached by", "GPUs", "Load", "p95")
         table.add_column(header, justify="right" if right else "left", no_wrap=header != "Replicas")
     most = max((stage.gpus for stage in plan.stages), default=1) or 1
     for stage, colour in zip(plan.stages, _STAGE_COLOURS, strict=False):

@@ -177,11 +177,11 @@ def _draw_replicas(axes: Axes, plan: Plan) -> None:
             top -= 0.8
             continue
         axes.text(0, top + 0.1, stage.name, fontsize=11.5, fontweight="bold", color=colour, va="bottom")
-        busy = "" if stage.utilization is None else f", {percent(stage.utilization)} busy"
+        load = "" if stage.utilization is None else f", load {percent(stage.utilization)}"
         axes.text(
             4.2, top + 0.1,
             f"{stage.gpus} GPUs: {replica_words(stage.replicas)}   ·   reached by {percent(stage.reach)}, "
-            f"accepts {threshold_words(stage)}{busy}, p95 {duration(stage.p95_ms)}",
+            f"accepts {threshold_words(stage)}{load}, p95 {duration(stage.p95_ms)}",
             fontsize=9.5, va="bottom",
         )  # fmt: skip
         x, y = 0.0, top - 0.82

@@ -60,7 +60,9 @@ class PlanStage(ApiModel):
     pool: Identifier | None = Field(None, description="Pool that the GPUs come from; absent for a dropped stage.")
     replicas: Annotated[list[ReplicaGroup], Field(max_length=16)] = Field(description="The stage's replicas.")
     p95_ms: Figure | None = Field(None, description="Predicted p95 of the stage's own service time, ms.")
-    utilization: Figure | None = Field(None, description="Predicted share of time in which its engines are busy.")
+    utilization: Figure | None = Field(
+        None, description="Load over capacity: the stage's rate, by the rate at which its replicas saturate."
+    )
 
 
 class PlanQuality(ApiModel):

@@ -149,6 +149,7 @@ class Replica:
         self.name = name
         self.desired = desired
         self.retiring: asyncio.Task[None] | None = None
+        self._started = False
         self._ports = ports
         self._taken = [ports.take() for _ in range(3)]
         engine, peers, admin = (f"{LOOPBACK}:{port}" for port in self._taken)
@@ -178,6 +179,8 @@ class Replica:
         """Where it is in its life."""
         if self.retiring is not None:
             return ReplicaState.Draining
+        if not self._started:
+            return ReplicaState.Starting
         if self.engine.given_up or self.router.process.given_up:
             return ReplicaState.Failed
         running = self.engine.pid is not None and self.router.process.pid is not None
@@ -211,6 +214,7 @@ class Replica:
         await asyncio.gather(self.engine.start(), self.router.process.start())
         await self.router.wait_until_listening()
         await self.engine.wait_until(self._engine_answers, deadline_s=START_DEADLINE_S)
+        self._started = True
 
     async def _engine_answers(self) -> bool:
         try:

@@ -34,8 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.compiled import compiled
 from cascadia_solver.quality import QualityOfGrid, wilson_lower
-from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages
+from cascadia_solver.replay import Replay, ThresholdGrid
 
 __all__ = ["QualityStudy", "estimate_quality"]
 
@@ -160,7 +161,7 @@ class QualityStudy:
         close &= np.arange(len(path)) <= (guide >= floor - slack).sum()
         path = path[close]
         places = np.linspace(0, len(path) - 1, min(len(path), _MOST_LEVELS)).astype(np.int64)
-        return path[places]
+        return np.asarray(path[places], dtype=np.int64)
 
     def _rivals(self, path: Integers, values: Sequence[Floats], starts: Integers, fold: int) -> Integers:
         """For each vector of the path, that of the same stages and at most its value that the other folds prefer."""
@@ -174,14 +175,30 @@ class QualityStudy:
 
     def _worth(self, vectors: Integers, starts: Integers, rows: Integers) -> Floats:
         """Quality of each vector's answer to each of some requests [rows, vectors]."""
-        scores, quality = self.table.scores[rows], self.table.quality[rows]
-        result = np.empty((len(rows), len(vectors)))
-        for column, vector in enumerate(vectors):
-            g = int(np.searchsorted(starts, vector, side="right")) - 1
-            grid = self.grids[g]
-            answered = exit_stages(grid.stages, grid.vector(int(vector - starts[g])), scores)
-            result[:, column] = quality[np.arange(len(rows)), answered]
-        return result
+        most = max(len(grid.stages) for grid in self.grids)
+        stages = np.zeros((len(vectors), most), dtype=np.int64)
+        thresholds = np.full((len(vectors), most), -np.inf)
+        place = np.searchsorted(starts, vectors, side="right") - 1
+        for g in np.unique(place).tolist():
+            grid, mine = self.grids[g], np.flatnonzero(place == g)
+            stages[mine, : len(grid.stages)] = grid.stages
+            position = np.unravel_index(vectors[mine] - starts[g], grid.shape) if grid.shape else ()
+            for j, (levels, k) in enumerate(zip(grid.levels, position, strict=True)):
+                thresholds[mine, j] = levels[k]
+        return _worth_of_answers(stages, thresholds, self.table.scores[rows], self.table.quality[rows])
+
+
+@compiled
+def _worth_of_answers(stages: Integers, thresholds: Floats, scores: Floats, quality: Floats) -> Floats:
+    """Quality of the answer that is accepted, by request and vector; a threshold of -inf accepts all [n, L]."""
+    worth = np.empty((len(scores), len(stages)))
+    for r in range(len(scores)):
+        for v in range(len(stages)):
+            j = 0
+            while thresholds[v, j] > -np.inf and not scores[r, stages[v, j]] >= thresholds[v, j]:
+                j += 1
+            worth[r, v] = quality[r, stages[v, j]]
+    return worth
 
 
 def estimate_quality(
@@ -255,7 +272,7 @@ def _front(value: Floats, guide: Floats) -> Integers:
     order = np.lexsort((-guide, value))
     order = order[np.isfinite(value[order])]
     ahead = np.concatenate([[-np.inf], np.maximum.accumulate(guide[order])])[:-1]
-    return order[guide[order] > ahead]
+    return np.asarray(order[guide[order] > ahead], dtype=np.int64)
 
 
 def _best_within(value: Floats, guide: Floats, levels: Floats) -> Integers:

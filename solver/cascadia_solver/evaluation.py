@@ -27,7 +27,6 @@ class Evaluation:
         first_token: Seconds to the first byte that a client sees [n].
         per_token: Seconds per answer token after that [n].
         stage_p95: Of each stage's own time, s; None where no request came by.
-        utilisation: Share of time in which each stage's replicas worked.
         saturated: Whether some queue grew with the number of requests.
     """
 
@@ -36,7 +35,6 @@ class Evaluation:
     first_token: Floats
     per_token: Floats
     stage_p95: tuple[float | None, ...]
-    utilisation: tuple[float, ...]
     saturated: bool
 
     def percentile(self, percentile: float, metric: str = "EndToEnd") -> float:
@@ -76,7 +74,6 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
         stage_p95=tuple(
             float(np.percentile(seconds, 95, method="higher")) if len(seconds) else None for seconds in service
         ),
-        utilisation=tuple(min(1.0, times.utilisation[model]) for model in design.route.stages),
         saturated=any(times.saturated),
     )
 

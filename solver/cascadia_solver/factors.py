@@ -62,6 +62,7 @@ class Factors:
         prompt_moe_layer_seconds: The same per layer with nine experts a token.
         first_token_seconds: Outside the steps, once a request.
         first_token_moe_layer_seconds: The same per layer with nine experts a token.
+        first_token_latent_layer_seconds: The same per layer with latent attention.
         bunching: Share of the other clients' prompts that one waits for in a closed loop.
         bubble: Share of the pipeline's gain that prompts lose to bubbles.
         uncertainty_percent: Median error of end-to-end latency on dense architectures left out of the fit.
@@ -86,8 +87,9 @@ class Factors:
     request_seconds: float = 10e-6
     prompt_layer_seconds: float = 40e-6
     prompt_moe_layer_seconds: float = 100e-6
-    first_token_seconds: float = 30e-3
+    first_token_seconds: float = 15e-3
     first_token_moe_layer_seconds: float = 0.3e-3
+    first_token_latent_layer_seconds: float = 0.5e-3
     bunching: float = 0.2
     bubble: float = 0.25
     uncertainty_percent: float = 45.0

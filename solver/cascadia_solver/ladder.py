@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_solver.design import Design
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import Replay, ThresholdGrid
 from cascadia_solver.workload import RequestSample
@@ -29,7 +29,7 @@ class Rung:
         thresholds: Of each live stage but the last.
         reach: Share of requests at each live stage.
         mean: Mean quality.
-        bound: Quality bound; None under a prior.
+        bound: Quality bound; None under a prior and below the quality floor.
         requests_per_second: Rate that the replicas carry.
     """
 
@@ -41,19 +41,28 @@ class Rung:
 
 
 def ladder(
-    plan: Design, grid: ThresholdGrid, quality: QualityOfGrid, sample: RequestSample, floor: float
+    thresholds: Sequence[float],
+    capacities: Sequence[float],
+    grid: ThresholdGrid,
+    quality: QualityOfGrid,
+    sample: RequestSample,
+    *,
+    floor: float,
+    overloaded: float | None = None,
 ) -> list[Rung]:
     """Threshold vectors for the plan's replicas, strictest first, the plan's own among them.
 
-    All keep the quality floor on their bound and carry the planned rate. Each carries more than the one
-    before, at the best quality that does.
+    All keep the quality floor on their bound, but for the last ones where a lower floor under overload is
+    allowed: those keep it on their mean. Each carries more than the one before, at the best quality that does.
 
     Args:
-        plan: The design in whose replicas all must run.
+        thresholds: The plan's own.
+        capacities: Rate that each stage's replicas carry of the requests that the plan sends there, 1/s.
         grid: The grid that the plan's thresholds are from.
         quality: Of its vectors.
         sample: The traffic.
         floor: Quality floor.
+        overloaded: Lower floor that may be gone down to under overload, if any.
     """
     replay = Replay(grid, sample.scores)
     reach = replay.reach(np.ones(len(sample)))
@@ -61,14 +70,18 @@ def ladder(
         [replay.at_stage(j, np.ascontiguousarray(sample.output_tokens[:, m])) for j, m in enumerate(grid.stages)],
         axis=1,
     )
-    own = grid.nearest(plan.route.thresholds)
-    capacity = np.array([replicas.capacity for replicas in plan.replicas])
-    carried = np.where(load > 0, capacity * _share(load[own], plan.routed.reach) / np.maximum(load, 1e-12), np.inf)
+    own = grid.nearest(thresholds)
+    capacity = np.array(capacities)
+    carried = np.where(load > 0, capacity * _share(load[own], reach[own]) / np.maximum(load, 1e-12), np.inf)
     rate = carried.min(axis=1)
     strictest_first = np.lexsort((-rate, -quality.assured))
     allowed = strictest_first[(quality.assured >= floor)[strictest_first]]
     above = _climb(allowed[(rate >= sample.requests_per_second)[allowed]], rate, 0.0, float(rate[own]) / _WORTH)
     below = _climb(allowed, rate, float(rate[own]) * _WORTH, np.inf)
+    if overloaded is not None and overloaded < floor:
+        best_first = np.lexsort((-rate, -quality.mean))
+        worse = best_first[(quality.mean >= overloaded)[best_first] & (quality.mean[best_first] <= quality.mean[own])]
+        below += _climb(worse, rate, float(rate[below[-1] if below else own]) * _WORTH, np.inf)
     return [_rung(grid, quality, reach, rate, vector) for vector in _thinned(above, own, below)]
 
 
@@ -103,6 +116,6 @@ def _rung(grid: ThresholdGrid, quality: QualityOfGrid, reach: Floats, rate: Floa
         thresholds=grid.vector(vector),
         reach=tuple(float(p) for p in reach[vector]),
         mean=float(quality.mean[vector]),
-        bound=None if quality.bound is None else float(quality.bound[vector]),
+        bound=float(quality.bound[vector]) if quality.bound is not None and quality.bound[vector] > 0 else None,
         requests_per_second=float(rate[vector]),
     )

@@ -20,7 +20,7 @@ from cascadia_solver.compiled import compiled
 from cascadia_solver.operating_point import LoadCurves, load_curves
 from cascadia_solver.shapes import ReplicaOption
 
-__all__ = ["LEVELS", "ReplicaSet", "StageTable", "latency_levels", "useful_options"]
+__all__ = ["LEVELS", "ReplicaSet", "StageTable", "latency_levels", "rates_at", "useful_options"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -75,7 +75,7 @@ def useful_options(options: Sequence[ReplicaOption], profile: LengthProfile, per
     A shape on g GPUs goes if another on g GPUs, or two of g/2, carry at least its rate at every latency.
     """
     curves = load_curves([option.step for option in options], [profile], percentile)
-    rates = _rates_at(curves, latency_levels([curves]))[0]
+    rates = rates_at(curves, latency_levels([curves]))[0]
     kept: list[int] = []
     best: dict[int, Floats] = {}
     for gpus in sorted({option.gpus for option in options}):
@@ -96,7 +96,7 @@ def latency_levels(curves: Sequence[LoadCurves]) -> Floats:
     return np.geomspace(fastest, slowest * _SLOWEST, LEVELS)
 
 
-def _rates_at(curves: LoadCurves, levels: Floats) -> Floats:
+def rates_at(curves: LoadCurves, levels: Floats) -> Floats:
     """Rate at which each replica is as slow as each level; 0 below its idle latency [P, R, LEVELS]."""
     rates = np.empty((*curves.rate.shape[:2], len(levels)))
     for p, r in np.ndindex(*curves.rate.shape[:2]):
@@ -121,7 +121,7 @@ class StageTable:
         self.options = tuple(options)
         self.levels = levels
         self._curves = curves
-        self._rates = _rates_at(curves, levels)
+        self._rates = rates_at(curves, levels)
         self._least_replicas = max(1, least_replicas)
         by_gpus: dict[int, Floats] = {}
         for index, option in enumerate(options):

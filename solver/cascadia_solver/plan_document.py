@@ -22,6 +22,7 @@ from cascadia_solver.evaluation import Evaluation
 from cascadia_solver.frontier import frontier_picks
 from cascadia_solver.inputs import Traffic
 from cascadia_solver.ladder import Rung
+from cascadia_solver.operating_point import LOAD_LIMIT
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem
 
@@ -36,6 +37,7 @@ __all__ = [
     "stages_of_plan",
     "thresholds_of_plan",
     "unfit_alternative",
+    "utilization",
 ]
 
 Floats = NDArray[np.float64]
@@ -76,9 +78,14 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
                 for option, count, rate in zip(replicas.options, replicas.counts, replicas.rates, strict=True)
             ],
             p95_ms=None if slowest is None or not np.isfinite(slowest) else slowest * 1e3,
-            utilization=best.utilisation[j],
+            utilization=utilization(float(plan.routed.rates[j]), replicas.capacity),
         )
     return stages
+
+
+def utilization(rate: float, capacity: float) -> float:
+    """Load of a stage by the rate at which it saturates, extrapolated from the highest that is planned for."""
+    return rate * LOAD_LIMIT / capacity
 
 
 def quality_of_plan(design: Design, traffic: Traffic, confidence: float) -> PlanQuality:
@@ -108,16 +115,16 @@ def latency_of_plan(best: Evaluation, uncertainty_percent: float) -> PlanLatency
     )
 
 
-def ladder_of_plan(rungs: Sequence[Rung], design: Design, models: int) -> list[LadderStep]:
+def ladder_of_plan(rungs: Sequence[Rung], stages: Sequence[int], models: int) -> list[LadderStep]:
     """The ladder with one entry a model."""
     steps = []
     for rung in rungs:
         reach = [0.0] * models
-        for model, share in zip(design.route.stages, rung.reach, strict=True):
+        for model, share in zip(stages, rung.reach, strict=True):
             reach[model] = share
         steps.append(
             LadderStep(
-                thresholds=thresholds_of_plan(design.route.stages, rung.thresholds, models),
+                thresholds=thresholds_of_plan(stages, rung.thresholds, models),
                 reach=reach,
                 quality_mean=rung.mean,
                 quality_lower_bound=rung.bound,

@@ -227,14 +227,23 @@ def _plan(
     spec = inputs.cascade.spec
     plan, names = best.design, [model.name for model in spec.models]
     g = next(k for k, grid in enumerate(problem.grids) if grid.stages == plan.route.stages)
-    rungs = ladder(plan, problem.grids[g], problem.qualities[g], traffic.sample, problem.floor)
+    overloaded = spec.objective.min_quality_overloaded
+    rungs = ladder(
+        plan.route.thresholds,
+        [replicas.capacity for replicas in plan.replicas],
+        problem.grids[g],
+        problem.qualities[g],
+        traffic.sample,
+        floor=problem.floor,
+        overloaded=None if overloaded is None else float(overloaded),
+    )
     sites = [problem.sites.at[m, p] for m, p in zip(plan.route.stages, plan.route.pools, strict=True)]
     return Plan(
         plan_id=inputs_id(inputs, traffic.table, problem.budgets),
         cascade=inputs.cascade.metadata.name,
         thresholds=document.thresholds_of_plan(plan.route.stages, plan.route.thresholds, len(names)),
         stages=document.stages_of_plan(best, problem, names),
-        ladder=document.ladder_of_plan(rungs, plan, len(names)),
+        ladder=document.ladder_of_plan(rungs, plan.route.stages, len(names)),
         quality=document.quality_of_plan(plan, traffic, float(spec.objective.confidence)),
         latency=document.latency_of_plan(best, max(site.uncertainty_percent for site in sites)),
         cost_per_hour=plan.cost(problem.prices) if problem.priced else None,

@@ -208,7 +208,9 @@ def step_model(
         + _routed_layers(model) * chosen.prompt_moe_layer_seconds,
         request_seconds=chosen.request_seconds + state_bytes / tensor / bandwidth,
         overlap_loss=chosen.overlap_loss,
-        first_token_seconds=chosen.first_token_seconds + _routed_layers(model) * chosen.first_token_moe_layer_seconds,
+        first_token_seconds=chosen.first_token_seconds
+        + _routed_layers(model) * chosen.first_token_moe_layer_seconds
+        + (model.layers if model.latent_attention else 0) * chosen.first_token_latent_layer_seconds,
         bunching=chosen.bunching,
     )
 

@@ -62,9 +62,7 @@ def _tightened(problem: Problem, evaluation: Evaluation) -> Design | None:
     if not slower or not np.isfinite(max(slower)):
         return None
     ceilings = [Ceiling(c.percentile, c.seconds / (max(slower) * (1 + _LEVEL_WITH))) for c in problem.ceilings]
-    return design(
-        plan.routed, problem.limits, percentile=problem.percentile, prices=problem.prices, ceilings=ceilings
-    )
+    return design(plan.routed, problem.limits, percentile=problem.percentile, prices=problem.prices, ceilings=ceilings)
 
 
 def improve(

@@ -1,0 +1,259 @@
+"""New thresholds for a plan's replicas as they stand: what a change of load or of the quality floor needs first.
+
+No GPU moves, so there is nothing to allocate and nothing to simulate: every threshold vector of the live
+stages is replayed on the new traffic, its latency on the given replicas is estimated in closed form, and the
+fastest within the quality floor is taken. That costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_api.errors import InfeasibleError, InputError, Shortfall
+from cascadia_api.plan import Plan, PlanLatency, PlanQuality, PlanSolver, PlanStage
+from cascadia_solver import plan_document as document
+from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.certification import estimate_quality
+from cascadia_solver.closed_form import length_profile
+from cascadia_solver.infeasible import quality_out_of_reach
+from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
+from cascadia_solver.ladder import ladder
+from cascadia_solver.operating_point import load_curves
+from cascadia_solver.parallelism import latency_levels, rates_at
+from cascadia_solver.replay import Replay, ThresholdGrid, threshold_grids
+from cascadia_solver.roofline import Roofline, Shape
+from cascadia_solver.screening import path_latency
+from cascadia_solver.sites import pool_budgets
+
+__all__ = ["replan_thresholds"]
+
+Floats = NDArray[np.float64]
+
+_PROFILED = 2500
+_SHOWN = 256
+_HOPELESS = 0.05
+"""Vectors estimated at so much below the quality floor are not looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """One stage's replicas under the traffic of all requests.
+
+    Attributes:
+        levels: Ascending latencies, s [LEVELS].
+        carried: Rate of all replicas there, 1/s [LEVELS].
+        parts: Wait s, prefill s/token and decode s/token there [LEVELS, 3].
+        uncertainty_percent: Of the cost source.
+    """
+
+    levels: Floats
+    carried: Floats
+    parts: Floats
+    uncertainty_percent: float
+
+
+def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
+    """Choose thresholds anew for a plan's replicas.
+
+    Args:
+        inputs: Manifest, calibration set and traffic as they are now.
+        plan: The plan whose replicas stay.
+
+    Returns:
+        A plan with the same replicas; its latencies are the closed form's.
+
+    Raises:
+        InputError: The plan is of other models or pools.
+        InfeasibleError: No thresholds keep the quality floor, or the replicas do not carry those that do.
+    """
+    started = os.times()
+    spec = inputs.cascade.spec
+    names = [model.name for model in spec.models]
+    if [stage.name for stage in plan.stages] != names:
+        raise InputError(f"the plan is of the models {', '.join(stage.name for stage in plan.stages)}, not {names}")
+    traffic = traffic_of(inputs)
+    sample = traffic.sample
+    live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
+    (grid,) = threshold_grids(traffic.table, candidates=live, forced=live, max_escalations=None)
+    percentile = float(spec.objective.percentile)
+    placed = [_placed(inputs, traffic, model, plan.stages[model], percentile) for model in live]
+    replay = Replay(grid, sample.scores)
+    every = np.ones(len(sample))
+    reach = replay.reach(every)
+    rates = _rates(replay, traffic, grid)
+    study = estimate_quality(traffic.table, [grid], weights=traffic.demand.row_weights, seed=inputs.seed)
+    floor, confidence = float(spec.objective.min_quality), float(spec.objective.confidence)
+    hopeful = study.estimates[0] >= min(floor - _HOPELESS, study.estimates[0].max())
+    latency, times_of = _latency(grid, placed, rates, hopeful, traffic, percentile)
+    (quality,) = study.certified(
+        [latency], [np.empty(0, dtype=np.int64)], floor=floor, confidence=confidence, seed=inputs.seed
+    )
+    good = np.flatnonzero((quality.assured >= floor) & np.isfinite(latency))
+    if not len(good):
+        anyhow = study.certified(
+            [np.zeros(len(grid))], [np.empty(0, dtype=np.int64)], floor=floor, confidence=confidence, seed=inputs.seed
+        )
+        if float(anyhow[0].assured.max()) < floor:
+            raise quality_out_of_reach(spec.objective, traffic.table, [grid], anyhow)
+        carried = min(float(stage.carried[-1]) for stage in placed)
+        raise InfeasibleError(
+            "Overloaded",
+            f"the plan's replicas do not carry {sample.requests_per_second:.3g} requests/s at minQuality {floor:g}: "
+            "plan anew, with more GPUs if need be",
+            shortfalls=[Shortfall("requests/s of the tightest stage", sample.requests_per_second, carried)],
+        )
+    best = int(good[latency[good].argmin()])
+    times = times_of(best)
+    overloaded = spec.objective.min_quality_overloaded
+    thresholds = grid.vector(best)
+    rungs = ladder(
+        thresholds,
+        [float(stage.carried[-1] * reach[best, j] * sample.requests_per_second / rates[best, j])
+         if rates[best, j] > 0 else np.inf for j, stage in enumerate(placed)],
+        grid,
+        quality,
+        sample,
+        floor=floor,
+        overloaded=None if overloaded is None else float(overloaded),
+    )  # fmt: skip
+    of_models = document.thresholds_of_plan(live, thresholds, len(names))
+    prior = traffic.table.source == "Prior"
+    spent = sum(os.times()[:2]) - sum(started[:2])
+    return plan.model_copy(
+        update={
+            "plan_id": inputs_id(inputs, traffic.table, pool_budgets(spec, inputs.available_gpus)),
+            "thresholds": of_models,
+            "stages": _stages(plan, live, of_models, reach[best], rates[best], placed),
+            "ladder": document.ladder_of_plan(rungs, live, len(names)),
+            "quality": PlanQuality(
+                mean=float(quality.mean[best]),
+                lower_bound=None if prior else float(quality.assured[best]),
+                confidence=None if prior else confidence,
+                source="Prior" if prior else "Calibration",
+                requests=None if prior else len(traffic.table),
+            ),
+            "latency": PlanLatency(
+                **{f"p{p}_ms": float(np.percentile(times, p)) * 1e3 for p in (50, 90, 95, 99)},
+                source="closed form on roofline step times",
+                uncertainty_percent=max(stage.uncertainty_percent for stage in placed),
+            ),
+            "demand": document.demand_of_plan(traffic, live[0]),
+            "frontier": [],
+            "alternatives": [],
+            "solver": PlanSolver(
+                status="Feasible",
+                objective="EndToEnd",
+                gap=0.0,
+                elapsed_ms=spent * 1e3,
+                threshold_vectors=len(grid),
+                version=SOLVER_VERSION,
+            ),
+            "warnings": [*inputs.notes, "only thresholds were planned: the replicas are those of the plan before"],
+        }
+    )
+
+
+def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanStage, percentile: float) -> _Placed:
+    spec, sample = inputs.cascade.spec, traffic.sample
+    pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
+    if pool is None:
+        raise InputError(f"the plan's stage {stage.name!r} is on pool {stage.pool!r}, which the manifest does not have")
+    gpu, source = gpu_facts(pool.gpu), Roofline()
+    precision = spec.models[model].precision or "bf16"
+    shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
+    steps = [
+        source.step_model(traffic.facts[model], gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
+        for shape in shapes
+    ]
+    rows = slice(None, None, max(1, len(sample) // _PROFILED))
+    profile = length_profile(sample.input_tokens[rows], sample.output_tokens[rows, model])
+    curves = load_curves(steps, [profile], percentile)
+    levels = latency_levels([curves])
+    counts = np.array([group.count for group in stage.replicas], dtype=np.float64)
+    rates = rates_at(curves, levels)[0] * counts[:, None]
+    parts = np.zeros((len(levels), 3))
+    for r in range(len(steps)):
+        for k in range(3):
+            parts[:, k] += rates[r] * np.interp(rates[r] / counts[r], curves.rate[0, r], curves.parts[0, r, :, k])
+    carried = rates.sum(axis=0)
+    idle = curves.parts[0, :, 0].mean(axis=0)
+    parts = np.where(carried[:, None] > 0, parts / np.maximum(carried, 1e-12)[:, None], idle)
+    uncertain = max(source.uncertainty_percent(traffic.facts[model], gpu, shape) for shape in shapes)
+    return _Placed(levels, carried, parts, uncertain)
+
+
+def _rates(replay: Replay, traffic: Traffic, grid: ThresholdGrid) -> Floats:
+    """Rate at each stage in requests of its mean answer length over all requests [V, stages]."""
+    sample = traffic.sample
+    columns = []
+    for j, model in enumerate(grid.stages):
+        answers = np.ascontiguousarray(sample.output_tokens[:, model])
+        columns.append(replay.at_stage(j, answers) / answers.sum() * sample.requests_per_second)
+    return np.stack(columns, axis=1)
+
+
+def _latency(
+    grid: ThresholdGrid,
+    placed: Sequence[_Placed],
+    rates: Floats,
+    hopeful: NDArray[np.bool_],
+    traffic: Traffic,
+    percentile: float,
+) -> tuple[Floats, Callable[[int], Floats]]:
+    """Percentile of path latency of each vector, infinite where it saturates a stage or is not looked at; and one vector's latencies."""
+    sample = traffic.sample
+    shown = np.linspace(0, len(sample) - 1, min(_SHOWN, len(sample))).astype(np.int64)
+    parts = []
+    carried = hopeful.copy()
+    for j, stage in enumerate(placed):
+        carried &= rates[:, j] <= stage.carried[-1]
+        at = np.interp(rates[:, j], stage.carried, np.arange(len(stage.levels), dtype=np.float64))
+        parts.append(
+            np.stack([np.interp(at, np.arange(len(stage.levels)), stage.parts[:, k]) for k in range(3)], axis=1)
+        )
+    position = np.unravel_index(np.arange(len(grid)), grid.shape) if grid.shape else ()
+    thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
+    latency = np.full(len(grid), np.inf)
+    rows = np.flatnonzero(carried)
+    inputs, outputs, scores = sample.input_tokens, sample.output_tokens, sample.scores
+    if len(rows):
+        times = path_latency(
+            grid.stages, [t[rows] for t in thresholds], [p[rows] for p in parts],
+            inputs[shown], outputs[shown], scores[shown],
+        )  # fmt: skip
+        kth = min(len(shown) - 1, int(percentile / 100 * len(shown)))
+        latency[rows] = np.partition(times, kth, axis=1)[:, kth]
+
+    def times_of(vector: int) -> Floats:
+        one = slice(vector, vector + 1)
+        chosen = [t[one] for t in thresholds], [p[one] for p in parts]
+        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores)[0])
+
+    return latency, times_of
+
+
+def _stages(
+    plan: Plan,
+    live: Sequence[int],
+    thresholds: Sequence[float | None],
+    reach: Floats,
+    rates: Floats,
+    placed: Sequence[_Placed],
+) -> list[PlanStage]:
+    stages = list(plan.stages)
+    for j, model in enumerate(live):
+        level = np.interp(rates[j], placed[j].carried, placed[j].levels)
+        stages[model] = stages[model].model_copy(
+            update={
+                "threshold": thresholds[model],
+                "reach": float(reach[j]),
+                "p95_ms": float(level) * 1e3,
+                "utilization": document.utilization(float(rates[j]), float(placed[j].carried[-1])),
+            }
+        )
+    return stages
