@@ -43,7 +43,7 @@ def test_the_table_says_what_runs_where(chat: CascadeDeployment, capsys: pytest.
     assert re.split(r"\s{2,}", large.strip()) == [
         "large", "20 %", "every answer", "2 × TP8 + 1 × TP4", "20", "█" * 20, "60 %", "7.3 s",
     ]  # fmt: skip
-    assert "0.874, at least 0.851 with 95 % confidence (floor 0.85, 1,500 requests)" in text
+    assert "0.874, at least 0.851 with 95 % confidence (floor 0.86, 1,500 requests)" in text
     assert "p50 2.6 s  p90 7.8 s  p95 9.8 s  p99 15 s  (±10 %, roofline)" in text
     assert "32 of 32 H100-SXM-80GB in pool h100" in text
     assert "79.68 an hour" in text
@@ -64,7 +64,7 @@ def test_frontier_and_explanation_on_request(chat: CascadeDeployment, capsys: py
 
 def test_a_plan_from_a_prior_claims_no_bound(chat: CascadeDeployment, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(example_plan(quality={"mean": 0.86, "source": "Prior"}), chat, capsys)
-    assert "0.860 (floor 0.85); from published accuracies, so no bound is claimed" in text
+    assert "0.860 (floor 0.86); from published accuracies, so no bound is claimed" in text
 
 
 def test_a_narrow_terminal_keeps_every_number(chat: CascadeDeployment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_the_picture_names_the_stages_and_the_promise(chat: CascadeDeployment, t
     write_plot(example_plan(), chat, str(path))
     words = " ".join(re.findall(r"<!-- (.*?) -->", path.read_text()))
     assert "chat: quality ≥ 0.851 (95 % sure), p95 9.8 s on 32 GPUs, 79.68 an hour" in words
-    for word in ("small", "medium", "large", "this plan", "quality floor 0.85", "2 × TP8 + 1 × TP4"):
+    for word in ("small", "medium", "large", "this plan", "quality floor 0.86", "2 × TP8 + 1 × TP4"):
         assert word in words
     assert ET.fromstring(path.read_text()).tag.endswith("svg")
 
@@ -116,7 +116,7 @@ def test_the_picture_as_png_without_prices_prior_or_dropped_stages(chat: Cascade
 def test_validate_says_what_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(CHAT)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{CHAT}: valid: chat: small → medium → large on up to 32 H100-SXM-80GB, quality at least 0.85\n"
+    assert out == f"{CHAT}: valid: chat: small → medium → large on up to 32 H100-SXM-80GB, quality at least 0.86\n"
     assert err == ""
 
 
