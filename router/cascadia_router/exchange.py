@@ -400,7 +400,9 @@ class Exchange:
         self._release(worked=False)
         if isinstance(call, EngineCall):
             node.window.slice(node.now()).engine_errors += 1
-        if self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
+        if node.now() >= self.deadline:  # a peer looked at the time before we did
+            self._out_of_time()
+        elif self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
             self._give_up()
         elif self._attempts < 2 and self._send(stage, even_open=False):
             node.metrics.retries[stage.name] += 1
@@ -440,14 +442,17 @@ class Exchange:
         """Look at the time, service s (monotonic). One sweep looks at all requests: they have no timers."""
         if now >= self.deadline:
             self._drop_call()
-            if self._reply.begun:
-                self._interrupt("The answer broke off: the request's deadline has passed.")
-            elif self._rejected is not None:
-                self._serve_rejected(self._rejected)
-            else:
-                self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
+            self._out_of_time()
         elif self._holds and self._reply.stream and not self._reply.begun:
             self._reply.keep_alive(now, self.cascade.policy.streaming.keep_alive_seconds)
+
+    def _out_of_time(self) -> None:
+        if self._reply.begun:
+            self._interrupt("The answer broke off: the request's deadline has passed.")
+        elif self._rejected is not None:
+            self._serve_rejected(self._rejected)
+        else:
+            self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
 
     def client_gone(self) -> None:
         """See `InFlight`."""

@@ -284,8 +284,16 @@ def test_killed_at_ten_moments_it_ends_where_it_would_have_ended(
     for moment in first:
         _kill_soon_after(moment, cascades, operator, jitter)
     before = set(cascades.replicas("chat"))
-    # A plan that shares some replicas at most, and needs the GPUs of others.
-    other = plan({"small": [(1, 1, 3)], "medium": [(2, 1, 2), (8, 1, 1)], "large": [(8, 1, 2)]})
+    # A plan that shares some replicas at most, and whatever the planner chose, not those of its largest stage.
+    chosen = max(cascades.plan_in_force("chat")["spec"]["plan"]["stages"], key=lambda stage: stage["gpus"])
+    taken = {group["tensorParallel"] for group in chosen["replicas"]}
+    reviewed: dict[str, list[tuple[int, int, int]]] = {
+        "small": [(1, 1, 3)],
+        "medium": [(2, 1, 2), (8, 1, 1)],
+        "large": [(8, 1, 2)],
+    }
+    reviewed[chosen["name"]] = [(4, 1, 2)] if 8 in taken else [(8, 1, 1)]
+    other = plan(reviewed)
     cascades.store_plan("reviewed", other)
     chat["spec"]["planRef"] = {"name": "reviewed"}
     cascades.apply(chat)
