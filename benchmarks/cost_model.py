@@ -82,7 +82,7 @@ def predictions(rows: Sequence[Measurement], *, quick: bool) -> Floats:
     labels = architectures(rows)
     made = np.empty((len(rows), 2))
     for label, steps in left_out(rows, labels).items():
-        own = np.flatnonzero(labels == label)
+        own = np.flatnonzero(labels == label).tolist()
         if quick:
             made[own] = np.exp(Fit([rows[index] for index in own]).predict(steps))
         else:
@@ -141,7 +141,7 @@ def table(rows: Sequence[Measurement], relative: dict[str, Floats]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="silicon_sample.csv; by default that of the installed aiconfigurator-core")
     parser.add_argument("--quick", action="store_true", help="closed form instead of simulation")
     parser.add_argument("--engine-unknown", action="store_true", help="predict every row as SGLang's")

@@ -261,7 +261,7 @@ def _uncertainties(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:
 def _errors_when_left_out(rows: Sequence[Measurement], labels: npt.NDArray[np.str_], *, elsewhere: bool) -> Floats:
     errors = np.zeros(len(rows))
     for label, steps in left_out(rows, labels).items():
-        own = np.flatnonzero(labels == label)
+        own = np.flatnonzero(labels == label).tolist()
         fit = Fit([rows[index] for index in own])
         if elsewhere:
             steps[_block(gpu=label)] = 0.0
@@ -305,7 +305,7 @@ def _figure(value: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="silicon_sample.csv; by default that of the installed aiconfigurator-core")
     parser.add_argument(
         "--check", action="store_true", help="only say whether the committed factors are the fitted ones"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from cascadia_api.cascade import ObjectMeta
-from cascadia_api.schema import ApiModel, Figure, Rule
+from cascadia_api.schema import ApiModel, Figure, Milliseconds, Rule
 
 __all__ = [
     "PLAN_SCHEMA_VERSION",
@@ -59,7 +59,7 @@ class PlanStage(ApiModel):
     gpus: int = Field(ge=0, description="GPUs of the stage; 0: the stage is dropped.")
     pool: Identifier | None = Field(None, description="Pool that the GPUs come from; absent for a dropped stage.")
     replicas: Annotated[list[ReplicaGroup], Field(max_length=16)] = Field(description="The stage's replicas.")
-    p95_ms: Figure | None = Field(None, description="Predicted p95 of the stage's own service time, ms.")
+    p95_ms: Milliseconds | None = Field(None, description="Predicted p95 of the stage's own service time, ms.")
     utilization: Figure | None = Field(
         None, description="Load over capacity: the stage's rate, by the rate at which its replicas saturate."
     )
@@ -78,12 +78,12 @@ class PlanQuality(ApiModel):
 class PlanLatency(ApiModel):
     """Predicted end-to-end latency along the whole path of a request, ms."""
 
-    p50_ms: Figure
-    p90_ms: Figure
-    p95_ms: Figure
-    p99_ms: Figure
-    time_to_first_token_p95_ms: Figure | None = None
-    time_per_output_token_p95_ms: Figure | None = None
+    p50_ms: Milliseconds
+    p90_ms: Milliseconds
+    p95_ms: Milliseconds
+    p99_ms: Milliseconds
+    time_to_first_token_p95_ms: Milliseconds | None = None
+    time_per_output_token_p95_ms: Milliseconds | None = None
     source: Annotated[str, StringConstraints(max_length=128)] = Field(description="Which estimator.")
     uncertainty_percent: Figure | None = Field(None, description="Median error of the estimator on measurements, %.")
 
@@ -103,7 +103,7 @@ class FrontierPoint(ApiModel):
 
     thresholds: Thresholds
     gpus: Annotated[list[int], Field(max_length=8)] = Field(description="GPUs of each model.")
-    p95_ms: Figure
+    p95_ms: Milliseconds
     cost_per_hour: Figure | None = None
     quality_mean: Figure
     quality_lower_bound: Figure | None = None
@@ -114,7 +114,7 @@ class PlanAlternative(ApiModel):
     """A plan that was not chosen, and why: material for explanations."""
 
     name: Annotated[str, StringConstraints(max_length=128)]
-    p95_ms: Figure | None = None
+    p95_ms: Milliseconds | None = None
     quality_mean: Figure | None = None
     cost_per_hour: Figure | None = None
     reason: Sentence
@@ -126,7 +126,7 @@ class PlanSolver(ApiModel):
     status: Literal["Optimal", "Feasible", "TimedOut"]
     objective: Literal["MaxStage", "EndToEnd"]
     gap: Figure = Field(description="Relative gap between the plan and the lower bound, ≥ 0.")
-    elapsed_ms: Figure = Field(description="CPU time of planning, ms.")
+    elapsed_ms: Milliseconds = Field(description="CPU time of planning, ms.")
     threshold_vectors: int = Field(ge=0, description="Threshold vectors that were searched.")
     version: Annotated[str, StringConstraints(max_length=32)]
 

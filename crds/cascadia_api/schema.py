@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ApiModel", "DecimalString", "DnsLabel", "Figure", "Rule", "as_decimal"]
+__all__ = ["ApiModel", "DecimalString", "DnsLabel", "Figure", "Milliseconds", "Rule", "as_decimal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +103,6 @@ Figure = Annotated[
 ]
 """A number of a plan: a JSON number in files and on the command line, a decimal string in Kubernetes objects
 (serialise with ``context={"kubernetes": True}``) with all its digits: a threshold is some answer's very score."""
+
+Milliseconds = Annotated[Figure, AfterValidator(lambda value: round(value, 1))]
+"""A predicted time, ms, to a tenth: more digits than a prediction has."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from cascadia_api.schema import ApiModel, Figure
+from cascadia_api.schema import ApiModel, Figure, Milliseconds
 
 __all__ = [
     "CONDITION_TYPES",
@@ -73,10 +73,10 @@ class PlanSummary(ApiModel):
     stages: Annotated[list[StageSummary], Field(max_length=8)]
     quality: Figure = Field(description="Predicted mean quality.")
     quality_lower_bound: Figure | None = None
-    p95_ms: Figure = Field(description="Predicted end-to-end p95, ms.")
+    p95_ms: Milliseconds = Field(description="Predicted end-to-end p95, ms.")
     cost_per_hour: Figure | None = None
     solver_gap: Figure
-    solver_ms: Figure
+    solver_ms: Milliseconds
 
 
 class StageStatus(ApiModel):

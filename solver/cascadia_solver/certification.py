@@ -53,6 +53,8 @@ _OWN_SLOPE, _OTHER_SLOPE = 0.9, 0.3
 """Where the coefficients are shrunk to: a model's own score tells most about its answer."""
 _SHRINKAGE = 2.0
 _NEWTON_STEPS = 5
+_FOLD_STEPS = 2
+"""From the fit on all requests, of which a fold's complement holds most."""
 _HOPELESS = 2.0
 """Vectors estimated at more standard errors than this below the floor are left off the path."""
 
@@ -123,10 +125,12 @@ class QualityStudy:
             rows = np.flatnonzero(self.fold == fold)
             columns[rows, : len(path)] = self._worth(self._rivals(path, values, starts, fold), starts, rows)
         error = 1 - confidence
-        mean = (self.weights[:, None] * columns).mean(axis=0)
-        residuals = self.weights[:, None] * (columns - mean)
-        spread = np.sqrt((residuals**2).mean(axis=0) / len(columns))
-        critical = _band(residuals, (1 - _PATH_SHARE) * error, seed)
+        mean = self.weights @ columns / len(columns)
+        # In place: with a large set this is the largest array of all.
+        columns -= mean
+        columns *= self.weights[:, None]
+        spread = np.sqrt(np.einsum("rv,rv->v", columns, columns)) / len(columns)
+        critical = _band(columns, (1 - _PATH_SHARE) * error, seed)
         bound = wilson_lower(mean, spread, critical, len(columns))
         level = NormalDist().inv_cdf(1 - _PATH_SHARE * error)
         tested = wilson_lower(mean, spread, level, len(columns))[: len(path)]
@@ -220,8 +224,12 @@ def estimate_quality(
         values = table.quality[None]
     else:
         features = _features(table.scores[:, :-1])
-        estimates = [_right_answers(features, table.quality, np.ones(count, dtype=bool))]
-        estimates += [_right_answers(features, table.quality, fold != k) for k in range(_FOLDS)]
+        slopes = _slopes(features, table.quality, _starts(features, table.quality), _NEWTON_STEPS)
+        fits = [slopes]
+        for k in range(_FOLDS):
+            rows = fold != k
+            fits.append(_slopes(features[rows], table.quality[rows], slopes, _FOLD_STEPS))
+        estimates = [1 / (1 + np.exp(-features @ fit)) for fit in fits]
         values = np.stack([table.quality, *estimates])
     sums = [replay.at_exit(values * weight[:, None]) / count for replay in replays]
     return QualityStudy(
@@ -243,28 +251,31 @@ def _features(scores: Floats) -> Floats:
     return np.column_stack([np.ones(count), np.log(ranks / (1 - ranks)) / 1.7])
 
 
-def _right_answers(features: Floats, quality: Floats, rows: NDArray[np.bool_]) -> Floats:
-    """Expected quality of each model's answer given the scores, by ridge logistic regression on some rows [n, C]."""
-    seen = features[rows]
-    result = np.empty_like(quality)
+def _starts(features: Floats, quality: Floats) -> Floats:
+    """Coefficients before anything is fitted, which fits are shrunk to [1 + models, C]."""
     size = features.shape[1]
-    penalty = _SHRINKAGE * np.eye(size)
+    centre = np.full((size, quality.shape[1]), _OTHER_SLOPE)
+    mean = np.clip(quality.mean(axis=0), 0.02, 0.98)
+    centre[0] = np.log(mean / (1 - mean))
+    own = np.arange(size - 1)
+    centre[1 + own, own] = _OWN_SLOPE
+    return centre
+
+
+def _slopes(features: Floats, quality: Floats, start: Floats, steps: int) -> Floats:
+    """Coefficients of each model's answers by ridge logistic regression [1 + models, C]: Newton's steps from a start."""
+    centre = _starts(features, quality)
+    penalty = _SHRINKAGE * np.eye(features.shape[1])
     penalty[0, 0] = 0.1
-    for model in range(quality.shape[1]):
-        worth = quality[rows, model]
-        mean = min(max(float(worth.mean()), 0.02), 0.98)
-        centre = np.full(size, _OTHER_SLOPE)
-        centre[0] = np.log(mean / (1 - mean))
-        if model + 1 < size:
-            centre[1 + model] = _OWN_SLOPE
-        slope = centre.copy()
-        for _ in range(_NEWTON_STEPS):
-            expected = 1 / (1 + np.exp(-seen @ slope))
-            curvature = np.maximum(expected * (1 - expected), 1e-4)
-            gradient = seen.T @ (worth - expected) - penalty @ (slope - centre)
-            slope = slope + np.linalg.solve((seen * curvature[:, None]).T @ seen + penalty, gradient)
-        result[:, model] = 1 / (1 + np.exp(-features @ slope))
-    return result
+    slopes = start.copy()
+    for _ in range(steps):
+        expected = 1 / (1 + np.exp(-features @ slopes))
+        curvature = np.maximum(expected * (1 - expected), 1e-4)
+        gradient = features.T @ (quality - expected) - penalty @ (slopes - centre)
+        for model in range(quality.shape[1]):
+            bend = (features * curvature[:, model, None]).T @ features + penalty
+            slopes[:, model] += np.linalg.solve(bend, gradient[:, model])
+    return slopes
 
 
 def _front(value: Floats, guide: Floats) -> Integers:
@@ -286,13 +297,15 @@ def _best_within(value: Floats, guide: Floats, levels: Floats) -> Integers:
 
 def _band(residuals: Floats, error: float, seed: int) -> float:
     """Quantile of the maximum of normal deviates as correlated as the columns are."""
-    scale = np.sqrt((residuals**2).sum(axis=0))
-    known = residuals[:, scale > 0] / scale[scale > 0]
+    products = residuals.T @ residuals
+    scale = np.sqrt(np.diag(products))
+    known = scale > 0
     least = NormalDist().inv_cdf(1 - error)
-    if not known.shape[1]:
+    if not known.any():
         return least
-    size = known.shape[1]
-    root = np.linalg.cholesky(known.T @ known + 1e-6 * np.eye(size)).astype(np.float32)
+    correlation = products[np.ix_(known, known)] / np.outer(scale[known], scale[known])
+    size = len(correlation)
+    root = np.linalg.cholesky(correlation + 1e-6 * np.eye(size)).astype(np.float32)
     draws = np.random.default_rng((seed, 6)).standard_normal((_BAND_DRAWS, size), dtype=np.float32)
     largest = np.sort((draws @ root.T).max(axis=1))
     # The order statistic at or above the quantile: rounding up is on the safe side.

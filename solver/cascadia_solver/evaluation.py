@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +41,14 @@ class Evaluation:
 
     def percentile(self, percentile: float, metric: str = "EndToEnd") -> float:
         """A percentile of one of the metrics that targets may name, s."""
-        values = {"EndToEnd": self.end_to_end, "TimeToFirstToken": self.first_token}.get(metric, self.per_token)
+        if metric == "EndToEnd":
+            return float(self._ascending[math.ceil(percentile / 100 * (len(self._ascending) - 1))])
+        values = self.first_token if metric == "TimeToFirstToken" else self.per_token
         return float(np.percentile(values, percentile, method="higher"))
+
+    @cached_property
+    def _ascending(self) -> Floats:
+        return np.sort(self.end_to_end)
 
     def excess(self, targets: list[LatencyTarget]) -> float:
         """How far targets are missed at worst, as a share of the target; 0 if all are met."""

@@ -22,7 +22,7 @@ from cascadia_solver.workload import Demand, RequestSample, demand_of_manifest, 
 
 __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_of"]
 
-SOLVER_VERSION = "1"
+SOLVER_VERSION = "2"
 """Grows when the same inputs may give another plan."""
 
 

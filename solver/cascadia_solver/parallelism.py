@@ -302,19 +302,15 @@ def _best_counts(value: dict[int, float], gpus: int, least_replicas: int) -> dic
 @compiled
 def _replica_counts(sizes: Integers, value: Floats, gpus: int, least_replicas: int) -> Integers:
     """Replicas of each size in the best set [S]."""
-    fixed = np.full((least_replicas + 1, gpus + 1), -np.inf)
+    one = value.copy().reshape(-1, 1)
+    fixed = np.empty((least_replicas + 1, gpus + 1))
     fixed[0] = 0.0
     for layer in range(1, least_replicas + 1):
-        for f in range(gpus + 1):
-            for s in range(len(sizes)):
-                if sizes[s] <= f:
-                    fixed[layer, f] = max(fixed[layer, f], fixed[layer - 1, f - sizes[s]] + value[s])
-    free = fixed[least_replicas].copy()
-    for f in range(1, gpus + 1):
-        free[f] = max(free[f], free[f - 1])
+        fixed[layer] = -np.inf
         for s in range(len(sizes)):
-            if sizes[s] <= f:
-                free[f] = max(free[f], free[f - sizes[s]] + value[s])
+            for f in range(sizes[s], gpus + 1):
+                fixed[layer, f] = max(fixed[layer, f], fixed[layer - 1, f - sizes[s]] + value[s])
+    free = _most_carried(sizes, one, gpus, least_replicas)[:, 0]
     counts = np.zeros(len(sizes), dtype=np.int64)
     remaining = gpus
     # Walk back: idle GPUs first, then the free replicas, then the fixed ones; equal values end the walk soonest.
@@ -324,15 +320,20 @@ def _replica_counts(sizes: Integers, value: Floats, gpus: int, least_replicas: i
         elif free[remaining] == fixed[least_replicas, remaining]:
             break
         else:
-            for s in range(len(sizes)):
-                if sizes[s] <= remaining and free[remaining - sizes[s]] + value[s] == free[remaining]:
-                    counts[s] += 1
-                    remaining -= sizes[s]
-                    break
+            last = _last_replica(sizes, value, free, free[remaining], remaining)
+            counts[last] += 1
+            remaining -= sizes[last]
     for layer in range(least_replicas, 0, -1):
-        for s in range(len(sizes)):
-            if sizes[s] <= remaining and fixed[layer - 1, remaining - sizes[s]] + value[s] == fixed[layer, remaining]:
-                counts[s] += 1
-                remaining -= sizes[s]
-                break
+        last = _last_replica(sizes, value, fixed[layer - 1], fixed[layer, remaining], remaining)
+        counts[last] += 1
+        remaining -= sizes[last]
     return counts
+
+
+@compiled
+def _last_replica(sizes: Integers, value: Floats, before: Floats, total: float, gpus: int) -> int:
+    """The smallest size whose replica makes the total out of what the other GPUs carried before it."""
+    for s in range(len(sizes)):
+        if sizes[s] <= gpus and before[gpus - sizes[s]] + value[s] == total:
+            return s
+    return -1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_api.errors import InfeasibleError, InputError, Shortfall
-from cascadia_api.plan import Plan, PlanLatency, PlanQuality, PlanSolver, PlanStage
+from cascadia_api.plan import Plan, PlanLatency, PlanQuality, PlanSolver, PlanStage, plan_id
 from cascadia_solver import plan_document as document
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.certification import estimate_quality
@@ -36,6 +36,8 @@ Floats = NDArray[np.float64]
 
 _PROFILED = 2500
 _SHOWN = 256
+_STEP = 4
+"""One in so many requests tells the percentiles of the chosen vector."""
 _HOPELESS = 0.05
 """Vectors estimated at so much below the quality floor are not looked at."""
 
@@ -123,10 +125,11 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     )  # fmt: skip
     of_models = document.thresholds_of_plan(live, thresholds, len(names))
     prior = traffic.table.source == "Prior"
+    budgets = pool_budgets(spec, inputs.available_gpus)
     spent = sum(os.times()[:2]) - sum(started[:2])
     return plan.model_copy(
         update={
-            "plan_id": inputs_id(inputs, traffic.table, pool_budgets(spec, inputs.available_gpus)),
+            "plan_id": plan_id({"inputs": inputs_id(inputs, traffic.table, budgets), "replicasOf": plan.plan_id}),
             "thresholds": of_models,
             "stages": _stages(plan, live, of_models, reach[best], rates[best], placed),
             "ladder": document.ladder_of_plan(rungs, live, len(names)),
@@ -205,7 +208,12 @@ def _latency(
     traffic: Traffic,
     percentile: float,
 ) -> tuple[Floats, Callable[[int], Floats]]:
-    """Percentile of path latency of each vector, infinite where it saturates a stage or is not looked at; and one vector's latencies."""
+    """Latency of each vector on the replicas, infinite where it saturates a stage or is not hopeful.
+
+    Returns:
+        The percentile of path latency of each vector, s [V]; and a function that gives one vector's latencies,
+        s.
+    """
     sample = traffic.sample
     shown = np.linspace(0, len(sample) - 1, min(_SHOWN, len(sample))).astype(np.int64)
     parts = []
@@ -232,7 +240,7 @@ def _latency(
     def times_of(vector: int) -> Floats:
         one = slice(vector, vector + 1)
         chosen = [t[one] for t in thresholds], [p[one] for p in parts]
-        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores)[0])
+        return np.asarray(path_latency(grid.stages, *chosen, inputs[::_STEP], outputs[::_STEP], scores[::_STEP])[0])
 
     return latency, times_of
 

@@ -29,6 +29,7 @@ Integers = NDArray[np.int64]
 _PRICES_OF_TIME = np.concatenate([[0.0], np.geomspace(0.03, 30, 9)])
 """What a second counts against GPUs, from nothing upwards, in units of a vector's own least cost per second."""
 _BISECTIONS = 8
+_LEAST_PRICE, _MOST_PRICE = 1e-3, 1e6
 _TAILS = 2.0
 """A stage that so many times the tail's share of requests get to counts in full for the percentile."""
 _PER_STAIR = 128
@@ -155,51 +156,61 @@ def _trade_offs(
         -1 where the pools do not suffice [prices + 1, V, stages].
     """
     vectors, stages, levels = needed.shape
-    result = np.full((len(prices_of_time) + 1, vectors, stages), -1, dtype=np.int64)
+    prices = len(prices_of_time)
+    result = np.full((prices + 1, vectors, stages), -1, dtype=np.int64)
     current = np.empty(stages, dtype=np.int64)
-    used = np.empty(len(limits), dtype=np.int64)
-    steps = np.empty((stages, levels), dtype=np.int64)
-    counts = np.empty(stages, dtype=np.int64)
     for v in range(vectors):
-        least, slowest = 0.0, stages * seconds[levels - 1]
-        for j in range(stages):
-            least += price[j] * needed[v, j, levels - 1]
-            # Of levels that take as many GPUs, the fastest.
-            counts[j] = 0
-            for level in range(levels):
-                if level == 0 or needed[v, j, level] < needed[v, j, level - 1]:
-                    steps[j, counts[j]] = level
-                    counts[j] += 1
-        unit = least / slowest
-        low, high = 0.0, 1e6
-        for attempt in range(len(prices_of_time) + _BISECTIONS):
-            fixed = attempt < len(prices_of_time)
-            rate = unit * (prices_of_time[attempt] if fixed else np.sqrt(max(low, 1e-3) * high))
-            used[:] = 0
-            for j in range(stages):
-                best = np.inf
-                for step in range(counts[j] - 1, -1, -1):
-                    level = steps[j, step]
-                    value = price[j] * needed[v, j, level] + rate * weights[v, j] * seconds[level]
-                    if value < best:
-                        best = value
-                        current[j] = level
-                used[pools[j]] += needed[v, j, current[j]]
-            fits = (used <= limits).all()
+        unit = (price * needed[v, :, levels - 1]).sum() / (stages * seconds[levels - 1])
+        low, high = 0.0, _MOST_PRICE
+        for attempt in range(prices + _BISECTIONS):
+            rate = prices_of_time[attempt] if attempt < prices else np.sqrt(max(low, _LEAST_PRICE) * high)
+            fits = _cheapest_levels(needed[v], price, unit * rate * weights[v], seconds, limits, pools, current)
             if fits:
-                result[attempt if fixed else len(prices_of_time), v] = current
-            if fixed and fits:
-                low = prices_of_time[attempt]
-                result[len(prices_of_time), v] = current
-            elif fixed:
-                high = min(high, prices_of_time[attempt])
-                if attempt == 0:
-                    break
-            elif fits:
-                low = rate / unit
+                low = max(low, rate)
+                result[prices, v] = current
+                if attempt < prices:
+                    result[attempt, v] = current
+            elif rate == 0.0:
+                break
             else:
-                high = rate / unit
+                high = min(high, rate)
     return result
+
+
+@compiled
+def _cheapest_levels(
+    needed: Integers,
+    price: Floats,
+    weights: Floats,
+    seconds: Floats,
+    limits: Integers,
+    pools: Integers,
+    chosen: Integers,
+) -> bool:
+    """Write the level of each stage with the least sum of price and weighted latency; tells whether the pools hold it.
+
+    Args:
+        needed: GPUs of each stage at each level, not increasing [stages, LEVELS].
+        price: Of a GPU of each stage [stages].
+        weights: Price of a second of each stage [stages].
+        seconds: Latency of each level [LEVELS].
+        limits: GPUs of each pool.
+        pools: Pool of each stage [stages].
+        chosen: Receives the levels [stages].
+    """
+    left = limits.copy()
+    for j in range(len(needed)):
+        best = np.inf
+        for level in range(len(seconds) - 1, -1, -1):
+            # Of levels that take as many GPUs, only the fastest counts.
+            if level > 0 and needed[j, level] == needed[j, level - 1]:
+                continue
+            value = price[j] * needed[j, level] + weights[j] * seconds[level]
+            if value < best:
+                best = value
+                chosen[j] = level
+        left[pools[j]] -= needed[j, chosen[j]]
+    return bool((left >= 0).all())
 
 
 def path_latency(

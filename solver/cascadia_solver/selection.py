@@ -17,7 +17,7 @@ _FINALISTS = 3
 _MOST_FINALISTS = 12
 _ATTEMPTS = 3
 """Simulations of one route at the finals."""
-_MOST_STEPS = 12
+_MOST_STEPS = 4
 _LEVEL_WITH = 0.01
 """Simulated percentiles this close count as equal: the noise of a p95 over 10,000 requests is 1.3 %."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cascadia_api.errors import InputError
-from cascadia_solver.catalogue.gpus import GPUS, gpu_facts
+from cascadia_solver.catalogue.gpus import GPUS, custom_gpu, gpu_facts
 from cascadia_solver.catalogue.models import facts_from_config, model_facts
 from cascadia_solver.catalogue.published import MODELS
 
@@ -170,3 +170,34 @@ def test_wrong_configurations_name_the_field(change: dict[str, object], message:
     with pytest.raises(InputError, match=message.replace("(", r"\(")) as caught:
         facts_from_config({**config, **change})
     assert caught.value.exit_code == 2
+
+
+def test_a_gpu_from_five_numbers() -> None:
+    known = gpu_facts("H100-SXM-80GB")
+    given = custom_gpu(
+        "mine", memory_gigabytes=85.5, memory_gigabytes_per_second=3350, bf16_teraflops=989.4, fp8_teraflops=1978.9,
+        link_gigabytes_per_second=450,
+    )  # fmt: skip
+    for name in ("memory_bandwidth", "bf16_flops", "fp8_flops", "int8_flops", "link_bandwidth"):
+        assert getattr(given, name) == pytest.approx(getattr(known, name))
+    assert given.memory_bytes == pytest.approx(known.memory_bytes, rel=1e-3)
+    with pytest.raises(InputError, match="memoryGigabytes: must be positive, not 0") as caught:
+        custom_gpu(
+            "mine", memory_gigabytes=0, memory_gigabytes_per_second=3350, bf16_teraflops=float("nan"),
+            fp8_teraflops=-1, link_gigabytes_per_second=450,
+        )  # fmt: skip
+    assert [problem.field for problem in caught.value.problems] == ["memoryGigabytes", "bf16Teraflops", "fp8Teraflops"]
+
+
+def test_attention_of_some_quantised_checkpoints_stays_wide() -> None:
+    for repo, precision, bits in (
+        ("openai/gpt-oss-120b", "fp4", 16.0),
+        ("deepseek-ai/DeepSeek-R1", "fp4", 16.0),
+        ("deepseek-ai/DeepSeek-R1", "fp8", 8.0),
+        ("moonshotai/Kimi-K2.5", "int4", 16.0),
+        ("meta-llama/Llama-3.1-70B", "fp4", 4.5),
+    ):
+        assert model_facts(repo).attention_bits(precision) == bits
+    # As the files on Hugging Face: 65 GB and 595 GB.
+    assert model_facts("openai/gpt-oss-120b").weights_bytes("fp4") == pytest.approx(65e9, rel=0.06)
+    assert model_facts("moonshotai/Kimi-K2.5").weights_bytes("int4") == pytest.approx(595e9, rel=0.1)

@@ -86,3 +86,16 @@ def test_what_does_not_fit_says_so() -> None:
 def test_wrong_arguments(inputs: Any, outputs: Any, load: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         on_one_h100(inputs, outputs, **load)
+
+
+def test_ranks_divide_the_heads() -> None:
+    for degree in (3, 64, 0):
+        with pytest.raises(InputError, match=f"tensorParallel: {degree} does not divide the 32 attention heads"):
+            predict(L8, H100, Shape(degree, 1), "bf16", 100, 100, rate=1.0)
+
+
+def test_it_says_where_it_extrapolates() -> None:
+    assert on_one_h100(rate=1.0).to_json()["extrapolates"] == []
+    made = predict(L8, gpu_facts("L40S-48GB"), Shape(1, 2), "bf16", 100, 100, rate=1.0)
+    assert made.extrapolates == ("no measured engine on L40S-48GB", "no measured engine with pipeline parallelism")
+    assert made.uncertainty_percent > on_one_h100(rate=1.0).uncertainty_percent

@@ -7,11 +7,12 @@ driver reports for the card, which for NVIDIA lies a little below the name's gig
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 
-from cascadia_api.errors import InputError
+from cascadia_api.errors import InputError, Problem
 
-__all__ = ["GPUS", "GpuFacts", "gpu_facts"]
+__all__ = ["GPUS", "GpuFacts", "custom_gpu", "gpu_facts"]
 
 _MIB = 2**20
 _TERA = 1e12
@@ -101,6 +102,59 @@ GPUS: dict[str, GpuFacts] = {
              link_gbps=448, network_gbps=50, source="AMD Instinct MI300X datasheet (7 xGMI links, 128 GB/s both ways)"),
     )
 }  # fmt: skip
+
+
+_USUAL_NETWORK = 25.0
+"""GB/s: one adapter of 200 Gb/s per GPU."""
+
+
+def custom_gpu(
+    name: str,
+    *,
+    memory_gigabytes: float,
+    memory_gigabytes_per_second: float,
+    bf16_teraflops: float,
+    fp8_teraflops: float,
+    link_gigabytes_per_second: float,
+) -> GpuFacts:
+    """A GPU that is not in the catalogue, from five numbers of its datasheet.
+
+    Args:
+        name: What to call it.
+        memory_gigabytes: Device memory, 10⁹ bytes.
+        memory_gigabytes_per_second: Memory bandwidth.
+        bf16_teraflops: Dense 16-bit matrix arithmetic.
+        fp8_teraflops: Dense 8-bit matrix arithmetic; 0 if it has none.
+        link_gigabytes_per_second: To the other GPUs of the node, one way.
+
+    Raises:
+        InputError: For each number that is not positive (8-bit arithmetic: negative).
+    """
+    numbers = {
+        "memoryGigabytes": memory_gigabytes,
+        "memoryGigabytesPerSecond": memory_gigabytes_per_second,
+        "bf16Teraflops": bf16_teraflops,
+        "fp8Teraflops": fp8_teraflops,
+        "linkGigabytesPerSecond": link_gigabytes_per_second,
+    }
+    problems = [
+        Problem(field, f"must be {'at least 0' if field == 'fp8Teraflops' else 'positive'}, not {number:g}")
+        for field, number in numbers.items()
+        if not (math.isfinite(number) and (number > 0.0 or (field == "fp8Teraflops" and number == 0.0)))
+    ]
+    if problems:
+        raise InputError(problems, source=name)
+    return GpuFacts(
+        name=name,
+        memory_bytes=memory_gigabytes * _GIGA,
+        memory_bandwidth=memory_gigabytes_per_second * _GIGA,
+        bf16_flops=bf16_teraflops * _TERA,
+        fp8_flops=fp8_teraflops * _TERA,
+        int8_flops=(fp8_teraflops or bf16_teraflops) * _TERA,
+        link_bandwidth=link_gigabytes_per_second * _GIGA,
+        network_bandwidth=_USUAL_NETWORK * _GIGA,
+        source="given",
+    )
 
 
 def gpu_facts(name: str) -> GpuFacts:
