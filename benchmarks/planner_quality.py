@@ -87,7 +87,7 @@ def generated_draws(report: Report, draws: int) -> bool:
         good &= report(f"quality holds: {of}", kept / draws, "share of draws", round(bar, 4), least=True)
         ratio = float(np.mean(costs)) / oracle(floor)
         good &= report(f"cost: {of}", ratio, "x oracle", 1.3)
-        # What a single test of one vector costs, chosen with the truth known: no valid procedure does better.
+        # A yardstick: the cheapest vector whose true quality is one plain test above the floor, the truth known.
         alone = NormalDist().inv_cdf(CONFIDENCE) * math.sqrt(floor * (1 - floor) / requests)
         report(f"cost of a single test, truth known: {of}", oracle(floor + alone) / oracle(floor), "x oracle")
     for floor in sorted({floor for _, floor in SETTINGS}):

@@ -263,7 +263,7 @@ def _starts(features: Floats, quality: Floats) -> Floats:
 
 
 def _slopes(features: Floats, quality: Floats, start: Floats, steps: int) -> Floats:
-    """Coefficients of each model's answers by ridge logistic regression [1 + models, C]: Newton's steps from a start."""
+    """Coefficients of ridge logistic regressions of all models' answers, by Newton steps [1 + models, C]."""
     centre = _starts(features, quality)
     penalty = _SHRINKAGE * np.eye(features.shape[1])
     penalty[0, 0] = 0.1

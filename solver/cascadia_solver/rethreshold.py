@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +29,14 @@ from cascadia_solver.replay import Replay, ThresholdGrid, threshold_grids
 from cascadia_solver.roofline import Roofline, Shape
 from cascadia_solver.screening import path_latency
 from cascadia_solver.sites import pool_budgets
+from cascadia_solver.workload import RequestSample
 
 __all__ = ["replan_thresholds"]
 
 Floats = NDArray[np.float64]
 
-_PROFILED = 2500
+_REQUESTS = 2500
 _SHOWN = 256
-_STEP = 4
-"""One in so many requests tells the percentiles of the chosen vector."""
 _HOPELESS = 0.05
 """Vectors estimated at so much below the quality floor are not looked at."""
 
@@ -79,6 +78,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     if [stage.name for stage in plan.stages] != names:
         raise InputError(f"the plan is of the models {', '.join(stage.name for stage in plan.stages)}, not {names}")
     traffic = traffic_of(inputs)
+    traffic = replace(traffic, sample=_thinned(traffic.sample))
     sample = traffic.sample
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     (grid,) = threshold_grids(traffic.table, candidates=live, forced=live, max_escalations=None)
@@ -161,6 +161,20 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     )
 
 
+def _thinned(sample: RequestSample) -> RequestSample:
+    """Evenly spread requests of a sample: enough for a closed form."""
+    rows = slice(None, None, max(1, len(sample) // _REQUESTS))
+    return RequestSample(
+        requests_per_second=sample.requests_per_second,
+        arrivals=sample.arrivals[rows],
+        input_tokens=sample.input_tokens[rows],
+        output_tokens=sample.output_tokens[rows],
+        scores=sample.scores[rows],
+        quality=sample.quality[rows],
+        row=sample.row[rows],
+    )
+
+
 def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanStage, percentile: float) -> _Placed:
     spec, sample = inputs.cascade.spec, traffic.sample
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
@@ -173,8 +187,7 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
         source.step_model(traffic.facts[model], gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
         for shape in shapes
     ]
-    rows = slice(None, None, max(1, len(sample) // _PROFILED))
-    profile = length_profile(sample.input_tokens[rows], sample.output_tokens[rows, model])
+    profile = length_profile(sample.input_tokens, sample.output_tokens[:, model])
     curves = load_curves(steps, [profile], percentile)
     levels = latency_levels([curves])
     counts = np.array([group.count for group in stage.replicas], dtype=np.float64)
@@ -240,7 +253,7 @@ def _latency(
     def times_of(vector: int) -> Floats:
         one = slice(vector, vector + 1)
         chosen = [t[one] for t in thresholds], [p[one] for p in parts]
-        return np.asarray(path_latency(grid.stages, *chosen, inputs[::_STEP], outputs[::_STEP], scores[::_STEP])[0])
+        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores)[0])
 
     return latency, times_of
 
@@ -256,12 +269,11 @@ def _stages(
     stages = list(plan.stages)
     for j, model in enumerate(live):
         level = np.interp(rates[j], placed[j].carried, placed[j].levels)
-        stages[model] = stages[model].model_copy(
-            update={
-                "threshold": thresholds[model],
-                "reach": float(reach[j]),
-                "p95_ms": float(level) * 1e3,
-                "utilization": document.utilization(float(rates[j]), float(placed[j].carried[-1])),
-            }
-        )
+        changed = {
+            "threshold": thresholds[model],
+            "reach": float(reach[j]),
+            "p95_ms": float(level) * 1e3,
+            "utilization": document.utilization(float(rates[j]), float(placed[j].carried[-1])),
+        }
+        stages[model] = PlanStage(**(dict(stages[model]) | changed))
     return stages

@@ -122,9 +122,7 @@ def _llama4(experts: int, every: int, context: int) -> dict[str, Any]:
 
 def _recent_mixtures() -> dict[str, Published]:
     """Mixtures of 2025 and 2026: Llama 4, Kimi K2, MiniMax M2, Qwen 3.5 and GLM 5."""
-    minimax = _dense(
-        3072, 62, 48, 8, 1536, 200064, 196608, head_dim=128, num_local_experts=256, num_experts_per_tok=8
-    )
+    minimax = _dense(3072, 62, 48, 8, 1536, 200064, 196608, head_dim=128, num_local_experts=256, num_experts_per_tok=8)
     qwen35 = _dense(
         4096, 60, 32, 2, 4096, 248320, 262144,
         head_dim=256, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=1024,
