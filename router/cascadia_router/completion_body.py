@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 __all__ = ["Answer", "BodyError", "Choice", "CompletionRequest", "Usage", "read_answer", "strip_logprobs", "with_field"]
 
@@ -17,6 +17,7 @@ _ABSENT = Raw(b"")
 _NULL = Raw(b"null")
 _TRUE = Raw(b"true")
 _ONE = Raw(b"1")
+_MODEL_KEY = b'"model"'
 
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
@@ -46,7 +47,7 @@ class _Head(Struct, gc=False):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream_options: _StreamOptions | None = None
-    logprobs: bool | int | None = None
+    logprobs: bool | int | None | UnsetType = UNSET
     messages: Raw = _ABSENT
     prompt: Raw = _ABSENT
     tools: Raw = _ABSENT
@@ -72,7 +73,7 @@ class CompletionRequest:
         needs: What the model must be capable of, in the words of `StagePolicy.capabilities`.
     """
 
-    __slots__ = ("body", "chat", "model", "needs", "path", "stream", "tokens", "wants_logprobs", "wants_usage")
+    __slots__ = ("_head", "body", "chat", "model", "needs", "path", "stream", "wants_logprobs", "wants_usage")
 
     def __init__(self, path: bytes, body: bytes) -> None:
         """Read a request.
@@ -88,18 +89,23 @@ class CompletionRequest:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BodyError(f"The body is not valid JSON: {error}") from None
         self.chat = path == b"/v1/chat/completions"
-        needed = ("messages", head.messages) if self.chat else ("prompt", head.prompt)
-        if needed[1] is _ABSENT:
-            raise BodyError(f"`{needed[0]}` is required.", needed[0])
+        if (head.messages if self.chat else head.prompt) is _ABSENT:
+            needed = "messages" if self.chat else "prompt"
+            raise BodyError(f"`{needed}` is required.", needed)
+        self._head = head
         self.path = path
         self.body = body
         self.model = head.model
         self.stream = bool(head.stream)
-        self.wants_logprobs = head.logprobs is not None and head.logprobs is not False
+        self.wants_logprobs = not (head.logprobs is UNSET or head.logprobs is None or head.logprobs is False)
         self.wants_usage = head.stream_options is not None and bool(head.stream_options.include_usage)
         self.needs = _needs(head)
-        answer = head.max_completion_tokens or head.max_tokens or 0
-        self.tokens = answer if self.needs & _NOT_TEXT else len(body) // 4 + answer
+
+    @property
+    def tokens(self) -> int:
+        """See the class."""
+        answer = self._head.max_completion_tokens or self._head.max_tokens or 0
+        return answer if self.needs & _NOT_TEXT else len(self.body) // 4 + answer
 
     def for_engine(self, served_model: str, *, score: bool) -> bytes:
         """Return the body that a stage's engine is sent.
@@ -108,9 +114,14 @@ class CompletionRequest:
             served_model: Replaces `model`.
             score: Whether the answer will be scored, which takes the tokens' log-probabilities.
         """
+        adds_logprobs = score and not self.wants_logprobs
+        if not self.stream and (self._head.logprobs is UNSET or not adds_logprobs):
+            spliced = self._spliced(served_model, adds_logprobs=adds_logprobs)
+            if spliced is not None:
+                return spliced
         fields = _fields_decoder.decode(self.body)
         fields["model"] = Raw(_encoder.encode(served_model))
-        if score and not self.wants_logprobs:
+        if adds_logprobs:
             # Completions: 1, for to some engines 0 means none.
             fields["logprobs"] = _TRUE if self.chat else _ONE
         if self.stream and not self.wants_usage:
@@ -119,6 +130,24 @@ class CompletionRequest:
             merged["include_usage"] = _TRUE
             fields["stream_options"] = Raw(_encoder.encode(merged))
         return _encoder.encode(fields)
+
+    def _spliced(self, served_model: str, *, adds_logprobs: bool) -> bytes | None:
+        """The body with another model, put in by search alone; None where the search could err.
+
+        The body has a field `model`, or it would have been refused. If the key occurs once, and no escape
+        can hide another spelling of it, what was found is that field: within strings quotes are escaped.
+        """
+        body = self.body
+        key = body.find(_MODEL_KEY)
+        if key < 0 or body.find(_MODEL_KEY, key + 7) >= 0 or (b"\\" in body and b"\\u00" in body):
+            return None
+        old = b':"%s"' % self.model.encode()
+        if not body.startswith(old, key + 7):
+            old = b": " + old[1:]
+            if not body.startswith(old, key + 7):
+                return None
+        extra = b"" if not adds_logprobs else b',"logprobs":true' if self.chat else b',"logprobs":1'
+        return b'%s"model":%s%s%s' % (body[:key], _encoder.encode(served_model), extra, body[key + 7 + len(old) :])
 
 
 _NOT_TEXT = frozenset({"images", "audio"})
@@ -134,6 +163,8 @@ def _needs(head: _Head) -> frozenset[str]:
             needs.add("images")
         if b'"input_audio"' in content:
             needs.add("audio")
+    elif head.tools is _ABSENT and head.response_format is _ABSENT:
+        return _NOTHING
     if head.tools is not _ABSENT and bytes(head.tools) not in {b"null", b"[]"}:
         needs.add("tools")
     if head.response_format is not _ABSENT and b'"json_schema"' in bytes(head.response_format):

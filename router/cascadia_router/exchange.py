@@ -14,9 +14,7 @@ lost over it.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
-
-from msgspec import Struct
+from typing import Literal, NamedTuple
 
 from cascadia_api.report import CalibrationSample
 from cascadia_router.balancing import Replica, least_loaded
@@ -24,34 +22,24 @@ from cascadia_router.calls import EngineCall, PeerCall
 from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.event_stream import HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
-from cascadia_router.http1_request import Request
-from cascadia_router.http1_server import ServerConnection
+from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
-from cascadia_router.reply import Reply, decision_head, decision_json
+from cascadia_router.reply import Reply
+from cascadia_router.whole_answer import WholeAnswer
 
-__all__ = ["Exchange", "HeldAnswer"]
+__all__ = ["Exchange"]
 
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
+_ANSWERED = frozenset({"answered", "fallback"})
 _MOST_LOST = 2
 """A request that was being worked on when an engine or router was lost is repeated once, never more."""
 
 
-class HeldAnswer(Protocol):
-    """An engine's answer that is held until it is judged: a `WholeAnswer` or a `HeldStream`."""
-
-    usage: Usage | None
-
-    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score; None if the answer cannot be scored."""
-
-    def replay(self, decision: bytes) -> bytes:
-        """The body to send, with the decision as its `cascadia` object."""
-
-
-class _Rejected(Struct, frozen=True):
+class _Rejected(NamedTuple):
     """The best answer so far, kept while a later stage is asked."""
 
-    answer: HeldAnswer
+    answer: WholeAnswer | HeldStream
     stage: Stage
     score: float | None
 
@@ -77,6 +65,7 @@ class Exchange:
         "_assigned",
         "_attempts",
         "_call",
+        "_connection",
         "_counted",
         "_final",
         "_holds",
@@ -86,9 +75,8 @@ class Exchange:
         "_port",
         "_rejected",
         "_replica",
-        "_reply",
+        "_reply_begun",
         "_stage",
-        "_traced",
         "_tried",
         "answered_by",
         "cascade",
@@ -105,67 +93,70 @@ class Exchange:
     def __init__(
         self,
         node: Node,
-        connection: ServerConnection,
+        connection: Answering,
         http: Request,
         request: CompletionRequest,
         cascade: Cascade,
-        *,
         request_id: str,
-        deadline: float,
+        remaining: float,
         escalations_left: int,
+        port: Literal["client", "peer"] = "client",
         path: tuple[str, ...] = (),
         lost: int = 0,
-        pinned: bool = False,
-        port: str = "client",
+        pinned: bool = False,  # noqa: FBT001, FBT002 - positional: keywords would double the call's cost
     ) -> None:
         self.node = node
-        self.request = request
-        self.request_id = request_id
-        self.cascade = cascade
-        self.path = path
-        self.escalations_left = escalations_left
-        self.deadline = deadline
-        self.pinned = pinned
-        self.lost = lost
-        self.answered_by = ""
-        self._lost_before = lost
+        self._connection = connection
         self._http = http
+        self.request = request
+        self.cascade = cascade
+        self.request_id = request_id
+        self.escalations_left = escalations_left
         self._port = port
-        self._arrived = http.arrived * node.config.clock_scale
-        self._reply = Reply(
-            node,
-            connection,
-            cascade,
-            request_id,
-            stream=request.stream,
-            to_peer=port == "peer",
-            arrived=self._arrived,
-        )
+        self.path = path
+        self.lost = self._lost_before = lost
+        self.pinned = pinned
+        self._arrived = arrived = http.arrived * node.scale
+        self.deadline = arrived + remaining
+        self.answered_by = ""
         self._assigned = False
         self._attempts = 0
-        self._tried: list[Replica] = []
+        self._tried: tuple[Replica, ...] = ()
         self._stage: Stage | None = None
         self._replica: Replica | None = None
         self._counted = False  # the replica's outstanding includes this request
         self._call: EngineCall | PeerCall | None = None
-        self._asked_at = 0.0
         self._rejected: _Rejected | None = None
         self._final = False  # the answer of our engine is accepted whatever it is
         self._holds = False  # a stream's events are being held, here or further on
         self._last_status = 0
-        self._traced: bytes | None = None
+        self._reply_begun: Reply | None = None
         node.took_on(self)
         connection.in_flight = self
 
+    @property
+    def _reply(self) -> Reply:
+        """The answer, unless it can be sent in one piece at once: most can."""
+        reply = self._reply_begun
+        if reply is None:
+            reply = self._reply_begun = Reply(
+                self.node,
+                self._connection,
+                self._answer_lines(),
+                stream=self.request.stream,
+                to_peer=self._port == "peer",
+                arrived=self._arrived,
+            )
+        return reply
+
     # -- choosing ---------------------------------------------------------------------------------
 
-    def enter(self, pinned: Stage | None = None) -> None:
+    def enter(self, pinned: Stage | None) -> None:
         """Begin at the router that the client called.
 
         Args:
             pinned: The only stage that may answer, if the client asked for one.
         """
-        self.pinned = pinned is not None
         stages = (pinned,) if pinned is not None else self.cascade.able_from(0, self.request)
         if not self._route(stages):
             self._give_up()
@@ -186,16 +177,14 @@ class Exchange:
         return False
 
     def _send(self, stage: Stage, *, even_open: bool) -> bool:
-        node = self.node
-        targets = node.policies.targets(stage)
-        now = node.now()
-        replica = least_loaded(targets, now, exclude=self._tried, even_open=even_open)
+        now = self.node.now()
+        replica = least_loaded(stage.live, now, exclude=self._tried, even_open=even_open)
         if replica is None:
             return False
         self._attempts = self._attempts + 1 if stage is self._stage else 1
         self._stage = stage
         self._replica = replica
-        self._tried.append(replica)
+        self._tried += (replica,)
         self._counted = True
         replica.outstanding += 1
         replica.breaker.sent(now)
@@ -207,20 +196,19 @@ class Exchange:
         return True
 
     def _ask_engine(self, stage: Stage, own: Replica, now: float) -> None:
-        self._final = self._is_final(stage)
-        self._holds = not self._final
+        self._final = final = self._is_final(stage)
+        self._holds = not final
         self._asked_at = now
         self.node.window.slice(now).requests += 1
-        self._call = EngineCall(self, stage, final=self._final)
-        self._call.start(own)
+        self._call = call = EngineCall(self, stage, final=final)
+        call.start(own)
 
     def _is_final(self, stage: Stage) -> bool:
         """Whether this stage's answer is accepted whatever it is."""
         if self.pinned or stage.threshold is None or self.escalations_left <= 0:
             return True
-        targets = self.node.policies.targets
         for later in self.cascade.able_from(stage.index + 1, self.request):  # noqa: SIM110 - three times as fast
-            if targets(later):
+            if later.live:
                 return False
         return True
 
@@ -242,7 +230,7 @@ class Exchange:
 
     # -- judging ----------------------------------------------------------------------------------
 
-    def judge(self, answer: HeldAnswer) -> None:
+    def judge(self, answer: WholeAnswer | HeldStream) -> None:
         """The engine has answered: accept or escalate."""
         stage = self._stage
         assert stage is not None
@@ -274,7 +262,7 @@ class Exchange:
         piece.accepted += not reason
         self._serve(answer, stage, score, "fallback" if reason else "answered")
 
-    def _escalate(self, answer: HeldAnswer, stage: Stage, score: float | None, reason: str) -> bool:
+    def _escalate(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, reason: str) -> bool:
         """Pass the request on; False if no later stage is there to take it."""
         path, self.path = self.path, (*self.path, stage.name)
         self.escalations_left -= 1
@@ -300,38 +288,36 @@ class Exchange:
 
     # -- answering --------------------------------------------------------------------------------
 
-    def decision(self) -> bytes:
-        """JSON of the `cascadia` object if the stage asked last answers unscored."""
-        assert self._stage is not None
-        return decision_json(self.cascade, self._stage, self.path, None)
-
     def traced_lines(self) -> bytes:
         """Header lines that go with the request to engines and routers."""
-        if self._traced is None:
-            headers = self._http.headers
-            lines = [b"x-request-id: %s\r\n" % self.request_id.encode()]
-            lines += [
-                b"%s: %s\r\n" % (name, headers[name]) for name in (b"traceparent", b"tracestate") if name in headers
-            ]
-            self._traced = b"".join(lines)
-        return self._traced
+        own = b"x-request-id: %s\r\n" % self.request_id.encode()
+        if not self._http.traced:
+            return own
+        headers = self._http.headers
+        return own + b"".join(b"%s: %s\r\n" % (name, headers[name]) for name in _TRACE_HEADERS if name in headers)
 
-    def _serve(self, answer: HeldAnswer, stage: Stage, score: float | None, outcome: str) -> None:
+    def _answer_lines(self) -> bytes:
+        """Header lines that come with every answer."""
+        return b"x-request-id: %s\r\n%s" % (self.request_id.encode(), self.cascade.plan_line)
+
+    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, outcome: str) -> None:
         """Send a held answer."""
-        body = answer.replay(decision_json(self.cascade, stage, self.path, score))
-        head = decision_head(stage, self.path, score)
+        head, decision = stage.decision(self.path).scored(score)
+        body = answer.replay(decision)
         self.answered_by = stage.name
         if isinstance(answer, HeldStream):
             self._reply.replay(body, head)
+        elif self._reply_begun is not None:
+            self._reply_begun.whole(body, head)
         else:
-            self._reply.whole(body, head)
+            self._connection.respond(200, body, head=self._answer_lines() + head)
         self._finish(outcome)
 
     def relay_events(self, data: bytes) -> None:
         """Events of our engine's stream go on as they come."""
         reply = self._reply
         assert self._stage is not None
-        reply.events(data, b"" if reply.begun else decision_head(self._stage, self.path, None))
+        reply.events(data, b"" if reply.begun else self._stage.decision(self.path).head)
         self._slow_down()
 
     def straight_stream_ended(self, stream: StraightStream) -> None:
@@ -361,7 +347,11 @@ class Exchange:
     def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """A peer's answer is complete."""
         self._release(worked=True)
-        self._reply.relay_end(status, head, length, data)
+        if self._reply_begun is None and length is not None and status == 200:
+            self._connection.begin(200, head, length)
+            self._connection.end(data)
+        else:
+            self._reply.relay_end(status, head, length, data)
         self._finish("answered" if status < 400 else "refused_by_engine")
 
     def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
@@ -369,7 +359,7 @@ class Exchange:
         self._release(worked=True)
         assert self._stage is not None
         self.answered_by = self._stage.name
-        self._reply.refuse(status, content_type, body, decision_head(self._stage, self.path, None))
+        self._reply.refuse(status, content_type, body, self._stage.decision(self.path).head)
         self._finish("refused_by_engine")
 
     # -- failing ----------------------------------------------------------------------------------
@@ -383,7 +373,7 @@ class Exchange:
         node.metrics.faults[stage.name, fault.value] += 1
         self._last_status = status
         self.lost += lost + (fault is Fault.LOST)
-        if self._reply.begun:
+        if self._reply_begun is not None and self._reply_begun.begun:
             self._release(worked=False)
             self._interrupt("The answer broke off: its server was lost.")
             return
@@ -395,7 +385,9 @@ class Exchange:
         self._release(worked=False)
         if isinstance(call, EngineCall):
             node.window.slice(node.now()).engine_errors += 1
-        if self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
+        if node.now() >= self.deadline:  # a peer looked at the time before we did
+            self._out_of_time()
+        elif self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
             self._give_up()
         elif self._attempts < 2 and self._send(stage, even_open=False):
             node.metrics.retries[stage.name] += 1
@@ -416,6 +408,14 @@ class Exchange:
         else:
             self._fail(502, "The stages that can take the request failed to answer it.", "upstream_failed")
 
+    def _out_of_time(self) -> None:
+        if self._reply.begun:
+            self._interrupt("The answer broke off: the request's deadline has passed.")
+        elif self._rejected is not None:
+            self._serve_rejected(self._rejected)
+        else:
+            self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
+
     def _serve_rejected(self, rejected: _Rejected) -> None:
         """Fail open: an answer under its threshold is better than none."""
         self.path = self.path[:-1]
@@ -435,13 +435,8 @@ class Exchange:
         """Look at the time, service s (monotonic). One sweep looks at all requests: they have no timers."""
         if now >= self.deadline:
             self._drop_call()
-            if self._reply.begun:
-                self._interrupt("The answer broke off: the request's deadline has passed.")
-            elif self._rejected is not None:
-                self._serve_rejected(self._rejected)
-            else:
-                self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
-        elif self._holds and self._reply.stream and not self._reply.begun:
+            self._out_of_time()
+        elif self._holds and self.request.stream and not self._reply.begun:
             self._reply.keep_alive(now, self.cascade.policy.streaming.keep_alive_seconds)
 
     def client_gone(self) -> None:
@@ -473,17 +468,15 @@ class Exchange:
         if not node.let_go(self):
             return
         now = node.now()
-        metrics, port, piece = node.metrics, self._port, node.window.slice(now)
-        metrics.requests[port, self.answered_by, outcome] += 1
-        first_byte = self._reply.first_byte
+        port, answered_by, arrived, reply = self._port, self.answered_by, self._arrived, self._reply_begun
+        node.metrics.requests[port, answered_by, outcome] += 1
+        first_byte = reply.first_byte if reply is not None else now if outcome in _ANSWERED else 0.0
         if first_byte:
-            metrics.request_seconds[port].observe(now - self._arrived)
-            metrics.first_byte_seconds[port].observe(first_byte - self._arrived)
+            node.metrics.count_times(port, now - arrived, first_byte - arrived)
         if port == "client":
-            if outcome in {"answered", "fallback"}:
-                piece.answered_by[self.answered_by] += 1
-                piece.end_to_end_ms.add((now - self._arrived) * 1000)
-                piece.first_token_ms.add((first_byte - self._arrived) * 1000)
+            piece = node.window.slice(now)
+            if outcome in _ANSWERED:
+                piece.count_end(answered_by, (now - arrived) * 1000, (first_byte - arrived) * 1000)
             elif outcome == "interrupted":
                 piece.interrupted += 1
             elif outcome in {"failed", "deadline"}:

@@ -9,8 +9,7 @@ import msgspec
 
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
-from cascadia_router.http1_request import Request
-from cascadia_router.http1_server import ServerConnection
+from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
 from cascadia_router.policy_store import Cascade, Stage
@@ -24,7 +23,7 @@ _RETRY_SOON = b"retry-after: 1\r\n"
 
 
 def _refuse(
-    connection: ServerConnection,
+    connection: Answering,
     status: int,
     message: str,
     code: str,
@@ -46,7 +45,7 @@ class _Port:
         """See `Application`."""
         return self.node.draining
 
-    def _admits(self, connection: ServerConnection, cascade: Cascade | None) -> bool:
+    def _admits(self, connection: Answering, cascade: Cascade | None) -> bool:
         """Whether there is a policy and room; otherwise the request has been refused."""
         node = self.node
         if cascade is None:
@@ -54,14 +53,14 @@ class _Port:
             message = "The router has not received a policy yet: try again."
             _refuse(connection, 503, message, "no_policy", head=_RETRY_SOON)
             return False
-        if len(node.exchanges) >= cascade.policy.max_in_flight:
+        if len(node.exchanges) >= cascade.max_in_flight:
             node.metrics.refused["overloaded"] += 1
             message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
             _refuse(connection, 429, message, "too_many_requests", head=_RETRY_SOON)
             return False
         return True
 
-    def _read(self, connection: ServerConnection, request: Request) -> CompletionRequest | None:
+    def _read(self, connection: Answering, request: Request) -> CompletionRequest | None:
         """The request's body; None if it was wrong and the request has been refused."""
         try:
             return CompletionRequest(request.path, request.body)
@@ -74,7 +73,7 @@ class _Port:
 class ClientPort(_Port):
     """OpenAI's API for the cascade as one model."""
 
-    def handle(self, connection: ServerConnection, request: Request) -> None:
+    def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         path = request.path
         if path in COMPLETIONS:
@@ -92,7 +91,7 @@ class ClientPort(_Port):
         else:
             _refuse(connection, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
 
-    def _models(self, connection: ServerConnection, name: str) -> None:
+    def _models(self, connection: Answering, name: str) -> None:
         cascade = self.node.policies.current
         names = []
         if cascade is not None:
@@ -106,7 +105,7 @@ class ClientPort(_Port):
         else:
             _refuse(connection, 404, f"There is no model {name[:200]!r}.", "model_not_found", param="model")
 
-    def _complete(self, connection: ServerConnection, request: Request) -> None:
+    def _complete(self, connection: Answering, request: Request) -> None:
         node = self.node
         cascade = node.policies.current
         now = node.now()
@@ -133,23 +132,24 @@ class ClientPort(_Port):
                 message = f"There is no model {body.model[:200]!r}: ask for {policy.cascade!r}."
                 _refuse(connection, 404, message, "model_not_found", param="model")
                 return
-        given = request.headers.get(b"x-request-id", b"")
+        given = request.headers.get(b"x-request-id", b"") if request.traced else b""
         Exchange(
             node,
             connection,
             request,
             body,
             cascade,
-            request_id=given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id(),
-            deadline=request.arrived * node.config.clock_scale + policy.request_timeout_seconds,
-            escalations_left=policy.max_escalations,
+            given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id(),
+            policy.request_timeout_seconds,
+            policy.max_escalations,
+            pinned=pinned is not None,
         ).enter(pinned)
 
 
 class PeerPort(_Port):
     """The stage port: requests that another router has chosen this one for."""
 
-    def handle(self, connection: ServerConnection, request: Request) -> None:
+    def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         node = self.node
         try:
@@ -184,11 +184,11 @@ class PeerPort(_Port):
                 request,
                 body,
                 cascade,
-                request_id=hop.request_id,
-                deadline=request.arrived * node.config.clock_scale + hop.remaining,
-                escalations_left=hop.escalations_left,
-                path=hop.path,
-                lost=hop.lost,
-                pinned=hop.pinned,
-                port="peer",
+                hop.request_id,
+                hop.remaining,
+                hop.escalations_left,
+                "peer",
+                hop.path,
+                hop.lost,
+                hop.pinned,
             ).process(stage, node.own)

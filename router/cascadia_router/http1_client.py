@@ -15,6 +15,8 @@ from typing import Protocol, cast
 
 import httptools
 
+from cascadia_router.http1_head import plain_answer
+
 __all__ = ["Call", "Fault", "ResponseSink", "Upstream"]
 
 log = logging.getLogger("cascadia.router.http")
@@ -44,7 +46,10 @@ class Fault(enum.Enum):
 
 
 class ResponseSink(Protocol):
-    """Takes one answer as it arrives: head, pieces of the body, end; or a fault at any point."""
+    """Takes one answer as it arrives: whole; or head, pieces of the body, end; or a fault at any point."""
+
+    def response_whole(self, head: bytes, body: bytes) -> None:
+        """A whole 200 answer; `http1_head.header_fields` reads the head. Nothing else follows."""
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """The head: status, headers by lower-case name, and the body's length if it is announced."""
@@ -53,7 +58,7 @@ class ResponseSink(Protocol):
         """A piece of the body."""
 
     def response_pump(self) -> None:
-        """All of one read has been handed over, and the answer goes on."""
+        """All of one read has been handed over, the head was before or in it, and the answer goes on."""
 
     def response_end(self) -> None:
         """The answer is complete."""
@@ -92,10 +97,10 @@ class Upstream:
             The call, to pause, resume or abort.
         """
         oldest = monotonic() - IDLE_SECONDS
-        while self._idle and not fresh:
-            call = self._idle.pop()
-            if call.kept_since >= oldest and call.is_open():
-                call.reuse(request, sink)
+        idle = self._idle
+        while idle and not fresh:
+            call = idle.pop()
+            if call.reuse(request, sink, oldest):
                 return call
             call.close()
         call = Call(self, request, sink)
@@ -187,19 +192,19 @@ class Call(asyncio.Protocol):
         self._head_done = False
         self._until_close = False
         self._complete = False
-        self._received = False
+        self._received = False  # anything of the answer, in the parser's hands since
 
-    def reuse(self, request: bytes, sink: ResponseSink) -> None:
-        """Carry another call on the kept connection."""
+    def reuse(self, request: bytes, sink: ResponseSink, oldest: float) -> bool:
+        """Carry another call on the kept connection; False if it has closed, or was kept before `oldest`."""
+        transport = self._transport
+        if self.kept_since < oldest or transport is None or transport.is_closing():
+            return False
         self.reused = True
         self._sink = sink
-        self._start_response()
-        assert self._transport is not None
-        self._transport.write(request)
-
-    def is_open(self) -> bool:
-        """Whether the connection can still carry a call."""
-        return self._transport is not None and not self._transport.is_closing()
+        if self._received:
+            self._start_response()
+        transport.write(request)
+        return True
 
     # -- the caller's side ------------------------------------------------------------------------
 
@@ -257,10 +262,18 @@ class Call(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._sink is None:  # nobody asked: not a connection to trust with another call
+        sink = self._sink
+        if sink is None:  # nobody asked: not a connection to trust with another call
             self.close()
             return
-        self._received = True
+        if not self._received:
+            whole = plain_answer(data)
+            if whole is not None:
+                self._sink = None
+                self._keep()
+                sink.response_whole(*whole)
+                return
+            self._received = True
         if not self._head_done:
             self._head_bytes += len(data)
         try:
@@ -278,7 +291,7 @@ class Call(asyncio.Protocol):
             self._finish()
         elif not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(Fault.MALFORMED)
-        elif self._sink is not None:
+        elif self._head_done and self._sink is not None:
             self._sink.response_pump()
 
     # -- the parser's side ------------------------------------------------------------------------
@@ -324,11 +337,15 @@ class Call(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.close()
         else:
-            self.resume()
-            self.kept_since = monotonic()
-            self._upstream.keep(self)
+            self._keep()
         if sink is not None:
             sink.response_end()
+
+    def _keep(self) -> None:
+        if self._paused:
+            self.resume()
+        self.kept_since = monotonic()
+        self._upstream.keep(self)
 
     def _fail(self, fault: Fault) -> None:
         sink, self._sink = self._sink, None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.policy import RouterConfig
@@ -17,12 +17,16 @@ from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.window import Window
 
-if TYPE_CHECKING:
-    from cascadia_router.exchange import Exchange
-
-__all__ = ["Node"]
+__all__ = ["Held", "Node"]
 
 log = logging.getLogger("cascadia.router")
+
+
+class Held(Protocol):
+    """A request that a router holds."""
+
+    def tick(self, now: float) -> None:
+        """Look at the time, service s (monotonic)."""
 
 
 class Node:
@@ -31,6 +35,7 @@ class Node:
     Attributes:
         config: Its bootstrap.
         clock: Service time.
+        scale: Service seconds per wall second.
         secret: Signs what routers send each other.
         own: The replica beside it; None for an entry router or a follower.
         replicas: All replicas it knows.
@@ -45,6 +50,7 @@ class Node:
     def __init__(self, config: RouterConfig, secret: bytes) -> None:
         self.config = config
         self.clock = ScaledClock(scale=config.clock_scale, epoch=config.clock_epoch)
+        self.scale = config.clock_scale
         self.secret = secret
         self.own: Replica | None = None
         if config.engine is not None and config.role == "Leader":
@@ -55,7 +61,7 @@ class Node:
         self.metrics = Metrics()
         self.window = Window(self.now())
         self.budget = EscalationBudget()
-        self.exchanges: dict[Exchange, None] = {}
+        self.exchanges: dict[Held, None] = {}
         self.draining = False
         self._id_prefix = secrets.token_hex(8)
         self._ids = 0
@@ -64,24 +70,24 @@ class Node:
 
     def now(self) -> float:
         """Service time (monotonic), s."""
-        return monotonic() * self.config.clock_scale
+        return monotonic() * self.scale
 
     def new_request_id(self) -> str:
         """An id that no other request of the cascade has."""
         self._ids += 1
         return f"req-{self._id_prefix}-{self._ids:x}"
 
-    def took_on(self, exchange: Exchange) -> None:
+    def took_on(self, exchange: Held) -> None:
         """A request is held from now on."""
         self.exchanges[exchange] = None
         self._taken_on += 1
 
-    def let_go(self, exchange: Exchange) -> bool:
+    def let_go(self, exchange: Held) -> bool:
         """A request is over; False if it was already."""
         if exchange not in self.exchanges:
             return False
         del self.exchanges[exchange]
-        if not self.exchanges:
+        if self._idle_waiters and not self.exchanges:
             for waiter in self._idle_waiters:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -63,10 +63,7 @@ class SignatureError(ValueError):
 
 
 def _mac(secret: bytes, hop: bytes, body: bytes) -> str:
-    mac = hmac.new(secret, hop, "sha256")
-    mac.update(b"\0")
-    mac.update(body)
-    return mac.hexdigest()
+    return hmac.digest(secret, b"%s\0%s" % (hop, body), "sha256").hex()
 
 
 def sign(hop: Hop, body: bytes, secret: bytes) -> bytes:
