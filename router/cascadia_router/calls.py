@@ -128,6 +128,11 @@ class EngineCall(_UpstreamCall):
         self._stage = stage
         self._final = final
 
+    def carry_on(self, call: Call) -> None:
+        """Take what is still to come of the answer to a request that was sent already."""
+        self._call = call
+        call.hand_to(self)
+
     def start(self, replica: Replica, *, fresh: bool = False) -> None:
         """Send the request."""
         exchange, upstream = self._exchange, replica.upstream
@@ -142,10 +147,10 @@ class EngineCall(_UpstreamCall):
         )
         self._call = upstream.send(message, self, fresh=fresh)
 
-    def response_whole(self, head: bytes, body: bytes) -> None:
+    def response_whole(self, message: bytes, body: bytes) -> None:
         """See `ResponseSink`."""
         if self._exchange.request.stream:
-            self.response_head(200, header_fields(head), len(body))
+            self.response_head(200, header_fields(message), len(body))
             self.response_body(body)
             self.response_end()
             return
@@ -260,9 +265,9 @@ class PeerCall(_UpstreamCall):
         )
         self._call = replica.upstream.send(message, self, fresh=fresh)
 
-    def response_whole(self, head: bytes, body: bytes) -> None:
+    def response_whole(self, message: bytes, body: bytes) -> None:
         """See `ResponseSink`."""
-        self.response_head(200, header_fields(head), len(body))
+        self.response_head(200, header_fields(message), len(body))
         self._parts.append(body)
         self.response_end()
 

@@ -27,8 +27,8 @@ class _Fetch:
         self._content_type = b""
         self._parts: list[bytes] = []
 
-    def response_whole(self, head: bytes, body: bytes) -> None:
-        self.response_head(200, header_fields(head), None)
+    def response_whole(self, message: bytes, body: bytes) -> None:
+        self.response_head(200, header_fields(message), None)
         self.response_body(body)
         self.response_end()
 

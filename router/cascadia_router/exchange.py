@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from cascadia_api.report import CalibrationSample
 from cascadia_router.balancing import Replica, least_loaded
 from cascadia_router.calls import EngineCall, PeerCall
-from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import HeldStream, StraightStream
-from cascadia_router.http1_client import Fault
+from cascadia_router.http1_client import Call, Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
@@ -161,6 +160,23 @@ class Exchange:
         if not self._route(stages):
             self._give_up()
 
+    def take_over(self, stage: Stage, own: Replica, call: Call, asked_at: float) -> EngineCall:
+        """Begin where our engine has been asked already, in the hope of an answer good enough.
+
+        Args:
+            stage: The router's stage.
+            own: The replica beside it; its outstanding includes this request.
+            call: What carries the call.
+            asked_at: When it was asked, service s.
+        """
+        self._stage, self._replica, self._asked_at = stage, own, asked_at
+        self._attempts = 1
+        self._tried = (own,)
+        self._counted = self._holds = True
+        self._call = engine_call = EngineCall(self, stage, final=False)
+        engine_call.carry_on(call)
+        return engine_call
+
     def process(self, stage: Stage, own: Replica) -> None:
         """Begin at a router that another one chose: this one's engine answers, or nobody here does."""
         self._assigned = True
@@ -248,13 +264,14 @@ class Exchange:
         if score is None:
             node.metrics.scorer_errors[stage.name] += 1
             piece.scorer_errors += 1
+            node.settle()
             if policy.on_scorer_error == "Escalate" and node.budget.spend(now, policy.escalation_budget):
                 reason = "scorer_error"
         else:
             node.metrics.scores.observe(score)
-            piece.scores.add(score)
+            piece.scores.observe(score)
             if node.window.draws(policy.sample_rate):
-                self._keep_sample(now, stage, score, answer.usage)
+                node.keep_sample(now, self.request_id, stage.name, score, answer.usage, policy.sample_rate)
             if stage.threshold is not None and score < stage.threshold:
                 reason = "score"
         if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
@@ -274,17 +291,6 @@ class Exchange:
         self.node.window.slice(self.node.now()).escalated += 1
         self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1
         return True
-
-    def _keep_sample(self, now: float, stage: Stage, score: float, usage: Usage | None) -> None:
-        sample = CalibrationSample(
-            request_id=self.request_id,
-            stage=stage.name,
-            score=score,
-            output_tokens=usage.completion_tokens if usage else 0,
-            input_tokens=usage.prompt_tokens if usage else 0,
-            inclusion_probability=self.cascade.policy.sample_rate,
-        )
-        self.node.window.keep_sample(now, sample)
 
     # -- answering --------------------------------------------------------------------------------
 
@@ -472,11 +478,14 @@ class Exchange:
         node.metrics.requests[port, answered_by, outcome] += 1
         first_byte = reply.first_byte if reply is not None else now if outcome in _ANSWERED else 0.0
         if first_byte:
-            node.metrics.count_times(port, now - arrived, first_byte - arrived)
+            node.metrics.request_seconds[port].observe(now - arrived)
+            node.metrics.first_byte_seconds[port].observe(first_byte - arrived)
         if port == "client":
             piece = node.window.slice(now)
             if outcome in _ANSWERED:
-                piece.count_end(answered_by, (now - arrived) * 1000, (first_byte - arrived) * 1000)
+                piece.answered_by[answered_by] += 1
+                piece.end_to_end_ms.observe((now - arrived) * 1000)
+                piece.first_token_ms.observe((first_byte - arrived) * 1000)
             elif outcome == "interrupted":
                 piece.interrupted += 1
             elif outcome in {"failed", "deadline"}:

@@ -7,8 +7,10 @@ import time
 
 import msgspec
 
+from cascadia_router.balancing import least_loaded
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
+from cascadia_router.express import Express
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
@@ -133,17 +135,48 @@ class ClientPort(_Port):
                 _refuse(connection, 404, message, "model_not_found", param="model")
                 return
         given = request.headers.get(b"x-request-id", b"") if request.traced else b""
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id()
+        if self._takes_short_way(connection, request, body, cascade, request_id, now):
+            return
         Exchange(
             node,
             connection,
             request,
             body,
             cascade,
-            given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id(),
+            request_id,
             policy.request_timeout_seconds,
             policy.max_escalations,
             pinned=pinned is not None,
         ).enter(pinned)
+
+    def _takes_short_way(
+        self,
+        connection: Answering,
+        request: Request,
+        body: CompletionRequest,
+        cascade: Cascade,
+        request_id: str,
+        now: float,
+    ) -> bool:
+        """Whether an `Express` has begun: our engine is the one to ask for an answer that is to be judged."""
+        node, stage = self.node, cascade.judged
+        if (
+            stage is None
+            or node.own is None
+            or body.stream
+            or body.needs
+            or request.traced
+            or body.model != cascade.policy.cascade
+            or not cascade.stages[1].live
+        ):
+            return False
+        replica = least_loaded(stage.live, now)
+        if replica is not node.own or replica.breaker.open_until:
+            return False
+        node.window.newest.requests += 1
+        Express(node, connection, request, body, cascade, request_id, stage, replica, now)
+        return True
 
 
 class PeerPort(_Port):

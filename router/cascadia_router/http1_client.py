@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from cascadia_router.http1_head import plain_answer
+from cascadia_router.http1_head import PLAIN_ANSWER
 
 __all__ = ["Call", "Fault", "ResponseSink", "Upstream"]
 
@@ -48,8 +48,8 @@ class Fault(enum.Enum):
 class ResponseSink(Protocol):
     """Takes one answer as it arrives: whole; or head, pieces of the body, end; or a fault at any point."""
 
-    def response_whole(self, head: bytes, body: bytes) -> None:
-        """A whole 200 answer; `http1_head.header_fields` reads the head. Nothing else follows."""
+    def response_whole(self, message: bytes, body: bytes) -> None:
+        """A whole 200 answer; `http1_head.header_fields` reads its head. Nothing else follows."""
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """The head: status, headers by lower-case name, and the body's length if it is announced."""
@@ -206,6 +206,11 @@ class Call(asyncio.Protocol):
         transport.write(request)
         return True
 
+    def hand_to(self, sink: ResponseSink) -> None:
+        """Let another sink take what is still to come; nothing is if the answer is complete or has failed."""
+        if self._sink is not None:
+            self._sink = sink
+
     # -- the caller's side ------------------------------------------------------------------------
 
     def pause(self) -> None:
@@ -267,11 +272,11 @@ class Call(asyncio.Protocol):
             self.close()
             return
         if not self._received:
-            whole = plain_answer(data)
-            if whole is not None:
+            head = PLAIN_ANSWER.match(data)
+            if head is not None and len(data) - head.end() == int(head[1]):
                 self._sink = None
                 self._keep()
-                sink.response_whole(*whole)
+                sink.response_whole(data, data[head.end() :])
                 return
             self._received = True
         if not self._head_done:

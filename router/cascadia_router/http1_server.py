@@ -18,7 +18,7 @@ from typing import cast
 
 import httptools
 
-from cascadia_router.http1_head import PlainRequests
+from cascadia_router.http1_head import PLAIN_POST
 from cascadia_router.http1_receiving import Receiving, Refusal
 from cascadia_router.http1_request import JSON, Application, InFlight, Limits, Request
 from cascadia_router.openai_errors import error_body
@@ -28,7 +28,6 @@ __all__ = ["JSON", "ServerConnection"]
 log = logging.getLogger("cascadia.router.http")
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_plain_requests = PlainRequests()
 
 
 class ServerConnection(Receiving, asyncio.Protocol):
@@ -108,14 +107,16 @@ class ServerConnection(Receiving, asyncio.Protocol):
 
     def _plain_request(self, data: bytes) -> Request | None:
         """The request that these bytes are, if they are just one plain request."""
-        found = _plain_requests.read(data, self._limits.headers)
-        if found is None:
+        limits = self._limits
+        head = PLAIN_POST.match(data)
+        if head is None:
             return None
-        target, head, lower, body = found
-        if len(body) > self._limits.body_bytes:
+        target, traced, length, traced_too = head.groups()
+        end = head.end()
+        size = len(data) - end
+        if size != int(length) or size > limits.body_bytes or data.count(b"\n", 0, end) > limits.headers + 2:
             return None
-        traced = b"\r\nx-request-id:" in lower or b"\r\ntrace" in lower
-        return Request(b"POST", target, None, body, monotonic(), head=head, traced=traced)
+        return Request(b"POST", target, None, data[end:], monotonic(), data, bool(traced or traced_too))
 
     # -- answering --------------------------------------------------------------------------------
 

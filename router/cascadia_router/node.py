@@ -10,11 +10,14 @@ from typing import Protocol
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.policy import RouterConfig
+from cascadia_api.report import CalibrationSample
 from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.completion_body import Usage
 from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
+from cascadia_router.settlement import Acceptance, settle
 from cascadia_router.window import Window
 
 __all__ = ["Held", "Node"]
@@ -43,6 +46,8 @@ class Node:
         metrics: Counters.
         window: The workload of the last minutes.
         budget: Of escalations by scorer errors at the own stage.
+        accepted: Requests that went the short way and are not counted yet (see `settlement`): arrival (wall
+            s), and service times of asking the engine and of its answer (all monotonic, s), score, usage.
         exchanges: Requests held now, in order of arrival.
         draining: Whether it is on its way out: unready, and connections close after their answer.
     """
@@ -59,7 +64,8 @@ class Node:
         self.replicas = ReplicaTable(self.own, config.stage)
         self.policies = PolicyStore(self.replicas)
         self.metrics = Metrics()
-        self.window = Window(self.now())
+        self.accepted: list[Acceptance] = []
+        self.window = Window(self.now(), before_next=self.settle)
         self.budget = EscalationBudget()
         self.exchanges: dict[Held, None] = {}
         self.draining = False
@@ -76,6 +82,25 @@ class Node:
         """An id that no other request of the cascade has."""
         self._ids += 1
         return f"req-{self._id_prefix}-{self._ids:x}"
+
+    def settle(self) -> None:
+        """Count the requests that went the short way."""
+        if self.accepted:
+            settle(self.accepted, self.config.stage or "", self.scale, self.metrics, self.window, self.budget)
+
+    def keep_sample(
+        self, now: float, request_id: str, stage: str, score: float, usage: Usage | None, probability: float
+    ) -> None:
+        """Keep a scored answer that was drawn as a sample with this probability."""
+        sample = CalibrationSample(
+            request_id=request_id,
+            stage=stage,
+            score=score,
+            output_tokens=usage.completion_tokens if usage else 0,
+            input_tokens=usage.prompt_tokens if usage else 0,
+            inclusion_probability=probability,
+        )
+        self.window.keep_sample(now, sample)
 
     def took_on(self, exchange: Held) -> None:
         """A request is held from now on."""
@@ -122,6 +147,7 @@ class Node:
 
     def tick(self) -> None:
         """Let every request look at the time."""
+        self.settle()
         now = self.now()
         for exchange in list(self.exchanges):
             try:

@@ -90,6 +90,9 @@ class Cascade:
         by_name: The same by name.
         plan_line: Its plan's id as a header line.
         max_in_flight: Requests that a router holds at once.
+        statistic: What the LogProb scorer takes of the tokens' log-probabilities.
+        judged: The first stage if its answers may be rejected, and requests pass it by for no reason but
+            their needs.
     """
 
     def __init__(self, policy: RouterPolicy, replicas: ReplicaTable) -> None:
@@ -100,7 +103,10 @@ class Cascade:
         self.by_name = {stage.name: stage for stage in self.stages}
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
         self.max_in_flight = policy.max_in_flight
+        self.statistic = policy.scorer.statistic
         self._windowed = any(stage.context_window is not None for stage in policy.stages)
+        may_reject = policy.max_escalations > 0 and len(self.stages) > 1 and self.stages[0].threshold is not None
+        self.judged = self.stages[0] if may_reject and not self._windowed else None
 
     def able_from(self, first: int, request: CompletionRequest) -> tuple[Stage, ...]:
         """Stages from `first` on that can answer the request; the last one if none can, for estimates err."""

@@ -8,6 +8,7 @@ worst choice: all of them are returned.
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -27,6 +28,7 @@ class _Logprobs(Struct, gc=False):
     token_logprobs: list[float | None] | None = None
 
 
+_logprob = attrgetter("logprob")
 _decoder = msgspec.json.Decoder(_Logprobs | None)
 
 
@@ -40,7 +42,7 @@ def log_probabilities(document: bytes | Raw) -> list[float]:
     if piece is None:
         return []
     if piece.content is not None:
-        return [token.logprob for token in piece.content]
+        return list(map(_logprob, piece.content))
     return [value for value in piece.token_logprobs or () if value is not None]
 
 
