@@ -159,7 +159,7 @@ class EngineCall(_UpstreamCall):
     def _judge(self, body: bytes) -> None:
         exchange = self._exchange
         try:
-            answer = WholeAnswer(body, wants_logprobs=exchange.request.wants_logprobs)
+            answer = WholeAnswer(body, exchange.request.wants_logprobs)
         except (msgspec.DecodeError, UnicodeDecodeError):
             exchange.call_failed(Fault.MALFORMED)
             return

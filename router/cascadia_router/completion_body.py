@@ -17,7 +17,9 @@ _ABSENT = Raw(b"")
 _NULL = Raw(b"null")
 _TRUE = Raw(b"true")
 _ONE = Raw(b"1")
-_MODEL_KEY = b'"model"'
+_NO_EXTRA = b""
+_EXTRA_CHAT = b',"logprobs":true'
+_EXTRA_COMPLETION = b',"logprobs":1'  # to some engines 0 means none
 
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
@@ -88,18 +90,22 @@ class CompletionRequest:
             raise BodyError(str(error), param) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BodyError(f"The body is not valid JSON: {error}") from None
-        self.chat = path == b"/v1/chat/completions"
-        if (head.messages if self.chat else head.prompt) is _ABSENT:
-            needed = "messages" if self.chat else "prompt"
+        self.chat = chat = path == b"/v1/chat/completions"
+        content = head.messages if chat else head.prompt
+        if content is _ABSENT:
+            needed = "messages" if chat else "prompt"
             raise BodyError(f"`{needed}` is required.", needed)
         self._head = head
         self.path = path
         self.body = body
         self.model = head.model
-        self.stream = bool(head.stream)
-        self.wants_logprobs = not (head.logprobs is UNSET or head.logprobs is None or head.logprobs is False)
-        self.wants_usage = head.stream_options is not None and bool(head.stream_options.include_usage)
-        self.needs = _needs(head)
+        self.stream = head.stream is True
+        logprobs, options = head.logprobs, head.stream_options
+        self.wants_logprobs = logprobs is not UNSET and logprobs is not None and logprobs is not False
+        self.wants_usage = options is not None and options.include_usage is True
+        # An underscore is in `image_url` and in `input_audio`, and one byte is found much faster than a word.
+        plain = head.tools is _ABSENT and head.response_format is _ABSENT and b"_" not in bytes(content)
+        self.needs = _NOTHING if plain else _needs(head)
 
     @property
     def tokens(self) -> int:
@@ -116,13 +122,13 @@ class CompletionRequest:
         """
         adds_logprobs = score and not self.wants_logprobs
         if not self.stream and (self._head.logprobs is UNSET or not adds_logprobs):
-            spliced = self._spliced(served_model, adds_logprobs=adds_logprobs)
-            if spliced is not None:
-                return spliced
+            around = self.around_model()
+            if around is not None:
+                extra = _NO_EXTRA if not adds_logprobs else _EXTRA_CHAT if self.chat else _EXTRA_COMPLETION
+                return b'%s"model":%s%s%s' % (around[0], _encoder.encode(served_model), extra, around[1])
         fields = _fields_decoder.decode(self.body)
         fields["model"] = Raw(_encoder.encode(served_model))
         if adds_logprobs:
-            # Completions: 1, for to some engines 0 means none.
             fields["logprobs"] = _TRUE if self.chat else _ONE
         if self.stream and not self.wants_usage:
             options = fields.get("stream_options", _NULL)
@@ -131,23 +137,23 @@ class CompletionRequest:
             fields["stream_options"] = Raw(_encoder.encode(merged))
         return _encoder.encode(fields)
 
-    def _spliced(self, served_model: str, *, adds_logprobs: bool) -> bytes | None:
-        """The body with another model, put in by search alone; None where the search could err.
+    def around_model(self) -> tuple[bytes, bytes] | None:
+        """The body before and after its field `model`, found by search alone; None where that could err.
 
-        The body has a field `model`, or it would have been refused. If the key occurs once, and no escape
-        can hide another spelling of it, what was found is that field: within strings quotes are escaped.
+        The body has the field, or it would have been refused. If the key occurs once, and no escape can
+        hide another spelling of it, what was found is that field: within strings quotes are escaped.
         """
         body = self.body
-        key = body.find(_MODEL_KEY)
-        if key < 0 or body.find(_MODEL_KEY, key + 7) >= 0 or (b"\\" in body and b"\\u00" in body):
+        key = body.find(b'"model"')
+        value = key + 7
+        if key < 0 or body.find(b'"model"', value) >= 0 or (b"\\" in body and b"\\u00" in body):
             return None
-        old = b':"%s"' % self.model.encode()
-        if not body.startswith(old, key + 7):
-            old = b": " + old[1:]
-            if not body.startswith(old, key + 7):
+        model = b':"%s"' % self.model.encode()
+        if not body.startswith(model, value):
+            model = b": " + model[1:]
+            if not body.startswith(model, value):
                 return None
-        extra = b"" if not adds_logprobs else b',"logprobs":true' if self.chat else b',"logprobs":1'
-        return b'%s"model":%s%s%s' % (body[:key], _encoder.encode(served_model), extra, body[key + 7 + len(old) :])
+        return body[:key], body[value + len(model) :]
 
 
 _NOT_TEXT = frozenset({"images", "audio"})
@@ -158,13 +164,10 @@ def _needs(head: _Head) -> frozenset[str]:
     # An unescaped `"image_url"` can only be a whole JSON string: quotes within a text are escaped.
     needs = set()
     content = bytes(head.messages)
-    if b"_" in content:  # one byte is found much faster than a word
-        if b'"image_url"' in content:
-            needs.add("images")
-        if b'"input_audio"' in content:
-            needs.add("audio")
-    elif head.tools is _ABSENT and head.response_format is _ABSENT:
-        return _NOTHING
+    if b'"image_url"' in content:
+        needs.add("images")
+    if b'"input_audio"' in content:
+        needs.add("audio")
     if head.tools is not _ABSENT and bytes(head.tools) not in {b"null", b"[]"}:
         needs.add("tools")
     if head.response_format is not _ABSENT and b'"json_schema"' in bytes(head.response_format):

@@ -35,7 +35,6 @@ class Express:
         "_cascade",
         "_connection",
         "_http",
-        "_id_line",
         "_node",
         "_replica",
         "_request",
@@ -50,7 +49,7 @@ class Express:
         http: Request,
         request: CompletionRequest,
         cascade: Cascade,
-        request_id: str,
+        request_id: bytes,
         stage: Stage,
         own: Replica,
         now: float,
@@ -80,12 +79,11 @@ class Express:
         node.took_on(self)
         connection.in_flight = self
         own.outstanding += 1
-        self._id_line = id_line = b"x-request-id: %s\r\n" % request_id.encode()
         body = request.for_engine(stage.served_model, score=True)
         upstream = own.upstream
         self._call = upstream.send(
-            b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-            % (request.path, upstream.host_line, len(body), id_line, body),
+            b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
+            % (request.path, upstream.host_line, len(body), request_id, body),
             self,
         )
 
@@ -95,7 +93,7 @@ class Express:
         """See `ResponseSink`."""
         request, stage, cascade = self._request, self._stage, self._cascade
         try:
-            answer = WholeAnswer(body, wants_logprobs=request.wants_logprobs)
+            answer = WholeAnswer(body, request.wants_logprobs)
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._hand_over()[0].call_failed(Fault.MALFORMED)
             return
@@ -111,13 +109,13 @@ class Express:
         node.let_go(self)
         lines, decision = stage.decision(()).scored(score)
         self._connection.respond(
-            200, answer.replay(decision), head=b"%s%s%s" % (self._id_line, cascade.plan_line, lines)
+            200, answer.replay(decision), b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, lines)
         )
         if now >= node.window.until:
             node.window.slice(now)
         node.accepted.append((self._http.arrived, self._asked_at, now, score, answer.usage))
         if random() < cascade.policy.sample_rate:  # noqa: S311 - a sample, not a secret
-            node.keep_sample(now, self._request_id, stage.name, score, answer.usage, cascade.policy.sample_rate)
+            node.keep_sample(now, self._request_id.decode(), stage.name, score, answer.usage, cascade.policy.sample_rate)
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """See `ResponseSink`: the answer does not come whole."""
@@ -163,7 +161,7 @@ class Express:
             self._http,
             self._request,
             self._cascade,
-            self._request_id,
+            self._request_id.decode(),
             policy.request_timeout_seconds,
             policy.max_escalations,
         )

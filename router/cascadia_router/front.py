@@ -16,6 +16,7 @@ from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.signing import SignatureError, verify
+from cascadia_router.window import Slice
 
 __all__ = ["ClientPort", "PeerPort"]
 
@@ -111,7 +112,8 @@ class ClientPort(_Port):
         node = self.node
         cascade = node.policies.current
         now = node.now()
-        piece = node.window.slice(now)
+        window = node.window
+        piece = window.newest if now < window.until else window.slice(now)
         piece.arrivals += 1
         if not self._admits(connection, cascade):
             if cascade is None:
@@ -124,7 +126,24 @@ class ClientPort(_Port):
         if body is None:
             piece.refused += 1
             return
-        policy = cascade.policy
+        stage, own = cascade.judged, node.own
+        if (
+            stage is not None
+            and body.model == cascade.name
+            and not (own is None or body.stream or body.needs or request.traced)
+            and least_loaded(stage.live, now) is own
+            and not own.breaker.open_until
+            and cascade.stages[1].live
+        ):
+            piece.requests += 1
+            Express(node, connection, request, body, cascade, node.new_request_id(), stage, own, now)
+        else:
+            self._exchange(connection, request, body, cascade, piece)
+
+    def _exchange(
+        self, connection: Answering, request: Request, body: CompletionRequest, cascade: Cascade, piece: Slice
+    ) -> None:
+        node, policy = self.node, cascade.policy
         pinned: Stage | None = None
         if body.model != policy.cascade:
             pinned = cascade.by_name.get(body.model) if policy.pin_stages else None
@@ -135,48 +154,17 @@ class ClientPort(_Port):
                 _refuse(connection, 404, message, "model_not_found", param="model")
                 return
         given = request.headers.get(b"x-request-id", b"") if request.traced else b""
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id()
-        if self._takes_short_way(connection, request, body, cascade, request_id, now):
-            return
         Exchange(
             node,
             connection,
             request,
             body,
             cascade,
-            request_id,
+            (given if _REQUEST_ID.fullmatch(given) else node.new_request_id()).decode(),
             policy.request_timeout_seconds,
             policy.max_escalations,
             pinned=pinned is not None,
         ).enter(pinned)
-
-    def _takes_short_way(
-        self,
-        connection: Answering,
-        request: Request,
-        body: CompletionRequest,
-        cascade: Cascade,
-        request_id: str,
-        now: float,
-    ) -> bool:
-        """Whether an `Express` has begun: our engine is the one to ask for an answer that is to be judged."""
-        node, stage = self.node, cascade.judged
-        if (
-            stage is None
-            or node.own is None
-            or body.stream
-            or body.needs
-            or request.traced
-            or body.model != cascade.policy.cascade
-            or not cascade.stages[1].live
-        ):
-            return False
-        replica = least_loaded(stage.live, now)
-        if replica is not node.own or replica.breaker.open_until:
-            return False
-        node.window.newest.requests += 1
-        Express(node, connection, request, body, cascade, request_id, stage, replica, now)
-        return True
 
 
 class PeerPort(_Port):

@@ -100,7 +100,7 @@ class Upstream:
         idle = self._idle
         while idle and not fresh:
             call = idle.pop()
-            if call.reuse(request, sink, oldest):
+            if call.kept_since >= oldest and call.reuse(request, sink):
                 return call
             call.close()
         call = Call(self, request, sink)
@@ -194,10 +194,10 @@ class Call(asyncio.Protocol):
         self._complete = False
         self._received = False  # anything of the answer, in the parser's hands since
 
-    def reuse(self, request: bytes, sink: ResponseSink, oldest: float) -> bool:
-        """Carry another call on the kept connection; False if it has closed, or was kept before `oldest`."""
+    def reuse(self, request: bytes, sink: ResponseSink) -> bool:
+        """Carry another call on the kept connection; False if it has closed."""
         transport = self._transport
-        if self.kept_since < oldest or transport is None or transport.is_closing():
+        if transport is None or transport.is_closing():
             return False
         self.reused = True
         self._sink = sink
@@ -273,11 +273,13 @@ class Call(asyncio.Protocol):
             return
         if not self._received:
             head = PLAIN_ANSWER.match(data)
-            if head is not None and len(data) - head.end() == int(head[1]):
-                self._sink = None
-                self._keep()
-                sink.response_whole(data, data[head.end() :])
-                return
+            if head is not None:
+                end = head.end()
+                if len(data) - end == int(head[1]):
+                    self._sink = None
+                    self._keep()
+                    sink.response_whole(data, data[end:])
+                    return
             self._received = True
         if not self._head_done:
             self._head_bytes += len(data)

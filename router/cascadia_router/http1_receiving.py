@@ -150,14 +150,14 @@ class Receiving:
         ):
             return  # llhttp leaves the body to the new protocol, which we do not speak: see _ignore_upgrade
         body = self._body
-        request = Request(
+        request = Request.parsed(
             parser.get_method(),
             self._target,
             self._headers,
             body[0] if len(body) == 1 else b"".join(body),
             self._since,
+            keep_alive=parser.should_keep_alive(),
         )
-        request.keep_alive = parser.should_keep_alive()
         # HTTP/1.0 keeps no connection unasked, and asking for the version costs a formatted string.
         request.chunked = (
             request.keep_alive and b"connection" not in self._headers
@@ -183,8 +183,8 @@ class Receiving:
         self._body.append(data[: self._raw_missing])
         self._raw_missing -= len(self._body[-1])
         if not self._raw_missing:
-            request = Request(self._parser.get_method(), self._target, self._headers, b"".join(self._body), self._since)
-            request.keep_alive = False
+            method, body = self._parser.get_method(), b"".join(self._body)
+            request = Request.parsed(method, self._target, self._headers, body, self._since, keep_alive=False)
             self._start_message()
             self._queue.append(request)
             self._close_after = True

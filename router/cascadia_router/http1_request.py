@@ -50,38 +50,44 @@ class Request:
 
     def __init__(
         self,
-        method: bytes,
-        target: bytes,
-        headers: dict[bytes, bytes] | None,
+        path: bytes,
+        message: bytes,
         body: bytes,
         arrived: float,
-        message: bytes = b"",
-        traced: bool = True,  # noqa: FBT001, FBT002 - positional: keywords would double the call's cost
+        traced: bool,  # noqa: FBT001 - positional: a keyword would double the call's cost
     ) -> None:
-        """Make a request.
+        """Make a POST over HTTP/1.1 whose target is its path, on a connection to be kept.
 
         Args:
-            method: See the class.
-            target: Path and query.
-            headers: Values by lower-case name; None: they are read from `message` when asked for.
+            path: See the class.
+            message: The whole request; its headers are read from it when they are asked for.
             body: See the class.
             arrived: See the class.
-            message: The request as it came.
             traced: See the class.
         """
-        self.method = method
-        if b"?" in target:
-            self.path, _, self.query = target.partition(b"?")
-        else:
-            self.path = target
-            self.query = b""
-        self._headers = headers
+        self.method = b"POST"
+        self.path = path
+        self.query = b""
         self._message = message
+        self._headers: dict[bytes, bytes] | None = None
         self.body = body
         self.arrived = arrived
         self.keep_alive = True
         self.chunked = True
         self.traced = traced
+
+    @classmethod
+    def parsed(
+        cls, method: bytes, target: bytes, headers: dict[bytes, bytes], body: bytes, arrived: float, *, keep_alive: bool
+    ) -> Request:
+        """Any request, its headers by lower-case name."""
+        path, _, query = target.partition(b"?")
+        request = cls(path, b"", body, arrived, True)  # noqa: FBT003
+        request.method = method
+        request.query = query
+        request.keep_alive = keep_alive
+        request._headers = headers  # noqa: SLF001 - its own class
+        return request
 
     @property
     def headers(self) -> dict[bytes, bytes]:
@@ -113,7 +119,7 @@ class Answering(Protocol):
 
     in_flight: InFlight | None
 
-    def respond(self, status: int, body: bytes, *, head: bytes = b"", content_type: bytes = JSON) -> None:
+    def respond(self, status: int, body: bytes, head: bytes = b"", content_type: bytes = JSON) -> None:
         """Answer with one whole body."""
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:

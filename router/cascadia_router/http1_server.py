@@ -37,6 +37,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
         "_application",
         "_chunked",
         "_connections",
+        "_fresh",
         "_head",
         "_keep_alive",
         "_lingering",
@@ -50,6 +51,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self._application = application
         self._connections = connections  # the listener's, this one among them while it is open
         self.in_flight: InFlight | None = None
+        self._fresh = True  # what comes next is the first of a request, and nothing else is under way
         self._paused = False
         self._lingering = False
         self._head = b""
@@ -85,14 +87,19 @@ class ServerConnection(Receiving, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self._fresh:
+            limits = self._limits
+            head = PLAIN_POST.match(data) if len(data) <= limits.header_bytes else None
+            if head is not None:
+                target, traced, length, traced_too = head.groups()
+                end = head.end()
+                size = len(data) - end
+                if size == int(length) <= limits.body_bytes and data.count(b"\n", 0, end) <= limits.headers + 2:
+                    self._take(Request(target, data, data[end:], monotonic(), bool(traced or traced_too)))
+                    return
+            self._fresh = False
         if self._refused:
             return
-        idle = self._keep_alive and not (self._busy or self._message_bytes or self._queue)
-        if idle and len(data) <= self._limits.header_bytes:
-            request = self._plain_request(data)
-            if request is not None:
-                self._take(request)
-                return
         try:
             self._receive(data)
         except httptools.HttpParserCallbackError:
@@ -104,19 +111,6 @@ class ServerConnection(Receiving, asyncio.Protocol):
         if self._busy and (self._queue or self._message_bytes) and not self._paused:
             self._paused = True
             self._transport.pause_reading()
-
-    def _plain_request(self, data: bytes) -> Request | None:
-        """The request that these bytes are, if they are just one plain request."""
-        limits = self._limits
-        head = PLAIN_POST.match(data)
-        if head is None:
-            return None
-        target, traced, length, traced_too = head.groups()
-        end = head.end()
-        size = len(data) - end
-        if size != int(length) or size > limits.body_bytes or data.count(b"\n", 0, end) > limits.headers + 2:
-            return None
-        return Request(b"POST", target, None, data[end:], monotonic(), data, bool(traced or traced_too))
 
     # -- answering --------------------------------------------------------------------------------
 
@@ -134,6 +128,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self._take(request)
 
     def _take(self, request: Request) -> None:
+        self._fresh = False
         self._busy = True
         self._keep_alive = request.keep_alive and not self._close_after
         self._chunked = request.chunked
@@ -144,7 +139,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
             log.exception("a request's handler failed")
             self.abort()
 
-    def respond(self, status: int, body: bytes, *, head: bytes = b"", content_type: bytes = JSON) -> None:
+    def respond(self, status: int, body: bytes, head: bytes = b"", content_type: bytes = JSON) -> None:
         """Answer with one whole body.
 
         Args:
@@ -153,7 +148,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
             head: Further header lines, each ending in CRLF.
             content_type: Of the body.
         """
-        closing = b"" if self._keep_alive and not self._application.closing else self._connection_line()
+        closing = self._connection_line() if self._application.closing or not self._keep_alive else b""
         transport = self._transport
         if not transport.is_closing():  # uvloop's transports refuse to write then
             transport.write(
@@ -224,6 +219,9 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self.in_flight = None
         self._busy = False
         self._since = monotonic()
+        if self._keep_alive and not (self._paused or self._queue or self._message_bytes):
+            self._fresh = not self._refused
+            return
         if self._lingering:
             if self._transport.can_write_eof():
                 self._transport.write_eof()

@@ -69,7 +69,7 @@ class Node:
         self.budget = EscalationBudget()
         self.exchanges: dict[Held, None] = {}
         self.draining = False
-        self._id_prefix = secrets.token_hex(8)
+        self._id_prefix = b"req-%s-" % secrets.token_hex(8).encode()
         self._ids = 0
         self._taken_on = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
@@ -78,10 +78,10 @@ class Node:
         """Service time (monotonic), s."""
         return monotonic() * self.scale
 
-    def new_request_id(self) -> str:
+    def new_request_id(self) -> bytes:
         """An id that no other request of the cascade has."""
-        self._ids += 1
-        return f"req-{self._id_prefix}-{self._ids:x}"
+        self._ids = number = self._ids + 1
+        return b"%s%x" % (self._id_prefix, number)
 
     def settle(self) -> None:
         """Count the requests that went the short way."""

@@ -85,6 +85,7 @@ class Cascade:
 
     Attributes:
         policy: As written.
+        name: What clients call it.
         revision: Its revision.
         stages: Its live stages, smallest model first.
         by_name: The same by name.
@@ -97,6 +98,7 @@ class Cascade:
 
     def __init__(self, policy: RouterPolicy, replicas: ReplicaTable) -> None:
         self.policy = policy
+        self.name = policy.cascade
         self.revision = policy.policy_revision
         plan = (policy.plan_id, policy.policy_revision)
         self.stages = tuple(Stage(index, stage, replicas, plan) for index, stage in enumerate(policy.stages))

@@ -17,9 +17,12 @@ from cascadia_router.scoring import TokenTally, log_probabilities, score_of, sta
 
 __all__ = ["WholeAnswer"]
 
-_KEY = b'"logprobs":'
-_FOLLOWERS = (b',"finish_reason":', b'}],"created":')
-"""What engines write after a choice's `logprobs`: SGLang and vLLM; llama.cpp."""
+_KEY = b'"logprobs":{'
+_VALUE = len(_KEY) - 1
+_FOLLOWER = b',"finish_reason":'
+"""What SGLang and vLLM write after a choice's `logprobs`."""
+_OTHER_FOLLOWER = b'}],"created":'
+"""What llama.cpp writes there."""
 _OPENERS = b"{,"
 
 
@@ -46,8 +49,12 @@ class WholeAnswer:
 
     __slots__ = ("_answer", "_document", "_stripped", "_values", "_wants_logprobs", "usage")
 
-    def __init__(self, document: bytes, *, wants_logprobs: bool) -> None:
+    def __init__(self, document: bytes, wants_logprobs: bool) -> None:  # noqa: FBT001 - a keyword costs
         """Read the answer.
+
+        Args:
+            document: The engine's JSON.
+            wants_logprobs: Whether the client asked for log-probabilities itself.
 
         Raises:
             msgspec.DecodeError: It is not an answer.
@@ -55,44 +62,30 @@ class WholeAnswer:
         self._document = document
         self._wants_logprobs = wants_logprobs
         self._answer: Answer | None = None
-        self.usage: Usage | None = None
-        if self._cut(document):
-            return
-        self._answer = read_answer(document)
-        if not self._answer.choices:
-            raise msgspec.ValidationError("the answer has no choices")
-        self.usage = self._answer.usage
-
-    def _cut(self, document: bytes) -> bool:
-        """Read the answer as one `logprobs` value and the rest; False if that cannot be done for certain.
-
-        A JSON object ends where it ends: if what was cut out is one, starting after a key of the document,
-        the cut is right. That the key is the only one, and the only choice's, the rest shows.
-        """
+        # A JSON object ends where it ends: if what is cut out is one, starting after a key of the document,
+        # the cut is right. That the key is the only one, and the only choice's, the rest shows.
         key = document.find(_KEY)
-        start = key + len(_KEY)
-        if key < 1 or document[key - 1] not in _OPENERS or not document.startswith(b"{", start):
-            return False
-        for follower in _FOLLOWERS:
-            end = document.find(follower, start)
-            if end >= 0:
-                break
-        else:
-            return False
-        if document.find(_KEY, end) >= 0:
-            return False
-        stripped = b"%snull%s" % (document[:start], document[end:])
-        try:
-            rest = _rest_decoder.decode(stripped)
-            values = log_probabilities(document[start:end])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return False
-        if len(rest.choices) != 1 or rest.choices[0].logprobs is not None:
-            return False
-        self._stripped = stripped
-        self._values = values
-        self.usage = rest.usage
-        return True
+        if key > 0 and document[key - 1] in _OPENERS:
+            start = key + _VALUE
+            end = document.find(_FOLLOWER, start)
+            if end < 0:
+                end = document.find(_OTHER_FOLLOWER, start)
+            if end > 0 and document.find(_KEY, end) < 0:
+                self._stripped = stripped = b"%snull%s" % (document[:start], document[end:])
+                try:
+                    rest = _rest_decoder.decode(stripped)
+                    self._values = log_probabilities(document[start:end])
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    pass
+                else:
+                    choices = rest.choices
+                    if len(choices) == 1 and choices[0].logprobs is None:
+                        self.usage: Usage | None = rest.usage
+                        return
+        self._answer = answer = read_answer(document)
+        if not answer.choices:
+            raise msgspec.ValidationError("the answer has no choices")
+        self.usage = answer.usage
 
     def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
         """Score of the answer; None if it cannot be scored."""
