@@ -84,7 +84,7 @@ class AdminPort:
 
     def _metrics(self) -> bytes:
         node = self.node
-        node.settle()
+        node.settlement.settle()
         cascade = node.policies.current
         now = node.now()
         return exposition(
@@ -108,7 +108,7 @@ class AdminPort:
             connection.respond(400, error_body(400, message, code="invalid_window", param="windowSeconds"))
             return
         node = self.node
-        node.settle()
+        node.settlement.settle()
         cascade = node.policies.current
         report = node.window.report(
             node.now(),

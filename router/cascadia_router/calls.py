@@ -5,6 +5,7 @@ Each takes an answer as it arrives and tells its exchange what became of it.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Protocol
 
@@ -34,6 +35,7 @@ _RELAYED_HEADERS = (
     b"x-cascadia-plan",
     b"x-request-id",
 )
+_STAGE_LINE = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
 _STAGE_MARK = b'"cascadia":{"stage":"'
 
 
@@ -68,6 +70,9 @@ class Asker(Protocol):
 
     def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """Bytes of a peer's answer are to go on."""
+
+    def relay_whole(self, message: bytes, body: bytes, stage: bytes) -> None:
+        """A peer's whole 200 answer of a stage is to go on."""
 
     def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """A peer's answer is complete."""
@@ -244,16 +249,16 @@ class PeerCall(_UpstreamCall):
         exchange = self._exchange
         request = exchange.request
         hop = Hop(
-            request_id=exchange.request_id,
-            revision=exchange.cascade.revision,
-            plan_id=exchange.cascade.policy.plan_id,
-            stage=self._stage.name,
-            path=exchange.path,
-            escalations_left=exchange.escalations_left,
-            remaining=exchange.deadline - exchange.node.now(),
-            signed_at=time.time(),
-            pinned=exchange.pinned,
-            lost=exchange.lost,
+            exchange.request_id,
+            exchange.cascade.revision,
+            exchange.cascade.policy.plan_id,
+            self._stage.name,
+            exchange.path,
+            exchange.escalations_left,
+            exchange.deadline - exchange.node.now(),
+            time.time(),
+            exchange.pinned,
+            exchange.lost,
         )
         message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
             request.path,
@@ -267,6 +272,10 @@ class PeerCall(_UpstreamCall):
 
     def response_whole(self, message: bytes, body: bytes) -> None:
         """See `ResponseSink`."""
+        stage = _STAGE_LINE.search(message, 0, len(message) - len(body))
+        if stage is not None and not self._exchange.request.stream:
+            self._exchange.relay_whole(message, body, stage[1])
+            return
         self.response_head(200, header_fields(message), len(body))
         self._parts.append(body)
         self.response_end()

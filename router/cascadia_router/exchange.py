@@ -253,23 +253,18 @@ class Exchange:
         node, policy, now = self.node, self.cascade.policy, self.node.now()
         piece = node.window.slice(now)
         self._release(worked=True)
-        piece.count_answer((now - self._asked_at) * 1000, answer.usage)
-        if self._final:
-            piece.accepted += 1
-            self._serve(answer, stage, None, "answered")
-            return
-        score = answer.score(policy.scorer.statistic)
-        node.budget.count(now)
+        score = None if self._final else answer.score(policy.scorer.statistic)
+        node.settlement.answers.append((self._asked_at, now, answer.usage, score))
         reason = ""
-        if score is None:
+        if self._final:
+            pass
+        elif score is None:
             node.metrics.scorer_errors[stage.name] += 1
             piece.scorer_errors += 1
-            node.settle()
-            if policy.on_scorer_error == "Escalate" and node.budget.spend(now, policy.escalation_budget):
+            node.budget.count(now)
+            if policy.on_scorer_error == "Escalate" and node.spend_escalation(now, policy.escalation_budget):
                 reason = "scorer_error"
         else:
-            node.metrics.scores.observe(score)
-            piece.scores.observe(score)
             if node.window.draws(policy.sample_rate):
                 node.keep_sample(now, self.request_id, stage.name, score, answer.usage, policy.sample_rate)
             if stage.threshold is not None and score < stage.threshold:
@@ -334,9 +329,8 @@ class Exchange:
             self.call_failed(Fault.BROKEN)
             return
         self._release(worked=True)
-        piece = self.node.window.slice(now)
-        piece.count_answer((now - self._asked_at) * 1000, stream.usage)
-        piece.accepted += 1
+        self.node.window.slice(now).accepted += 1
+        self.node.settlement.answers.append((self._asked_at, now, stream.usage, None))
         self.answered_by = self._stage.name
         self._reply.events_end()
         self._finish("answered")
@@ -350,14 +344,20 @@ class Exchange:
         if self._reply.slow and self._call is not None:
             self._call.pause()
 
+    def relay_whole(self, message: bytes, body: bytes, stage: bytes) -> None:
+        """A peer's 200 answer came whole: it goes on as it is, head included."""
+        self._release(worked=True)
+        self.answered_by = stage.decode("ascii", "replace")
+        if self._reply_begun is not None:
+            self._reply_begun.whole(body, b"")
+        else:
+            self._connection.pass_on(message, body)
+        self._finish("answered")
+
     def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """A peer's answer is complete."""
         self._release(worked=True)
-        if self._reply_begun is None and length is not None and status == 200:
-            self._connection.begin(200, head, length)
-            self._connection.end(data)
-        else:
-            self._reply.relay_end(status, head, length, data)
+        self._reply.relay_end(status, head, length, data)
         self._finish("answered" if status < 400 else "refused_by_engine")
 
     def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
@@ -474,19 +474,19 @@ class Exchange:
         if not node.let_go(self):
             return
         now = node.now()
-        port, answered_by, arrived, reply = self._port, self.answered_by, self._arrived, self._reply_begun
-        node.metrics.requests[port, answered_by, outcome] += 1
-        first_byte = reply.first_byte if reply is not None else now if outcome in _ANSWERED else 0.0
-        if first_byte:
-            node.metrics.request_seconds[port].observe(now - arrived)
-            node.metrics.first_byte_seconds[port].observe(first_byte - arrived)
-        if port == "client":
-            piece = node.window.slice(now)
-            if outcome in _ANSWERED:
-                piece.answered_by[answered_by] += 1
-                piece.end_to_end_ms.observe((now - arrived) * 1000)
-                piece.first_token_ms.observe((first_byte - arrived) * 1000)
-            elif outcome == "interrupted":
-                piece.interrupted += 1
+        node.window.slice(now)
+        key = (self._port, self.answered_by, outcome)
+        reply = self._reply_begun
+        if outcome in _ANSWERED:
+            first_byte = reply.first_byte if reply is not None else now
+            node.settlement.ends.append((key, self._arrived, first_byte, now))
+            return
+        node.metrics.requests[key] += 1
+        if reply is not None and reply.first_byte:
+            node.metrics.request_seconds[self._port].observe(now - self._arrived)
+            node.metrics.first_byte_seconds[self._port].observe(reply.first_byte - self._arrived)
+        if self._port == "client":
+            if outcome == "interrupted":
+                node.window.slice(now).interrupted += 1
             elif outcome in {"failed", "deadline"}:
-                piece.failures += 1
+                node.window.slice(now).failures += 1

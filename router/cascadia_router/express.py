@@ -101,7 +101,7 @@ class Express:
         if score is None or stage.threshold is None or score < stage.threshold:
             self._hand_over()[0].judge(answer)
             return
-        node, replica = self._node, self._replica
+        node, replica, settlement, window = self._node, self._replica, self._node.settlement, self._node.window
         now = monotonic() * node.scale
         replica.outstanding -= 1
         if replica.breaker.failures:
@@ -111,11 +111,12 @@ class Express:
         self._connection.respond(
             200, answer.replay(decision), b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, lines)
         )
-        if now >= node.window.until:
-            node.window.slice(now)
-        node.accepted.append((self._http.arrived, self._asked_at, now, score, answer.usage))
-        if random() < cascade.policy.sample_rate:  # noqa: S311 - a sample, not a secret
-            node.keep_sample(now, self._request_id.decode(), stage.name, score, answer.usage, cascade.policy.sample_rate)
+        piece = window.newest if now < window.until else window.slice(now)
+        piece.accepted += 1
+        settlement.answers.append((self._asked_at, now, answer.usage, score))
+        settlement.ends.append((stage.answered, self._http.arrived * node.scale, now, now))
+        if random() < cascade.sample_rate:  # noqa: S311 - a sample, not a secret
+            node.keep_sample(now, self._request_id.decode(), stage.name, score, answer.usage, cascade.sample_rate)
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """See `ResponseSink`: the answer does not come whole."""

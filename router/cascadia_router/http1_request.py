@@ -122,6 +122,9 @@ class Answering(Protocol):
     def respond(self, status: int, body: bytes, head: bytes = b"", content_type: bytes = JSON) -> None:
         """Answer with one whole body."""
 
+    def pass_on(self, message: bytes, body: bytes) -> None:
+        """Answer with another server's plain 200 answer as it is."""
+
     def begin(self, status: int, head: bytes, length: int | None) -> None:
         """Begin an answer whose body comes in pieces; the head leaves with the first of them."""
 

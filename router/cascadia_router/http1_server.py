@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import re
 from time import monotonic
 from typing import cast
 
@@ -28,6 +29,7 @@ __all__ = ["JSON", "ServerConnection"]
 log = logging.getLogger("cascadia.router.http")
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
 
 class ServerConnection(Receiving, asyncio.Protocol):
@@ -156,6 +158,21 @@ class ServerConnection(Receiving, asyncio.Protocol):
                 % (STATUS_LINES[status], content_type, head, len(body), closing, b"" if self._no_body else body)
             )
         self._answered()
+
+    def pass_on(self, message: bytes, body: bytes) -> None:
+        """Answer with another server's plain 200 answer as it is.
+
+        Args:
+            message: All of it; its head asks for no closing (`http1_head.PLAIN_ANSWER`).
+            body: Its body.
+        """
+        if self._no_body or self._application.closing or not self._keep_alive:
+            head = message[message.index(b"\r\n") + 2 : len(message) - len(body) - 2]
+            self.begin(200, _LENGTH_LINE.sub(b"\r\n", b"\r\n" + head)[2:], len(body))
+            self.end(body)
+        else:
+            self._write(message)
+            self._answered()
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:
         """Begin an answer whose body comes in pieces; the head leaves with the first of them.

@@ -17,7 +17,7 @@ from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
-from cascadia_router.settlement import Acceptance, settle
+from cascadia_router.settlement import Settlement
 from cascadia_router.window import Window
 
 __all__ = ["Held", "Node"]
@@ -46,8 +46,7 @@ class Node:
         metrics: Counters.
         window: The workload of the last minutes.
         budget: Of escalations by scorer errors at the own stage.
-        accepted: Requests that went the short way and are not counted yet (see `settlement`): arrival (wall
-            s), and service times of asking the engine and of its answer (all monotonic, s), score, usage.
+        settlement: What is still to be counted in the metrics, the window and the budget.
         exchanges: Requests held now, in order of arrival.
         draining: Whether it is on its way out: unready, and connections close after their answer.
     """
@@ -64,9 +63,9 @@ class Node:
         self.replicas = ReplicaTable(self.own, config.stage)
         self.policies = PolicyStore(self.replicas)
         self.metrics = Metrics()
-        self.accepted: list[Acceptance] = []
-        self.window = Window(self.now(), before_next=self.settle)
+        self.window = Window(self.now())
         self.budget = EscalationBudget()
+        self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.exchanges: dict[Held, None] = {}
         self.draining = False
         self._id_prefix = b"req-%s-" % secrets.token_hex(8).encode()
@@ -83,10 +82,10 @@ class Node:
         self._ids = number = self._ids + 1
         return b"%s%x" % (self._id_prefix, number)
 
-    def settle(self) -> None:
-        """Count the requests that went the short way."""
-        if self.accepted:
-            settle(self.accepted, self.config.stage or "", self.scale, self.metrics, self.window, self.budget)
+    def spend_escalation(self, now: float, share: float) -> bool:
+        """Whether an answer that could not be scored may escalate, and count it if so: see `EscalationBudget`."""
+        self.settlement.settle()
+        return self.budget.spend(now, share)
 
     def keep_sample(
         self, now: float, request_id: str, stage: str, score: float, usage: Usage | None, probability: float
@@ -147,7 +146,7 @@ class Node:
 
     def tick(self) -> None:
         """Let every request look at the time."""
-        self.settle()
+        self.settlement.settle()
         now = self.now()
         for exchange in list(self.exchanges):
             try:

@@ -30,6 +30,7 @@ class Stage:
     """One live stage of a policy, ready for use.
 
     Attributes:
+        answered: A client's request that it answered, as `Settlement.ends` names it.
         index: Place in the cascade, from 0.
         name: Stage name.
         served_model: The engine's name for the model.
@@ -43,6 +44,7 @@ class Stage:
         "_context_window",
         "_decisions",
         "_plan",
+        "answered",
         "index",
         "live",
         "name",
@@ -60,6 +62,7 @@ class Stage:
             (replicas.replica(policy.name, endpoint.replica, endpoint.address), endpoint.weight)
             for endpoint in policy.endpoints
         )
+        self.answered = ("client", policy.name, "answered")
         self.live = self.targets
         self._plan = plan
         self._decisions: dict[tuple[str, ...], DecisionText] = {}
@@ -91,6 +94,7 @@ class Cascade:
         by_name: The same by name.
         plan_line: Its plan's id as a header line.
         max_in_flight: Requests that a router holds at once.
+        sample_rate: Share of scored answers kept as samples.
         statistic: What the LogProb scorer takes of the tokens' log-probabilities.
         judged: The first stage if its answers may be rejected, and requests pass it by for no reason but
             their needs.
@@ -106,6 +110,7 @@ class Cascade:
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
         self.max_in_flight = policy.max_in_flight
         self.statistic = policy.scorer.statistic
+        self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)
         may_reject = policy.max_escalations > 0 and len(self.stages) > 1 and self.stages[0].threshold is not None
         self.judged = self.stages[0] if may_reject and not self._windowed else None

@@ -1,59 +1,87 @@
-"""Counting, many at a time, the requests that went the short way (`Express`).
+"""Counting requests many at a time.
 
-Each would take ten bisections and thirty attributes; a batch is transposed and counted by loops in C, for
-a third of that. Batches are settled every tick, before a slice of the window ends, and before anyone reads
-the counts.
+To count one request takes nine bisections and thirty attributes. So what is to be counted is put on a list,
+and a batch of them is transposed and counted by loops in C, for a third of that. Batches are settled
+every tick, before a slice of the window ends, and before anyone reads the counts.
 """
 
 from __future__ import annotations
 
-from operator import attrgetter, mul, sub
+from collections import Counter
+from collections.abc import Iterable
 from itertools import repeat
+from operator import attrgetter, mul, sub
 
 from cascadia_router.completion_body import Usage
 from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.metrics import Metrics
 from cascadia_router.window import Window
 
-__all__ = ["Acceptance", "settle"]
-
-Acceptance = tuple[float, float, float, float, Usage | None]
-"""See `Node.accepted`."""
+__all__ = ["Settlement"]
 
 _prompt_tokens = attrgetter("prompt_tokens")
 _completion_tokens = attrgetter("completion_tokens")
 
 
-def settle(
-    accepted: list[Acceptance], stage: str, scale: float, metrics: Metrics, window: Window, budget: EscalationBudget
-) -> None:
-    """Count accepted requests in the window's newest slice and in the metrics, and clear the list.
+class Settlement:
+    """What is still to be counted. Append to the lists; times are service times (monotonic, s).
 
-    Args:
-        accepted: At least one; all of the newest slice.
-        stage: The router's own stage, which answered them.
-        scale: Service seconds per wall second.
-        metrics: See `Node`.
-        window: See `Node`.
-        budget: See `Node`.
+    Attributes:
+        answers: Our engine's complete answers: when it was asked, when it answered, tokens, score; the
+            score is None if it was not asked for or could not be told.
+        ends: Requests that were answered: (port, stage that answered, outcome), when the first byte of the
+            request came, when the first and when the last of the answer left.
     """
-    arrived, asked, answered, scores, usages = zip(*accepted, strict=True)
-    count = len(accepted)
-    accepted.clear()
-    piece = window.newest
-    seconds = list(map(sub, answered, map(mul, arrived, repeat(scale))))
-    metrics.requests["client", stage, "answered"] += count
-    metrics.request_seconds["client"].observe_all(seconds)
-    metrics.first_byte_seconds["client"].observe_all(seconds)
-    metrics.scores.observe_all(scores)
-    budget.count(answered[-1], count)
-    piece.accepted += count
-    piece.answered_by[stage] += count
-    milliseconds = list(map(mul, seconds, repeat(1000.0)))
-    piece.end_to_end_ms.observe_all(milliseconds)
-    piece.first_token_ms.observe_all(milliseconds)
-    piece.service_ms.observe_all(list(map(mul, map(sub, answered, asked), repeat(1000.0))))
-    piece.scores.observe_all(scores)
-    counted = [usage for usage in usages if usage is not None]
-    piece.input_tokens.observe_all(list(map(_prompt_tokens, counted)))
-    piece.output_tokens.observe_all(list(map(_completion_tokens, counted)))
+
+    __slots__ = ("_budget", "_metrics", "_window", "answers", "ends")
+
+    def __init__(self, metrics: Metrics, window: Window, budget: EscalationBudget) -> None:
+        self.answers: list[tuple[float, float, Usage | None, float | None]] = []
+        self.ends: list[tuple[tuple[str, str, str], float, float, float]] = []
+        self._metrics = metrics
+        self._window = window
+        self._budget = budget
+        window.before_next = self.settle
+
+    def settle(self) -> None:
+        """Count all that is on the lists, in the window's newest slice and in the metrics."""
+        if self.answers:
+            self._settle_answers()
+        for port in ("client", "peer") if self.ends else ():
+            ends = [end for end in self.ends if end[0][0] == port]
+            if ends:
+                self._settle_ends(port, ends)
+        self.ends.clear()
+
+    def _settle_answers(self) -> None:
+        asked, answered, usages, scores = zip(*self.answers, strict=True)
+        self.answers.clear()
+        piece = self._window.newest
+        piece.service_ms.observe_all(_milliseconds(map(sub, answered, asked)))
+        counted = [usage for usage in usages if usage is not None]
+        piece.input_tokens.observe_all(list(map(_prompt_tokens, counted)))
+        piece.output_tokens.observe_all(list(map(_completion_tokens, counted)))
+        scored = [score for score in scores if score is not None]
+        if scored:
+            piece.scores.observe_all(scored)
+            self._metrics.scores.observe_all(scored)
+            self._budget.count(answered[-1], len(scored))
+
+    def _settle_ends(self, port: str, ends: list[tuple[tuple[str, str, str], float, float, float]]) -> None:
+        keys, arrived, first, last = zip(*ends, strict=True)
+        metrics, piece = self._metrics, self._window.newest
+        seconds = list(map(sub, last, arrived))
+        until_first = seconds if first == last else list(map(sub, first, arrived))
+        metrics.request_seconds[port].observe_all(seconds)
+        metrics.first_byte_seconds[port].observe_all(until_first)
+        for key, count in Counter(keys).items():
+            metrics.requests[key] += count
+            if port == "client":
+                piece.answered_by[key[1]] += count
+        if port == "client":
+            piece.end_to_end_ms.observe_all(_milliseconds(seconds))
+            piece.first_token_ms.observe_all(_milliseconds(until_first))
+
+
+def _milliseconds(seconds: Iterable[float]) -> list[float]:
+    return list(map(mul, seconds, repeat(1000.0)))

@@ -67,9 +67,9 @@ class Window:
         slice_seconds: Length of a slice, service s.
         longest_seconds: Longest window that can be asked for, service s.
         seed: Of the choice of samples; None: from the machine.
-        before_next: Called when the newest slice is over, before the next begins.
 
     Attributes:
+        before_next: Called when the newest slice is over, before the next begins.
         newest: The newest slice.
         until: Service time at which it is over, s.
     """
@@ -81,12 +81,11 @@ class Window:
         slice_seconds: float = 2.0,
         longest_seconds: float = 600.0,
         seed: int | None = None,
-        before_next: Callable[[], None] | None = None,
     ) -> None:
         self._start = start
         self._slice_seconds = slice_seconds
         self._longest = longest_seconds
-        self._before_next = before_next
+        self.before_next: Callable[[], None] | None = None
         self.newest = Slice(start)
         self.until = start + slice_seconds
         self._slices: deque[Slice] = deque([self.newest])
@@ -97,8 +96,8 @@ class Window:
         """The slice to count in at service time `now` (monotonic, s)."""
         if now < self.until:
             return self.newest
-        if self._before_next is not None:
-            self._before_next()
+        if self.before_next is not None:
+            self.before_next()
         start = self._start + (now - self._start) // self._slice_seconds * self._slice_seconds
         self.newest = newest = Slice(start)
         self.until = start + self._slice_seconds
