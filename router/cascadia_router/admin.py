@@ -108,7 +108,6 @@ class AdminPort:
             connection.respond(400, error_body(400, message, code="invalid_window", param="windowSeconds"))
             return
         node = self.node
-        node.settlement.settle()
         cascade = node.policies.current
         report = node.window.report(
             node.now(),

@@ -41,7 +41,7 @@ class Settlement:
         self._metrics = metrics
         self._window = window
         self._budget = budget
-        window.before_next = self.settle
+        window.settle = self.settle
 
     def settle(self) -> None:
         """Count all that is on the lists, in the window's newest slice and in the metrics."""

@@ -69,7 +69,7 @@ class Window:
         seed: Of the choice of samples; None: from the machine.
 
     Attributes:
-        before_next: Called when the newest slice is over, before the next begins.
+        settle: Called before the newest slice is read, or the next one begins: counts what is still to count.
         newest: The newest slice.
         until: Service time at which it is over, s.
     """
@@ -85,7 +85,7 @@ class Window:
         self._start = start
         self._slice_seconds = slice_seconds
         self._longest = longest_seconds
-        self.before_next: Callable[[], None] | None = None
+        self.settle: Callable[[], None] = _nothing_to_settle
         self.newest = Slice(start)
         self.until = start + slice_seconds
         self._slices: deque[Slice] = deque([self.newest])
@@ -96,8 +96,7 @@ class Window:
         """The slice to count in at service time `now` (monotonic, s)."""
         if now < self.until:
             return self.newest
-        if self.before_next is not None:
-            self.before_next()
+        self.settle()
         start = self._start + (now - self._start) // self._slice_seconds * self._slice_seconds
         self.newest = newest = Slice(start)
         self.until = start + self._slice_seconds
@@ -140,6 +139,7 @@ class Window:
             stage: Its stage; None for an entry router.
             in_flight: Requests held now.
         """
+        self.settle()
         total = Slice(now)
         steps = (now - min(window_seconds, self._longest) - self._start) // self._slice_seconds
         since = self._start + max(steps, 0) * self._slice_seconds
@@ -180,6 +180,10 @@ class Window:
             )
             for sample in self._random.sample(recent, MAX_SAMPLES)
         ]
+
+
+def _nothing_to_settle() -> None:
+    """Before a window has a `settle`."""
 
 
 def _histogram(edges: str, counts: BucketCounts) -> Histogram:
