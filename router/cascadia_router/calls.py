@@ -188,7 +188,9 @@ class EngineCall(_UpstreamCall):
     def response_body(self, data: bytes) -> None:
         """See `ResponseSink`."""
         stream = self._stream
-        if stream is None or isinstance(stream, StraightStream):
+        if isinstance(stream, StraightStream):
+            self._parts.append(data)
+        elif stream is None:
             self._parts.append(data)
             self._size += len(data)
         else:
@@ -204,7 +206,9 @@ class EngineCall(_UpstreamCall):
             self._exchange.call_failed(Fault.MALFORMED)
 
     def _relay(self, stream: StraightStream) -> None:
-        data, self._parts = b"".join(self._parts), []
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
         out = stream.feed(data, self._decision)
         if out:
             self._exchange.relay_events(out)

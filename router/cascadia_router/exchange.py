@@ -316,9 +316,14 @@ class Exchange:
 
     def relay_events(self, data: bytes) -> None:
         """Events of our engine's stream go on as they come."""
-        reply = self._reply
+        reply = self._reply_begun
+        if reply is not None and reply.begun:
+            self._connection.send(data)
+            if reply.slow:
+                self._slow_down()
+            return
         assert self._stage is not None
-        reply.events(data, b"" if reply.begun else self._stage.decision(self.path).head)
+        self._reply.begin_events(data, self._stage.decision(self.path).head)
         self._slow_down()
 
     def straight_stream_ended(self, stream: StraightStream) -> None:

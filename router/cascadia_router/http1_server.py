@@ -194,6 +194,11 @@ class ServerConnection(Receiving, asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Send a piece of the body."""
+        if self._chunked and data and not (self._head or self._no_body):
+            transport = self._transport
+            if not transport.is_closing():
+                transport.write(b"%x\r\n%s\r\n" % (len(data), data))
+            return
         head, self._head = self._head, b""
         if self._no_body:
             self._write(head)

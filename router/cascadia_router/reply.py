@@ -86,13 +86,12 @@ class Reply:
             self._connection.begin(200, _EVENT_STREAM + self._traced + head, None)
         self._connection.end(events)
 
-    def events(self, data: bytes, head: bytes) -> None:
-        """Send events of a stream as they come."""
-        if not self.begun:
-            self._note_first_byte()
-            self.begun = True
-            if not self.committed:
-                self._connection.begin(200, _EVENT_STREAM + self._traced + head, None)
+    def begin_events(self, data: bytes, head: bytes) -> None:
+        """Send the first events of a stream that goes on as it comes; the connection takes the others."""
+        self._note_first_byte()
+        self.begun = True
+        if not self.committed:
+            self._connection.begin(200, _EVENT_STREAM + self._traced + head, None)
         self._connection.send(data)
 
     def events_end(self) -> None:
