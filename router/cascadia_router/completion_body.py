@@ -6,6 +6,7 @@ scanned, not built. Unknown fields pass through.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -17,7 +18,6 @@ _ABSENT = Raw(b"")
 _NULL = Raw(b"null")
 _TRUE = Raw(b"true")
 _ONE = Raw(b"1")
-_NO_EXTRA = b""
 _EXTRA_CHAT = b',"logprobs":true'
 _EXTRA_COMPLETION = b',"logprobs":1'  # to some engines 0 means none
 
@@ -124,8 +124,7 @@ class CompletionRequest:
         if not self.stream and (self._head.logprobs is UNSET or not adds_logprobs):
             around = self.around_model()
             if around is not None:
-                extra = _NO_EXTRA if not adds_logprobs else _EXTRA_CHAT if self.chat else _EXTRA_COMPLETION
-                return b'%s"model":%s%s%s' % (around[0], _encoder.encode(served_model), extra, around[1])
+                return model_field(served_model, self.chat, adds_logprobs).join(around)
         fields = _fields_decoder.decode(self.body)
         fields["model"] = Raw(_encoder.encode(served_model))
         if adds_logprobs:
@@ -154,6 +153,13 @@ class CompletionRequest:
             if not body.startswith(model, value):
                 return None
         return body[:key], body[value + len(model) :]
+
+
+@lru_cache(maxsize=64)
+def model_field(served_model: str, chat: bool, scored: bool) -> bytes:  # noqa: FBT001 - a cache's key
+    """The field `model` of a request to an engine, and what asks for log-probabilities if they are needed."""
+    extra = b"" if not scored else _EXTRA_CHAT if chat else _EXTRA_COMPLETION
+    return b'"model":%s%s' % (_encoder.encode(served_model), extra)
 
 
 _NOT_TEXT = frozenset({"images", "audio"})

@@ -25,6 +25,10 @@ from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Express"]
 
+_TO_ENGINE = (
+    b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
+)
+
 
 class Express:
     """One request whose answer our engine is expected to give, whole and good enough."""
@@ -81,11 +85,7 @@ class Express:
         own.outstanding += 1
         body = request.for_engine(stage.served_model, score=True)
         upstream = own.upstream
-        self._call = upstream.send(
-            b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
-            % (request.path, upstream.host_line, len(body), request_id, body),
-            self,
-        )
+        self._call = upstream.send(_TO_ENGINE % (request.path, upstream.host_line, len(body), request_id, body), self)
 
     # -- the engine's side ------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class Express:
         if replica.breaker.failures:
             replica.breaker.succeeded()
         node.let_go(self)
-        lines, decision = stage.decision(()).scored(score)
+        lines, decision = stage.at_once.scored(score)
         self._connection.respond(
             200, answer.replay(decision), b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, lines)
         )

@@ -48,29 +48,21 @@ class _Port:
         """See `Application`."""
         return self.node.draining
 
-    def _admits(self, connection: Answering, cascade: Cascade | None) -> bool:
-        """Whether there is a policy and room; otherwise the request has been refused."""
+    def _turn_away(self, connection: Answering, cascade: Cascade | None) -> None:
+        """Refuse a request for which there is no policy or no room."""
         node = self.node
         if cascade is None:
             node.metrics.refused["no_policy"] += 1
             message = "The router has not received a policy yet: try again."
             _refuse(connection, 503, message, "no_policy", head=_RETRY_SOON)
-            return False
-        if len(node.exchanges) >= cascade.max_in_flight:
+        else:
             node.metrics.refused["overloaded"] += 1
             message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
             _refuse(connection, 429, message, "too_many_requests", head=_RETRY_SOON)
-            return False
-        return True
 
-    def _read(self, connection: Answering, request: Request) -> CompletionRequest | None:
-        """The request's body; None if it was wrong and the request has been refused."""
-        try:
-            return CompletionRequest(request.path, request.body)
-        except BodyError as error:
-            self.node.metrics.refused["bad_body"] += 1
-            _refuse(connection, 400, str(error), "invalid_body", param=error.param)
-            return None
+    def _refuse_body(self, connection: Answering, error: BodyError) -> None:
+        self.node.metrics.refused["bad_body"] += 1
+        _refuse(connection, 400, str(error), "invalid_body", param=error.param)
 
 
 class ClientPort(_Port):
@@ -115,16 +107,18 @@ class ClientPort(_Port):
         window = node.window
         piece = window.newest if now < window.until else window.slice(now)
         piece.arrivals += 1
-        if not self._admits(connection, cascade):
+        if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
             if cascade is None:
                 piece.failures += 1
             else:
                 piece.refused += 1
+            self._turn_away(connection, cascade)
             return
-        assert cascade is not None
-        body = self._read(connection, request)
-        if body is None:
+        try:
+            body = CompletionRequest(request.path, request.body)
+        except BodyError as error:
             piece.refused += 1
+            self._refuse_body(connection, error)
             return
         stage, own = cascade.judged, node.own
         if (
@@ -184,9 +178,9 @@ class PeerPort(_Port):
             _refuse(connection, 404, "There is nothing here.", "not_found")
             return
         cascade = node.policies.at(hop.revision)
-        if not self._admits(connection, cascade):
+        if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
+            self._turn_away(connection, cascade)
             return
-        assert cascade is not None
         stage = cascade.by_name.get(hop.stage)
         if hop.stage != node.config.stage or stage is None or node.own is None:
             node.metrics.refused["wrong_stage"] += 1
@@ -197,8 +191,11 @@ class PeerPort(_Port):
             node.metrics.refused["too_late"] += 1
             _refuse(connection, 504, "The request's deadline has passed.", "deadline_exceeded")
             return
-        body = self._read(connection, request)
-        if body is not None:
+        try:
+            body = CompletionRequest(request.path, request.body)
+        except BodyError as error:
+            self._refuse_body(connection, error)
+        else:
             Exchange(
                 node,
                 connection,

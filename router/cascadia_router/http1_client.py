@@ -73,6 +73,7 @@ class Upstream:
     Attributes:
         address: ``host:port``.
         host_line: The `Host` header's line for requests to it.
+        idle: Connections whose call is complete and that can carry another, the last used last.
     """
 
     def __init__(self, address: str) -> None:
@@ -81,7 +82,7 @@ class Upstream:
         self.host = host.strip("[]")
         self.port = int(port)
         self.host_line = b"host: " + address.encode("idna" if not address.isascii() else "ascii") + b"\r\n"
-        self._idle: list[Call] = []
+        self.idle: list[Call] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._open: set[Call] = set()
 
@@ -97,7 +98,7 @@ class Upstream:
             The call, to pause, resume or abort.
         """
         oldest = monotonic() - IDLE_SECONDS
-        idle = self._idle
+        idle = self.idle
         while idle and not fresh:
             call = idle.pop()
             if call.kept_since >= oldest and call.reuse(request, sink):
@@ -123,25 +124,18 @@ class Upstream:
     def closed(self, call: Call) -> None:
         """A call's connection is gone."""
         self._open.discard(call)
-        if call in self._idle:
-            self._idle.remove(call)
-
-    def keep(self, call: Call) -> None:
-        """A call is complete and its connection can serve another."""
-        if len(self._idle) < MAX_IDLE:
-            self._idle.append(call)
-        else:
-            call.close()
+        if call in self.idle:
+            self.idle.remove(call)
 
     def sweep(self) -> None:
         """Close the connections that are too old to be used again."""
         oldest = monotonic() - IDLE_SECONDS
-        while self._idle and self._idle[0].kept_since < oldest:
-            self._idle.pop(0).close()
+        while self.idle and self.idle[0].kept_since < oldest:
+            self.idle.pop(0).close()
 
     def close(self) -> None:
         """Close all connections; calls under way are dropped without a word to their sinks."""
-        self._idle.clear()
+        self.idle.clear()
         for task in self._connecting:
             task.cancel()
         for call in list(self._open):
@@ -352,7 +346,11 @@ class Call(asyncio.Protocol):
         if self._paused:
             self.resume()
         self.kept_since = monotonic()
-        self._upstream.keep(self)
+        idle = self._upstream.idle
+        if len(idle) < MAX_IDLE:
+            idle.append(self)
+        else:
+            self.close()
 
     def _fail(self, fault: Fault) -> None:
         sink, self._sink = self._sink, None

@@ -97,7 +97,10 @@ class ServerConnection(Receiving, asyncio.Protocol):
                 end = head.end()
                 size = len(data) - end
                 if size == int(length) <= limits.body_bytes and data.count(b"\n", 0, end) <= limits.headers + 2:
-                    self._take(Request(target, data, data[end:], monotonic(), bool(traced or traced_too)))
+                    request = Request(target, data, data[end:], monotonic(), bool(traced or traced_too))
+                    self._fresh = self._no_body = False
+                    self._busy = self._chunked = True
+                    self._hand_on(request)
                     return
             self._fresh = False
         if self._refused:
@@ -135,6 +138,9 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self._keep_alive = request.keep_alive and not self._close_after
         self._chunked = request.chunked
         self._no_body = request.method == b"HEAD"
+        self._hand_on(request)
+
+    def _hand_on(self, request: Request) -> None:
         try:
             self._application.handle(self, request)
         except Exception:

@@ -30,6 +30,7 @@ class Stage:
     """One live stage of a policy, ready for use.
 
     Attributes:
+        at_once: What its answers say to requests that came to it first.
         answered: A client's request that it answered, as `Settlement.ends` names it.
         index: Place in the cascade, from 0.
         name: Stage name.
@@ -45,6 +46,7 @@ class Stage:
         "_decisions",
         "_plan",
         "answered",
+        "at_once",
         "index",
         "live",
         "name",
@@ -56,13 +58,14 @@ class Stage:
     def __init__(self, index: int, policy: StagePolicy, replicas: ReplicaTable, plan: tuple[str, int]) -> None:
         self.index = index
         self.name = policy.name
-        self.served_model = policy.served_model_name
         self.threshold = policy.threshold
+        self.served_model = policy.served_model_name
         self.targets = tuple(
             (replicas.replica(policy.name, endpoint.replica, endpoint.address), endpoint.weight)
             for endpoint in policy.endpoints
         )
         self.answered = ("client", policy.name, "answered")
+        self.at_once = DecisionText(self.name, self.threshold, (), *plan)
         self.live = self.targets
         self._plan = plan
         self._decisions: dict[tuple[str, ...], DecisionText] = {}

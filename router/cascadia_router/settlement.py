@@ -71,8 +71,8 @@ class Settlement:
         keys, arrived, first, last = zip(*ends, strict=True)
         metrics, piece = self._metrics, self._window.newest
         seconds = list(map(sub, last, arrived))
-        until_first = seconds if first == last else list(map(sub, first, arrived))
         metrics.request_seconds[port].observe_all(seconds)
+        until_first = list(map(sub, first, arrived))
         metrics.first_byte_seconds[port].observe_all(until_first)
         for key, count in Counter(keys).items():
             metrics.requests[key] += count

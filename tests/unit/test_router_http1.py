@@ -214,7 +214,7 @@ def test_any_answer_ends_once(pieces: list[bytes]) -> None:
             assert isinstance(sink.heard[0], int)
         if last == "end":
             assert len(sink.body) in {0, 5} or sink.heard[0] == 200
-        assert not upstream._idle
+        assert not upstream.idle
 
     asyncio.run(run())
 
