@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import httptools
 
 from cascadia_router.http1_head import PLAIN_ANSWER
+from cascadia_router.outbox import Outbox
 
 __all__ = ["Call", "Fault", "ResponseSink", "Upstream"]
 
@@ -155,6 +156,7 @@ class Call(asyncio.Protocol):
         "_head_bytes",
         "_head_done",
         "_headers",
+        "_outbox",
         "_parser",
         "_paused",
         "_payload",
@@ -197,7 +199,7 @@ class Call(asyncio.Protocol):
         self._sink = sink
         if self._received:
             self._start_response()
-        transport.write(request)
+        self._outbox.write(transport, request)
         return True
 
     def hand_to(self, sink: ResponseSink) -> None:
@@ -240,6 +242,7 @@ class Call(asyncio.Protocol):
         if self._sink is None:  # aborted while connecting
             self._transport.abort()
             return
+        self._outbox = Outbox.of_running_loop()
         self._upstream.opened(self)
         self._transport.write(self._payload)
         self._payload = b""

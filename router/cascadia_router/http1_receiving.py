@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 import httptools
 
 from cascadia_router.http1_request import Limits, Request
+from cascadia_router.outbox import Outbox
 
 __all__ = ["Receiving", "Refusal"]
 
@@ -42,6 +43,7 @@ class Receiving:
         "_headers_done",
         "_limits",
         "_message_bytes",
+        "_outbox",
         "_parser",
         "_queue",
         "_raw_missing",
@@ -56,6 +58,7 @@ class Receiving:
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Request | Refusal] = deque()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._outbox: Outbox = cast("Outbox", None)  # as the transport, from the connection's making on
         self._busy = False  # a request is being answered
         self._refused = False  # nothing that still arrives is read as a request
         self._close_after = False
@@ -123,7 +126,7 @@ class Receiving:
         if length is not None and int(length) > limits.body_bytes:
             self._refuse_body()
         elif not self._refused and headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _head_is_over(self, limit: int) -> bool:
         if self._message_bytes <= limit:

@@ -22,6 +22,7 @@ import httptools
 from cascadia_router.http1_head import PLAIN_POST
 from cascadia_router.http1_receiving import Receiving, Refusal
 from cascadia_router.http1_request import JSON, Application, InFlight, Limits, Request
+from cascadia_router.outbox import Outbox
 from cascadia_router.openai_errors import error_body
 
 __all__ = ["JSON", "ServerConnection"]
@@ -66,6 +67,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)
+        self._outbox = Outbox.of_running_loop()
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -157,12 +159,11 @@ class ServerConnection(Receiving, asyncio.Protocol):
             content_type: Of the body.
         """
         closing = self._connection_line() if self._application.closing or not self._keep_alive else b""
-        transport = self._transport
-        if not transport.is_closing():  # uvloop's transports refuse to write then
-            transport.write(
-                b"%scontent-type: %s\r\n%scontent-length: %d\r\n%s\r\n%s"
-                % (STATUS_LINES[status], content_type, head, len(body), closing, b"" if self._no_body else body)
-            )
+        self._outbox.write(
+            self._transport,
+            b"%scontent-type: %s\r\n%scontent-length: %d\r\n%s\r\n%s"
+            % (STATUS_LINES[status], content_type, head, len(body), closing, b"" if self._no_body else body),
+        )
         self._answered()
 
     def pass_on(self, message: bytes, body: bytes) -> None:
@@ -201,9 +202,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Send a piece of the body."""
         if self._chunked and data and not (self._head or self._no_body):
-            transport = self._transport
-            if not transport.is_closing():
-                transport.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self._outbox.write(self._transport, b"%x\r\n%s\r\n" % (len(data), data))
             return
         head, self._head = self._head, b""
         if self._no_body:
@@ -226,8 +225,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self._answered()
 
     def _write(self, data: bytes) -> None:
-        if not self._transport.is_closing():  # uvloop's transports refuse to write then
-            self._transport.write(data)
+        self._outbox.write(self._transport, data)
 
     def close_after_answer(self) -> None:
         """Close once the answer in hand is sent, whatever its head said."""
@@ -236,7 +234,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
     def break_off(self) -> None:
         """Close in the middle of the answer, after what was sent, so that it cannot pass for a whole one."""
         self.in_flight = None
-        self._transport.close()
+        self.close()
 
     def _connection_line(self) -> bytes:
         if self._application.closing:
@@ -251,10 +249,11 @@ class ServerConnection(Receiving, asyncio.Protocol):
             self._fresh = not self._refused
             return
         if self._lingering:
+            self._outbox.flush()
             if self._transport.can_write_eof():
                 self._transport.write_eof()
         elif not self._keep_alive:
-            self._transport.close()
+            self.close()
         elif self._queue:
             asyncio.get_running_loop().call_soon(self._dispatch)
         if self._paused and not self._transport.is_closing() and not self._queue:
@@ -269,6 +268,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
 
     def close(self) -> None:
         """Close once what was written is sent."""
+        self._outbox.flush()
         self._transport.close()
 
     def abort(self) -> None:

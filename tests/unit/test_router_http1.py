@@ -86,6 +86,7 @@ def serve(pieces: list[bytes]) -> tuple[Echo, Wire]:
                 if not connection._queue:
                     break
                 await asyncio.sleep(0)
+        await asyncio.sleep(0)
         connection.connection_lost(None)
         return echo, wire
 
