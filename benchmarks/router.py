@@ -132,8 +132,9 @@ def answer_bytes(logprob: float) -> bytes:
 class Bench:
     """Everything that runs, in one temporary folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.folder = folder
+        self.python = python
         self.processes: list[subprocess.Popen[str]] = []
         for name in ("load", "engine"):
             subprocess.run(["gcc", "-O2", "-o", folder / name, SOURCES / f"{name}.c"], check=True)
@@ -205,7 +206,7 @@ class Bench:
         }  # fmt: skip
         file = folder / f"{stage}.json"
         file.write_text(json.dumps(config))
-        process = self.run(cpu, sys.executable, "-m", "cascadia_router", "--config", file, log=True)
+        process = self.run(cpu, self.python, "-m", "cascadia_router", "--config", file, log=True)
         assert process.stderr is not None
         where: dict[str, str] = {}
         while where.get("event") != "listening":
@@ -265,10 +266,10 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench() -> Iterator[Bench]:
+def bench(python: str = sys.executable) -> Iterator[Bench]:
     """A bench that is cleared away."""
     with tempfile.TemporaryDirectory(prefix="router-bench-") as folder:
-        running = Bench(Path(folder))
+        running = Bench(Path(folder), python)
         try:
             yield running
         finally:
@@ -358,6 +359,7 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=0.2, help="between bursts, s")
     parser.add_argument("--only", nargs="+", choices=("accept", "escalate-30", "stream-20", "latency"))
     parser.add_argument("--sglang-router", metavar="PROGRAM", help="path to sglang-router's program")
+    parser.add_argument("--python", default=sys.executable, help="the router's interpreter")
     parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
     if shutil.which("gcc") is None or shutil.which("taskset") is None or len(CPUS) < 2:
@@ -370,7 +372,7 @@ def main() -> int:
     has_nginx = shutil.which("nginx") is not None
     if not has_nginx:
         sys.stderr.write("nginx is not installed: left out (apt-get install nginx)\n")
-    with bench() as running:
+    with bench(arguments.python) as running:
         sure, unsure = running.engine("answer"), running.engine("answer", "low-answer")
 
         def start(case: str, engine: int, *, others: bool) -> list[System]:

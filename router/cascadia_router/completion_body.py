@@ -75,7 +75,7 @@ class CompletionRequest:
         needs: What the model must be capable of, in the words of `StagePolicy.capabilities`.
     """
 
-    __slots__ = ("_head", "body", "chat", "model", "needs", "path", "stream", "wants_logprobs", "wants_usage")
+    __slots__ = ("_head", "body", "chat", "model", "needs", "path", "stream", "wants_logprobs")
 
     def __init__(self, path: bytes, body: bytes) -> None:
         """Read a request.
@@ -100,12 +100,17 @@ class CompletionRequest:
         self.body = body
         self.model = head.model
         self.stream = head.stream is True
-        logprobs, options = head.logprobs, head.stream_options
-        self.wants_logprobs = logprobs is not UNSET and logprobs is not None and logprobs is not False
-        self.wants_usage = options is not None and options.include_usage is True
+        logprobs = head.logprobs
+        self.wants_logprobs = not (logprobs is UNSET or logprobs is None or logprobs is False)
         # An underscore is in `image_url` and in `input_audio`, and one byte is found much faster than a word.
         plain = head.tools is _ABSENT and head.response_format is _ABSENT and b"_" not in bytes(content)
         self.needs = _NOTHING if plain else _needs(head)
+
+    @property
+    def wants_usage(self) -> bool:
+        """See the class."""
+        options = self._head.stream_options
+        return options is not None and options.include_usage is True
 
     @property
     def tokens(self) -> int:

@@ -160,20 +160,23 @@ class Exchange:
         if not self._route(stages):
             self._give_up()
 
-    def take_over(self, stage: Stage, own: Replica, call: Call, asked_at: float) -> EngineCall:
+    def take_over(self, stage: Stage, own: Replica, asked_at: float) -> None:
         """Begin where our engine has been asked already, in the hope of an answer good enough.
 
         Args:
             stage: The router's stage.
             own: The replica beside it; its outstanding includes this request.
-            call: What carries the call.
             asked_at: When it was asked, service s.
         """
         self._stage, self._replica, self._asked_at = stage, own, asked_at
         self._attempts = 1
         self._tried = (own,)
         self._counted = self._holds = True
-        self._call = engine_call = EngineCall(self, stage, final=False)
+
+    def carry_on(self, call: Call) -> EngineCall:
+        """Let our engine's answer, of which some is still to come, come here after `take_over`."""
+        assert self._stage is not None
+        self._call = engine_call = EngineCall(self, self._stage, final=False)
         engine_call.carry_on(call)
         return engine_call
 
@@ -248,28 +251,40 @@ class Exchange:
 
     def judge(self, answer: WholeAnswer | HeldStream) -> None:
         """The engine has answered: accept or escalate."""
+        if not self._final:
+            self.decide(answer, answer.score(self.cascade.statistic))
+            return
+        stage, now = self._stage, self.node.now()
+        assert stage is not None
+        self._release(worked=True)
+        self.node.window.slice(now).accepted += 1
+        self.node.settlement.answers.append((self._asked_at, now, answer.usage, None))
+        self._serve(answer, stage, None, "answered")
+
+    def decide(self, answer: WholeAnswer | HeldStream, score: float | None) -> None:
+        """Accept or escalate an answer with this score; None if it could not be scored."""
         stage = self._stage
         assert stage is not None
-        node, policy, now = self.node, self.cascade.policy, self.node.now()
+        node, cascade = self.node, self.cascade
+        now = node.now()
         piece = node.window.slice(now)
         self._release(worked=True)
-        score = None if self._final else answer.score(policy.scorer.statistic)
         node.settlement.answers.append((self._asked_at, now, answer.usage, score))
         reason = ""
-        if self._final:
-            pass
-        elif score is None:
+        if score is None:
             node.metrics.scorer_errors[stage.name] += 1
             piece.scorer_errors += 1
             node.budget.count(now)
+            policy = cascade.policy
             if policy.on_scorer_error == "Escalate" and node.spend_escalation(now, policy.escalation_budget):
                 reason = "scorer_error"
         else:
-            if node.window.draws(policy.sample_rate):
-                node.keep_sample(now, self.request_id, stage.name, score, answer.usage, policy.sample_rate)
+            if node.window.draws(cascade.sample_rate):
+                node.keep_sample(now, self.request_id, stage.name, score, answer.usage, cascade.sample_rate)
             if stage.threshold is not None and score < stage.threshold:
                 reason = "score"
         if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
+            piece.escalated += 1
             return
         piece.accepted += not reason
         self._serve(answer, stage, score, "fallback" if reason else "answered")
@@ -283,7 +298,6 @@ class Exchange:
             self.path = path
             return False
         assert self._stage is not None
-        self.node.window.slice(self.node.now()).escalated += 1
         self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1
         return True
 

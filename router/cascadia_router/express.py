@@ -14,7 +14,6 @@ from time import monotonic
 import msgspec
 
 from cascadia_router.balancing import Replica
-from cascadia_router.calls import EngineCall
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.exchange import Exchange
 from cascadia_router.http1_client import Fault
@@ -95,11 +94,11 @@ class Express:
         try:
             answer = WholeAnswer(body, request.wants_logprobs)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self._hand_over()[0].call_failed(Fault.MALFORMED)
+            self.response_fault(Fault.MALFORMED)
             return
         score = answer.score(cascade.statistic)
         if score is None or stage.threshold is None or score < stage.threshold:
-            self._hand_over()[0].judge(answer)
+            self._hand_over().decide(answer, score)
             return
         node, replica, settlement, window = self._node, self._replica, self._node.settlement, self._node.window
         now = monotonic() * node.scale
@@ -120,7 +119,7 @@ class Express:
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """See `ResponseSink`: the answer does not come whole."""
-        self._hand_over()[1].response_head(status, headers, length)
+        self._hand_over().carry_on(self._call).response_head(status, headers, length)
 
     def response_body(self, data: bytes) -> None:
         """See `ResponseSink`: never called, for after the head another takes the answer."""
@@ -133,28 +132,34 @@ class Express:
 
     def response_fault(self, fault: Fault) -> None:
         """See `ResponseSink`."""
-        self._hand_over()[0].call_failed(fault)
+        self._hand_over().carry_on(self._call).response_fault(fault)
 
     # -- time and the client ----------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """See `Held`."""
         if now >= self._http.arrived * self._node.scale + self._cascade.policy.request_timeout_seconds:
-            self._hand_over()[0].tick(now)
+            self._carry_on().tick(now)
 
     def client_gone(self) -> None:
         """See `InFlight`."""
-        self._hand_over()[0].client_gone()
+        self._carry_on().client_gone()
 
     def client_paused(self) -> None:
         """See `InFlight`."""
-        self._hand_over()[0].client_paused()
+        self._carry_on().client_paused()
 
     def client_resumed(self) -> None:
         """See `InFlight`."""
 
-    def _hand_over(self) -> tuple[Exchange, EngineCall]:
+    def _carry_on(self) -> Exchange:
         """Let an exchange go on from here, with the call to the engine as it is."""
+        exchange = self._hand_over()
+        exchange.carry_on(self._call)
+        return exchange
+
+    def _hand_over(self) -> Exchange:
+        """Let an exchange take this one's place."""
         policy = self._cascade.policy
         exchange = Exchange(
             self._node,
@@ -167,4 +172,5 @@ class Express:
             policy.max_escalations,
         )
         self._node.let_go(self)
-        return exchange, exchange.take_over(self._stage, self._replica, self._call, self._asked_at)
+        exchange.take_over(self._stage, self._replica, self._asked_at)
+        return exchange

@@ -30,6 +30,7 @@ __all__ = ["JSON", "ServerConnection"]
 log = logging.getLogger("cascadia.router.http")
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_SHORTEST_LINE = len(b"a:\r\n")
 _LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
 
@@ -98,7 +99,9 @@ class ServerConnection(Receiving, asyncio.Protocol):
                 target, traced, length, traced_too = head.groups()
                 end = head.end()
                 size = len(data) - end
-                if size == int(length) <= limits.body_bytes and data.count(b"\n", 0, end) <= limits.headers + 2:
+                if size == int(length) <= limits.body_bytes and (
+                    end < _SHORTEST_LINE * limits.headers or data.count(b"\n", 0, end) <= limits.headers + 2
+                ):
                     request = Request(target, data, data[end:], monotonic(), bool(traced or traced_too))
                     self._fresh = self._no_body = False
                     self._busy = self._chunked = True
