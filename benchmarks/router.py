@@ -91,7 +91,7 @@ def wait_for(port: int, path: str, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
-            if urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).status == 200:  # noqa: S310
+            if urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).status == 200:
                 return
         if time.monotonic() > end:
             raise SystemExit(f"nothing answered {path} on port {port} within {seconds:g} s")
@@ -234,7 +234,9 @@ class Bench:
             wait_for(int(each["admin"].rpartition(":")[2]), "/readyz")
         return System("router", case, int(where["client"].rpartition(":")[2]), [pid], [further])
 
-    def load(self, port: int, seconds: float, *, stream: bool = False, connections: int = CONNECTIONS) -> dict[str, float]:
+    def load(
+        self, port: int, seconds: float, *, stream: bool = False, connections: int = CONNECTIONS
+    ) -> dict[str, float]:
         """Run the closed loop."""
         request = self.folder / ("stream-request" if stream else "request")
         command = ["taskset", "-c", str(LOAD_CPU), self.folder / "load", port, connections, seconds, request]
@@ -331,9 +333,9 @@ def plot(systems: list[System], file: str) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    picture, axis = pyplot.subplots(figsize=(8, 0.5 * len(systems) + 1.5), layout="constrained")
+    picture, axis = plt.subplots(figsize=(8, 0.5 * len(systems) + 1.5), layout="constrained")
     for row, system in enumerate(sorted(systems, key=lambda each: (each.case, each.name), reverse=True)):
         axis.barh(row, statistics.median(system.costs), color="tab:blue" if system.name == "router" else "silver")
         axis.plot(system.costs, [row] * len(system.costs), "k.", markersize=3)
@@ -346,7 +348,9 @@ def find_sglang_router(given: str | None) -> str | None:
     """The program's path, or None with a word why it is left out."""
     found = shutil.which(given or "sglang-router")
     if found is None:
-        sys.stderr.write("sglang-router is not installed: left out (pip install sglang-router==0.3.2 in its own venv)\n")
+        sys.stderr.write(
+            "sglang-router is not installed: left out (pip install sglang-router==0.3.2 in its own venv)\n"
+        )
     return found
 
 
@@ -373,38 +377,52 @@ def main() -> int:
     if not has_nginx:
         sys.stderr.write("nginx is not installed: left out (apt-get install nginx)\n")
     with bench(arguments.python) as running:
-        sure, unsure = running.engine("answer"), running.engine("answer", "low-answer")
-
-        def start(case: str, engine: int, *, others: bool) -> list[System]:
-            made = [running.cascade(case, engine, sure)]
-            if others and has_nginx:
-                made.append(running.nginx(case, sure))
-            if others and sglang:
-                made.append(running.sglang_router(sglang, case, sure))
-            return made
-
-        plain = start("accept", sure, others=True)
-        if "escalate-30" in wanted:
-            plain += start("escalate-30", unsure, others=False)
-        streams = start("stream-20", sure, others=True) if "stream-20" in wanted else []
-        for system in plain + streams:
-            running.load(system.port, 0.3, stream=system.case == "stream-20")
-        if wanted & {"accept", "escalate-30"}:
-            rounds_of(running, plain, rounds, seconds, arguments.pause)
-            accept = {each.name: each for each in plain if each.case == "accept"}
-            for case in ("accept", "escalate-30"):
-                if case in wanted:
-                    report_case(case, plain, accept)
-        if streams:
-            rounds_of(running, streams, rounds, max(seconds, 1.0), arguments.pause)
-            report_case("stream-20", streams, {})
-        if "latency" in wanted:
-            latency(running, [each for each in plain if each.case == "accept"], seconds / 2, min(rounds, 4))
-        figure("router-rss", max(resident_mb(each.pids[0]) for each in plain + streams if each.name == "router"), "MB",
-               60, at_most=True)  # fmt: skip
-        if arguments.plot:
-            plot([each for each in plain + streams if each.costs], arguments.plot)
+        compare(running, wanted, rounds, seconds, arguments, sglang, has_nginx=has_nginx)
     return 0
+
+
+def compare(
+    running: Bench,
+    wanted: set[str],
+    rounds: int,
+    seconds: float,
+    arguments: argparse.Namespace,
+    sglang: str | None,
+    *,
+    has_nginx: bool,
+) -> None:
+    """Start what is compared, measure it, and print the figures."""
+    sure, unsure = running.engine("answer"), running.engine("answer", "low-answer")
+
+    def start(case: str) -> list[System]:
+        made = [running.cascade(case, sure, sure)]
+        if has_nginx:
+            made.append(running.nginx(case, sure))
+        if sglang:
+            made.append(running.sglang_router(sglang, case, sure))
+        return made
+
+    plain = start("accept")
+    if "escalate-30" in wanted:
+        plain.append(running.cascade("escalate-30", unsure, sure))
+    streams = start("stream-20") if "stream-20" in wanted else []
+    for system in plain + streams:
+        running.load(system.port, 0.3, stream=system.case == "stream-20")
+    if wanted & {"accept", "escalate-30"}:
+        rounds_of(running, plain, rounds, seconds, arguments.pause)
+        accept = {each.name: each for each in plain if each.case == "accept"}
+        for case in ("accept", "escalate-30"):
+            if case in wanted:
+                report_case(case, plain, accept)
+    if streams:
+        rounds_of(running, streams, rounds, max(seconds, 1.0), arguments.pause)
+        report_case("stream-20", streams, {})
+    if "latency" in wanted:
+        latency(running, [each for each in plain if each.case == "accept"], seconds / 2, min(rounds, 4))
+    memory = max(resident_mb(each.pids[0]) for each in plain + streams if each.name == "router")
+    figure("router-rss", memory, "MB", 60, at_most=True)
+    if arguments.plot:
+        plot([each for each in plain + streams if each.costs], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ _STAGE_MARK = b'"cascadia":{"stage":"'
 class Asker(Protocol):
     """The request that a call is made for: an `Exchange`."""
 
-    answered_by: str
+    __slots__ = ()
+
     cascade: Cascade
     deadline: float
     escalations_left: int
@@ -55,6 +56,9 @@ class Asker(Protocol):
 
     def traced_lines(self) -> bytes:
         """Header lines that go with the request."""
+
+    def is_answered_by(self, stage: str) -> None:
+        """A peer has told which stage's answer is coming."""
 
     def judge(self, answer: WholeAnswer | HeldStream) -> None:
         """The engine has answered."""
@@ -302,7 +306,7 @@ class PeerCall(_UpstreamCall):
         self._head = b"".join(b"%s: %s\r\n" % (name, headers[name]) for name in _RELAYED_HEADERS if name in headers)
         self._length = length
         if stage is not None:
-            self._exchange.answered_by = stage.decode("ascii", "replace")
+            self._exchange.is_answered_by(stage.decode("ascii", "replace"))
         else:
             self._tail = b""
 
@@ -330,7 +334,7 @@ class PeerCall(_UpstreamCall):
             mark = self._tail.rfind(_STAGE_MARK)
             if mark >= 0:
                 name = self._tail[mark + len(_STAGE_MARK) :].partition(b'"')[0]
-                exchange.answered_by = name.decode("utf-8", "replace")
+                exchange.is_answered_by(name.decode("utf-8", "replace"))
         exchange.relay_end(self._status, self._head, self._length, data)
 
     def _keep_tail(self, data: bytes) -> None:

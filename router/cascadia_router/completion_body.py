@@ -49,7 +49,7 @@ class _Head(Struct, gc=False):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream_options: _StreamOptions | None = None
-    logprobs: bool | int | None | UnsetType = UNSET
+    logprobs: bool | int | UnsetType | None = UNSET
     messages: Raw = _ABSENT
     prompt: Raw = _ABSENT
     tools: Raw = _ABSENT
@@ -161,7 +161,7 @@ class CompletionRequest:
 
 
 @lru_cache(maxsize=64)
-def model_field(served_model: str, chat: bool, scored: bool) -> bytes:  # noqa: FBT001 - a cache's key
+def model_field(served_model: str, chat: bool, scored: bool) -> bytes:
     """The field `model` of a request to an engine, and what asks for log-probabilities if they are needed."""
     extra = b"" if not scored else _EXTRA_CHAT if chat else _EXTRA_COMPLETION
     return b'"model":%s%s' % (_encoder.encode(served_model), extra)

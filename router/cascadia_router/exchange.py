@@ -7,24 +7,23 @@ The life of a request, as calls on its `Exchange`::
                          └── call_failed (another replica, then the next stage, then give up)
                        PeerCall ─► relay, relay_end: the peer's bytes as they are
 
-Who chooses a replica repeats the choice when it fails; a router that was chosen (`assigned`) answers or
-reports its failure. So one request meets at most two replicas of a stage, and at most two engines are
-lost over it.
+`routing` says how `_route` chooses. At most two engines are lost over one request. Most requests of a stage
+that may reject come here only where something is not as usual: see `express`.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from cascadia_router.balancing import Replica, least_loaded
-from cascadia_router.calls import EngineCall, PeerCall
+from cascadia_router.calls import EngineCall
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import HeldStream, StraightStream
-from cascadia_router.http1_client import Call, Fault
+from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.reply import Reply
+from cascadia_router.routing import Routed
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Exchange"]
@@ -43,49 +42,30 @@ class _Rejected(NamedTuple):
     score: float | None
 
 
-class Exchange:
+class Exchange(Routed):
     """One request in this router.
 
     Attributes:
-        request: What the client asked.
         request_id: Its id, the same on each hop.
-        cascade: The policy that governs it: the entry's.
         path: Stages whose answers were rejected, in order.
-        escalations_left: How often it may still be passed on.
         deadline: Service time (monotonic), s.
-        pinned: Whether the client asked for one stage alone.
         lost: Engines and routers that were lost while they worked on it.
         answered_by: Stage whose answer the client gets; empty until known.
     """
 
     __slots__ = (
         "_arrived",
-        "_asked_at",
-        "_assigned",
-        "_attempts",
-        "_call",
         "_connection",
-        "_counted",
-        "_final",
-        "_holds",
         "_http",
         "_last_status",
         "_lost_before",
         "_port",
         "_rejected",
-        "_replica",
         "_reply_begun",
-        "_stage",
-        "_tried",
         "answered_by",
-        "cascade",
         "deadline",
-        "escalations_left",
         "lost",
-        "node",
         "path",
-        "pinned",
-        "request",
         "request_id",
     )
 
@@ -102,32 +82,19 @@ class Exchange:
         port: Literal["client", "peer"] = "client",
         path: tuple[str, ...] = (),
         lost: int = 0,
-        pinned: bool = False,  # noqa: FBT001, FBT002 - positional: keywords would double the call's cost
+        pinned: bool = False,
     ) -> None:
-        self.node = node
+        super().__init__(node, request, cascade, escalations_left, pinned)
         self._connection = connection
         self._http = http
-        self.request = request
-        self.cascade = cascade
         self.request_id = request_id
-        self.escalations_left = escalations_left
         self._port = port
         self.path = path
         self.lost = self._lost_before = lost
-        self.pinned = pinned
         self._arrived = arrived = http.arrived * node.scale
         self.deadline = arrived + remaining
         self.answered_by = ""
-        self._assigned = False
-        self._attempts = 0
-        self._tried: tuple[Replica, ...] = ()
-        self._stage: Stage | None = None
-        self._replica: Replica | None = None
-        self._counted = False  # the replica's outstanding includes this request
-        self._call: EngineCall | PeerCall | None = None
         self._rejected: _Rejected | None = None
-        self._final = False  # the answer of our engine is accepted whatever it is
-        self._holds = False  # a stream's events are being held, here or further on
         self._last_status = 0
         self._reply_begun: Reply | None = None
         node.took_on(self)
@@ -148,7 +115,7 @@ class Exchange:
             )
         return reply
 
-    # -- choosing ---------------------------------------------------------------------------------
+    # -- beginning --------------------------------------------------------------------------------
 
     def enter(self, pinned: Stage | None) -> None:
         """Begin at the router that the client called.
@@ -159,93 +126,6 @@ class Exchange:
         stages = (pinned,) if pinned is not None else self.cascade.able_from(0, self.request)
         if not self._route(stages):
             self._give_up()
-
-    def take_over(self, stage: Stage, own: Replica, asked_at: float) -> None:
-        """Begin where our engine has been asked already, in the hope of an answer good enough.
-
-        Args:
-            stage: The router's stage.
-            own: The replica beside it; its outstanding includes this request.
-            asked_at: When it was asked, service s.
-        """
-        self._stage, self._replica, self._asked_at = stage, own, asked_at
-        self._attempts = 1
-        self._tried = (own,)
-        self._counted = self._holds = True
-
-    def carry_on(self, call: Call) -> EngineCall:
-        """Let our engine's answer, of which some is still to come, come here after `take_over`."""
-        assert self._stage is not None
-        self._call = engine_call = EngineCall(self, self._stage, final=False)
-        engine_call.carry_on(call)
-        return engine_call
-
-    def process(self, stage: Stage, own: Replica) -> None:
-        """Begin at a router that another one chose: this one's engine answers, or nobody here does."""
-        self._assigned = True
-        self._stage = stage
-        self._replica = own
-        self._ask_engine(stage, own, self.node.now())
-
-    def _route(self, stages: tuple[Stage, ...]) -> bool:
-        """Send the request to the first of these stages that has a replica to take it."""
-        for even_open in (False, True):
-            for stage in stages:
-                if self._send(stage, even_open=even_open):
-                    return True
-        return False
-
-    def _send(self, stage: Stage, *, even_open: bool) -> bool:
-        now = self.node.now()
-        replica = least_loaded(stage.live, now, exclude=self._tried, even_open=even_open)
-        if replica is None:
-            return False
-        self._attempts = self._attempts + 1 if stage is self._stage else 1
-        self._stage = stage
-        self._replica = replica
-        self._tried += (replica,)
-        self._counted = True
-        replica.outstanding += 1
-        replica.breaker.sent(now)
-        if replica.is_own:
-            self._ask_engine(stage, replica, now)
-        else:
-            self._call = PeerCall(self, stage)
-            self._call.start(replica)
-        return True
-
-    def _ask_engine(self, stage: Stage, own: Replica, now: float) -> None:
-        self._final = final = self._is_final(stage)
-        self._holds = not final
-        self._asked_at = now
-        self.node.window.slice(now).requests += 1
-        self._call = call = EngineCall(self, stage, final=final)
-        call.start(own)
-
-    def _is_final(self, stage: Stage) -> bool:
-        """Whether this stage's answer is accepted whatever it is."""
-        if self.pinned or stage.threshold is None or self.escalations_left <= 0:
-            return True
-        for later in self.cascade.able_from(stage.index + 1, self.request):  # noqa: SIM110 - three times as fast
-            if later.live:
-                return False
-        return True
-
-    def _release(self, worked: bool | None) -> None:
-        """The call is over; None: without telling whether the replica works."""
-        self._call = None
-        replica = self._replica
-        if replica is None:
-            return
-        if self._counted:
-            self._counted = False
-            replica.outstanding -= 1
-        if worked:
-            replica.breaker.succeeded()
-        elif worked is None:
-            replica.breaker.abandoned()
-        else:
-            replica.breaker.failed(self.node.now())
 
     # -- judging ----------------------------------------------------------------------------------
 
@@ -362,6 +242,10 @@ class Exchange:
     def _slow_down(self) -> None:
         if self._reply.slow and self._call is not None:
             self._call.pause()
+
+    def is_answered_by(self, stage: str) -> None:
+        """A peer has told which stage's answer is coming."""
+        self.answered_by = stage
 
     def relay_whole(self, message: bytes, body: bytes, stage: bytes) -> None:
         """A peer's 200 answer came whole: it goes on as it is, head included."""

@@ -24,9 +24,7 @@ from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Express"]
 
-_TO_ENGINE = (
-    b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
-)
+_TO_ENGINE = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
 
 
 class Express:
@@ -88,7 +86,7 @@ class Express:
 
     # -- the engine's side ------------------------------------------------------------------------
 
-    def response_whole(self, message: bytes, body: bytes) -> None:
+    def response_whole(self, message: bytes, body: bytes) -> None:  # noqa: ARG002
         """See `ResponseSink`."""
         request, stage, cascade = self._request, self._stage, self._cascade
         try:

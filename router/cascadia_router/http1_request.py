@@ -46,7 +46,18 @@ class Request:
         traced: Whether a request id or a trace context came with it.
     """
 
-    __slots__ = ("_headers", "_message", "arrived", "body", "chunked", "keep_alive", "method", "path", "query", "traced")
+    __slots__ = (
+        "_headers",
+        "_message",
+        "arrived",
+        "body",
+        "chunked",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+        "traced",
+    )
 
     def __init__(
         self,
@@ -54,7 +65,7 @@ class Request:
         message: bytes,
         body: bytes,
         arrived: float,
-        traced: bool,  # noqa: FBT001 - positional: a keyword would double the call's cost
+        traced: bool,
     ) -> None:
         """Make a POST over HTTP/1.1 whose target is its path, on a connection to be kept.
 
@@ -82,11 +93,11 @@ class Request:
     ) -> Request:
         """Any request, its headers by lower-case name."""
         path, _, query = target.partition(b"?")
-        request = cls(path, b"", body, arrived, True)  # noqa: FBT003
+        request = cls(path, b"", body, arrived, True)
         request.method = method
         request.query = query
         request.keep_alive = keep_alive
-        request._headers = headers  # noqa: SLF001 - its own class
+        request._headers = headers
         return request
 
     @property

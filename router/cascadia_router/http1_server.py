@@ -22,8 +22,8 @@ import httptools
 from cascadia_router.http1_head import PLAIN_POST
 from cascadia_router.http1_receiving import Receiving, Refusal
 from cascadia_router.http1_request import JSON, Application, InFlight, Limits, Request
-from cascadia_router.outbox import Outbox
 from cascadia_router.openai_errors import error_body
+from cascadia_router.outbox import Outbox
 
 __all__ = ["JSON", "ServerConnection"]
 

@@ -35,7 +35,6 @@ class BucketCounts:
         self.counts[bisect_left(self.edges, value)] += 1
         self.sum += value
 
-
     def observe_all(self, values: Sequence[float]) -> None:
         """Count many values."""
         counts = self.counts

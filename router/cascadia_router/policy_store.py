@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from cascadia_api.policy import RouterPolicy, StagePolicy, decode_policy
-from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.balancing import ReplicaTable
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.decision import DecisionText, header_text
 from cascadia_router.json_log import fields

@@ -49,7 +49,7 @@ class WholeAnswer:
 
     __slots__ = ("_answer", "_document", "_stripped", "_values", "_wants_logprobs", "usage")
 
-    def __init__(self, document: bytes, wants_logprobs: bool) -> None:  # noqa: FBT001 - a keyword costs
+    def __init__(self, document: bytes, wants_logprobs: bool) -> None:
         """Read the answer.
 
         Args:
