@@ -1,289 +1,429 @@
-"""CPU that the router spends on a request: `python benchmarks/router.py [--seconds S] [--rounds N]`.
+"""CPU that the router spends on a request, against nginx and sglang-router: `python benchmarks/router.py`.
 
-A canned engine and a closed-loop client, each a process of its own, around one router process (two for
-escalations); all pinned so that the router has a core to itself. The figure is the router's own CPU
-time, user and system, over the requests answered, the median of the rounds. One JSON line a figure.
+A mock engine and a closed-loop load generator in C (`router_load/`, built with gcc at run time) share one
+core; the system under test has another to itself. The figure is the process's own CPU time, user and
+system, over the requests answered. Rounds measure every system one after the other in a new order; what
+counts is the median of the ratios within a round, since the machine's speed changes between rounds. A
+round in which nginx is more than 20 % off its best is measured again.
+
+One JSON line a figure. What is not installed (nginx, sglang-router) is left out and said so.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
-import multiprocessing
 import os
+import random
+import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-import uvloop
-
+CPUS = sorted(os.sched_getaffinity(0))
+LOAD_CPU, ROUTER_CPU = CPUS[0], CPUS[-1]
 CONNECTIONS = 64
-LAST_CPU = max(os.sched_getaffinity(0))
-TICK = os.sysconf("SC_CLK_TCK")
-PROMPT = "x" * 900
+OFF_BEST = 1.2
+"""Most by which nginx's cost may exceed its best in a round that counts."""
+SOURCES = Path(__file__).with_name("router_load")
+BARS: dict[tuple[str, str], float] = {
+    ("accept", "nginx"): 0.45,
+    ("escalate-30", "nginx"): 0.38,
+    ("stream-20", "nginx"): 0.6,
+    ("accept", "sglang-router"): 3.5,
+    ("escalate-30", "sglang-router"): 3.0,
+    ("stream-20", "sglang-router"): 1.1,
+}
+"""Least speed of the router (requests per second of CPU) as a multiple of the other's."""
 
 
-def canned_answer(logprob: float) -> bytes:
-    """A chat completion of about 1.9 KB with 20 log-probabilities."""
-    tokens = [{"token": f" tok{k}", "bytes": [32, 116, 111], "logprob": logprob, "top_logprobs": []} for k in range(20)]
-    message = {"role": "assistant", "content": "a word and another " * 5}
-    body = {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": message, "logprobs": {"content": tokens}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 300, "completion_tokens": 20, "total_tokens": 320},
-    }  # fmt: skip
-    payload = json.dumps(body, separators=(",", ":")).encode()
-    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-        len(payload),
-        payload,
-    )
+@dataclass
+class System:
+    """One system under test, running.
+
+    Attributes:
+        name: What it is.
+        case: What is asked of it: `accept`, `escalate-30` or `stream-20`.
+        port: Where it listens.
+        pids: Processes whose CPU counts.
+        further: Processes whose CPU is told apart (the next stage's router).
+        costs: CPU µs a request, by round; `chain` with the further processes'.
+    """
+
+    name: str
+    case: str
+    port: int
+    pids: list[int]
+    further: list[int] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    chain: list[float] = field(default_factory=list)
 
 
-class Engine(asyncio.Protocol):
-    """Answers at once. A share `low` of its answers has a low score; streams are 20 chunks 10 ms apart."""
-
-    answered = 0
-    low = 0.0
-    high_answer, low_answer = canned_answer(-0.05), canned_answer(-2.0)
-    chunk_event = (
-        b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
-        b'"choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}\n\n'
-    )
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
-        self.transport = cast("asyncio.Transport", transport)
-        self.buffer = b""
-
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        self.buffer += data
-        head, separator, body = self.buffer.partition(b"\r\n\r\n")
-        if not separator or (head.startswith(b"POST") and not body.endswith(b"}")):
-            return
-        self.buffer = b""
-        if head.startswith(b"GET"):
-            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-        elif b'"stream":true' in body or b'"stream": true' in body:
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-            )
-            self.stream(20)
-        else:
-            Engine.answered += 1
-            is_low = Engine.answered % 10 < Engine.low * 10
-            self.transport.write(self.low_answer if is_low else self.high_answer)
-
-    def stream(self, left: int) -> None:
-        """Send an event and schedule the next; after the last, end."""
-        if self.transport.is_closing():
-            return
-        event = self.chunk_event if left else b"data: [DONE]\n\n"
-        self.transport.write(b"%x\r\n%s\r\n" % (len(event), event) + (b"" if left else b"0\r\n\r\n"))
-        if left:
-            asyncio.get_running_loop().call_later(0.01, self.stream, left - 1)
-
-
-def run_engine(low: float, pipe: object) -> None:
-    os.sched_setaffinity(0, {0})
-    Engine.low = low
-
-    async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", 0)
-        pipe.send(server.sockets[0].getsockname()[1])  # type: ignore[attr-defined]
-        await server.serve_forever()
-
-    uvloop.run(serve())
-
-
-class Client(asyncio.Protocol):
-    """One connection of the closed loop."""
-
-    done = 0
-    bad = 0
-
-    def __init__(self, request: bytes, *, stream: bool) -> None:
-        self.request = request
-        self.stream = stream
-        self.buffer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        self.buffer += data
-        if self.stream:
-            complete = self.buffer.endswith(b"0\r\n\r\n")
-        else:
-            head, separator, body = self.buffer.partition(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) if separator else 0
-            complete = bool(separator) and len(body) >= length
-        if complete:
-            Client.done += 1
-            Client.bad += not self.buffer.startswith(b"HTTP/1.1 200")
-            self.buffer = b""
-            self.transport.write(self.request)
-
-
-async def load(port: int, seconds: float, pid: int, *, stream: bool) -> tuple[float, float]:
-    """Run the closed loop; return the router's CPU µs per request and the requests per second."""
-    body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": PROMPT}], "stream": stream}).encode()
-    request = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nuser-agent: bench\r\naccept: */*\r\n"
-        b"authorization: Bearer none\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-        % (len(body), body)
-    )
-    loop = asyncio.get_running_loop()
-    connections = [
-        await loop.create_connection(lambda: Client(request, stream=stream), "127.0.0.1", port)
-        for _ in range(CONNECTIONS)
-    ]
-    await asyncio.sleep(min(1.0, seconds / 2))
-    cpu, done, start = cpu_seconds(pid), Client.done, time.monotonic()
-    await asyncio.sleep(seconds)
-    cpu, done, took = cpu_seconds(pid) - cpu, Client.done - done, time.monotonic() - start
-    for transport, _ in connections:
-        transport.abort()
-    if Client.bad or not done:
-        raise SystemExit(f"{Client.bad} answers of {Client.done} were not 200")
-    return cpu / done * 1e6, done / took
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time of processes with all their threads, to the nanosecond: see clock_getcpuclockid(3)."""
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 
 def resident_mb(pid: int) -> float:
+    """Resident memory, MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def start_router(folder: Path, stage: str, engine: int) -> tuple[subprocess.Popen[str], dict[str, str]]:
-    config = {
-        "stage": stage, "replica": f"{stage}-0", "engine": f"127.0.0.1:{engine}", "client": "127.0.0.1:0",
-        "peers": "127.0.0.1:0", "admin": "127.0.0.1:0", "policyFile": str(folder / "policy.json"),
-        "peerSecretFile": str(folder / "secret"),
-    }  # fmt: skip
-    file = folder / f"{stage}.json"
-    file.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "cascadia_router", "--config", str(file)]
-    router = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert router.stderr is not None
-    where: dict[str, str] = {}
-    while where.get("event") != "listening":
-        where = json.loads(router.stderr.readline())
-    os.sched_setaffinity(router.pid, {LAST_CPU if stage == "small" else 0})
-    return router, where
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def write_policy(folder: Path, small: str, large: str, threshold: float | None) -> None:
-    stages = [
-        {
-            "name": "small",
-            "servedModelName": "m",
-            "threshold": threshold,
-            "endpoints": [{"replica": "small-0", "address": small}],
-        }
+def wait_for(port: int, path: str, seconds: float = 30.0) -> None:
+    """Wait until a GET is answered with 200."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).status == 200:
+                return
+        if time.monotonic() > end:
+            raise SystemExit(f"nothing answered {path} on port {port} within {seconds:g} s")
+        time.sleep(0.1)
+
+
+def request_bytes(*, stream: bool) -> bytes:
+    """A chat completion of about 1 KB; the load generator numbers the mark."""
+    messages = [{"role": "user", "content": "x" * 760}]
+    fields = {"model": "chat", "messages": messages, "max_tokens": 100, "user": "@" * 8, "stream": stream}
+    body = json.dumps(fields, separators=(",", ":")).encode()
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n"
+        b"Authorization: Bearer sk-none\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(body), body)
+    )
+
+
+def answer_bytes(logprob: float) -> bytes:
+    """A chat completion of about 2 KB with 20 log-probabilities, as an engine writes it."""
+    tokens = [
+        {"token": f" tok{k}", "bytes": [32, 116, 111], "logprob": logprob - k / 1000, "top_logprobs": []}
+        for k in range(20)
     ]
-    if threshold is not None:
-        stages.append(
-            {
-                "name": "large",
-                "servedModelName": "m",
-                "threshold": None,
-                "endpoints": [{"replica": "large-0", "address": large}],
-            }
-        )
-    policy = {"cascade": "chat", "policyRevision": 1, "planId": "bench", "stages": stages}
-    (folder / "policy.new").write_text(json.dumps(policy))
-    (folder / "policy.new").rename(folder / "policy.json")
+    message = {"role": "assistant", "content": "a word and another " * 5}
+    fields = {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "message": message, "logprobs": {"content": tokens}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 300, "completion_tokens": 20, "total_tokens": 320},
+    }  # fmt: skip
+    body = json.dumps(fields, separators=(",", ":")).encode()
+    return (
+        b"HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\ncontent-length: %d\r\n"
+        b"content-type: application/json\r\n\r\n%s" % (len(body), body)
+    )
 
 
-def measure(low: float, threshold: float | None, seconds: float, *, stream: bool = False) -> tuple[float, float, float]:
-    engines, ports = [], []
-    for share in (low, 0.0):
-        here, there = multiprocessing.Pipe()
-        process = multiprocessing.get_context("fork").Process(target=run_engine, args=(share, there), daemon=True)
-        process.start()
-        engines.append(process)
-        ports.append(here.recv())
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+class Bench:
+    """Everything that runs, in one temporary folder."""
+
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
+        self.folder = folder
+        self.python = python
+        self.processes: list[subprocess.Popen[str]] = []
+        for name in ("load", "engine"):
+            subprocess.run(["gcc", "-O2", "-o", folder / name, SOURCES / f"{name}.c"], check=True)
+        for name, data in (
+            ("request", request_bytes(stream=False)),
+            ("stream-request", request_bytes(stream=True)),
+            ("answer", answer_bytes(-0.05)),
+            ("low-answer", answer_bytes(-2.0)),
+        ):
+            (folder / name).write_bytes(data)
+
+    def run(self, cpu: int, *command: object, log: bool = False) -> subprocess.Popen[str]:
+        """Start a process on one core."""
+        out = subprocess.PIPE if log else subprocess.DEVNULL
+        words = ["taskset", "-c", str(cpu), *map(str, command)]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=out, text=True, start_new_session=True)
+        self.processes.append(process)
+        return process
+
+    def engine(self, *answers: str) -> int:
+        """Start a mock engine; return its port."""
+        port = free_port()
+        self.run(LOAD_CPU, self.folder / "engine", port, *(self.folder / name for name in answers))
+        wait_for(port, "/health")
+        return port
+
+    def nginx(self, case: str, engine: int) -> System:
+        """Start nginx as a plain proxy with kept connections."""
+        port, home = free_port(), self.folder / f"nginx-{case}"
+        home.mkdir()
+        buffering = "off" if case.startswith("stream") else "on"
+        (home / "nginx.conf").write_text(f"""
+            daemon off; worker_processes 1; pid {home}/pid; error_log stderr crit;
+            events {{ worker_connections 4096; }}
+            http {{
+                access_log off; client_body_temp_path {home}; proxy_temp_path {home};
+                fastcgi_temp_path {home}; uwsgi_temp_path {home}; scgi_temp_path {home};
+                keepalive_requests 1000000000; client_body_buffer_size 16k;
+                upstream engine {{ server 127.0.0.1:{engine}; keepalive 128; keepalive_requests 1000000000; }}
+                server {{
+                    listen 127.0.0.1:{port};
+                    location / {{
+                        proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
+                        proxy_buffering {buffering};
+                    }}
+                }}
+            }}""")
+        master = self.run(ROUTER_CPU, shutil.which("nginx") or "nginx", "-p", home, "-c", home / "nginx.conf")
+        wait_for(port, "/health")
+        workers = Path(f"/proc/{master.pid}/task/{master.pid}/children").read_text().split()
+        return System("nginx", case, port, [int(pid) for pid in workers])
+
+    def sglang_router(self, program: str, case: str, engine: int) -> System:
+        """Start sglang-router in front of one worker."""
+        port = free_port()
+        process = self.run(
+            ROUTER_CPU, program, "launch", "--host", "127.0.0.1", "--port", port, "--policy", "round_robin",
+            "--worker-urls", f"http://127.0.0.1:{engine}", "--prometheus-port", free_port(), "--log-level", "error",
+        )  # fmt: skip
+        wait_for(port, "/health")
+        return System("sglang-router", case, port, [process.pid])
+
+    def router(self, stage: str, engine: int, cpu: int, folder: Path) -> tuple[int, dict[str, str]]:
+        """Start one router of a cascade; return its process id and where it listens."""
+        config = {
+            "stage": stage, "replica": f"{stage}-0", "engine": f"127.0.0.1:{engine}", "client": "127.0.0.1:0",
+            "peers": "127.0.0.1:0", "admin": "127.0.0.1:0", "policyFile": str(folder / "policy.json"),
+            "peerSecretFile": str(folder / "secret"),
+        }  # fmt: skip
+        file = folder / f"{stage}.json"
+        file.write_text(json.dumps(config))
+        process = self.run(cpu, self.python, "-m", "cascadia_router", "--config", file, log=True)
+        assert process.stderr is not None
+        where: dict[str, str] = {}
+        while where.get("event") != "listening":
+            where = json.loads(process.stderr.readline())
+        return process.pid, where
+
+    def cascade(self, case: str, engine: int, next_engine: int) -> System:
+        """Start a cascade of two stages with a router each; only a stream's is a last stage alone."""
+        folder = self.folder / f"cascade-{case}"
+        folder.mkdir()
         (folder / "secret").write_text("s" * 32)
-        routers = [start_router(folder, stage, port) for stage, port in zip(("small", "large"), ports, strict=True)]
-        write_policy(folder, routers[0][1]["peers"], routers[1][1]["peers"], threshold)
-        time.sleep(1.5)  # for the policy file's poll and the engine's first probe
+        pid, where = self.router("small", engine, ROUTER_CPU, folder)
+        further, there = self.router("large", next_engine, LOAD_CPU, folder)
+        stages = [
+            {"name": name, "servedModelName": "m", "threshold": threshold,
+             "endpoints": [{"replica": f"{name}-0", "address": address}]}
+            for name, threshold, address in (("small", 0.5, where["peers"]), ("large", None, there["peers"]))
+        ]  # fmt: skip
+        if case == "stream-20":
+            stages = [stages[0] | {"threshold": None}]
+        policy = {"cascade": "chat", "policyRevision": 1, "planId": "plan-0123456789ab", "stages": stages}
+        (folder / "policy.new").write_text(json.dumps(policy))
+        (folder / "policy.new").rename(folder / "policy.json")
+        for each in (where, there):
+            wait_for(int(each["admin"].rpartition(":")[2]), "/readyz")
+        return System("router", case, int(where["client"].rpartition(":")[2]), [pid], [further])
+
+    def load(
+        self, port: int, seconds: float, *, stream: bool = False, connections: int = CONNECTIONS
+    ) -> dict[str, float]:
+        """Run the closed loop."""
+        request = self.folder / ("stream-request" if stream else "request")
+        command = ["taskset", "-c", str(LOAD_CPU), self.folder / "load", port, connections, seconds, request]
+        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+        result: dict[str, float] = json.loads(done.stdout)
+        if result["bad"] or result["lost"] or not result["answers"]:
+            raise SystemExit(f"port {port}: not every answer was 200: {result}")
+        return result
+
+    def measure(self, system: System, seconds: float) -> None:
+        """One burst of load."""
+        before, further = cpu_seconds(system.pids), cpu_seconds(system.further)
+        answers = self.load(system.port, seconds, stream=system.case == "stream-20")["answers"]
+        spent = cpu_seconds(system.pids) - before
+        system.costs.append(spent / answers * 1e6)
+        system.chain.append((spent + cpu_seconds(system.further) - further) / answers * 1e6)
+
+    def stop(self) -> None:
+        """End what was started."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+
+
+@contextlib.contextmanager
+def bench(python: str = sys.executable) -> Iterator[Bench]:
+    """A bench that is cleared away."""
+    with tempfile.TemporaryDirectory(prefix="router-bench-") as folder:
+        running = Bench(Path(folder), python)
         try:
-            os.sched_setaffinity(0, {0})
-            router, where = routers[0]
-            cost, rate = uvloop.run(load(int(where["client"].rpartition(":")[2]), seconds, router.pid, stream=stream))
-            return cost, rate, resident_mb(router.pid)
+            yield running
         finally:
-            for router, _ in routers:
-                router.kill()
-                router.communicate()
-            for process in engines:
-                process.kill()
-                process.join()
+            running.stop()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("accept", "escalate-30", "stream-20"))
-    arguments = parser.parse_args()
-    cases = {
-        "accept": {"low": 0.0, "threshold": 0.5},
-        "escalate-30": {"low": 0.3, "threshold": 0.5},
-        "stream-20": {"low": 0.0, "threshold": None, "stream": True},
-    }
-    for name, case in cases.items():
-        if arguments.only not in {None, name}:
+def figure(name: str, value: float, unit: str, bar: float | None = None, *, at_most: bool = False) -> None:
+    """Print one figure."""
+    holds = None if bar is None else value <= bar if at_most else value >= bar
+    print(json.dumps({"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": holds}), flush=True)
+
+
+def rounds_of(running: Bench, systems: list[System], rounds: int, seconds: float, pause: float) -> None:
+    """Measure all systems, round by round; leave the rounds that count in their `costs`."""
+    reference = next((each for each in systems if each.name == "nginx"), None)
+    for _ in range(3 * rounds):
+        for system in random.sample(systems, len(systems)):
+            running.measure(system, seconds)
+            time.sleep(pause)
+        costs = reference.costs if reference else systems[0].costs
+        good = [k for k, cost in enumerate(costs) if not reference or cost <= OFF_BEST * min(costs)]
+        if len(good) >= rounds:
+            break
+    for system in systems:
+        system.costs = [system.costs[k] for k in good]
+        system.chain = [system.chain[k] for k in good]
+
+
+def report_case(case: str, systems: list[System], accept: dict[str, System]) -> None:
+    """Print a case's figures; an escalation is compared with the others' accept, which is all that they do."""
+    ours = next(each for each in systems if each.name == "router" and each.case == case)
+    figure(f"router-{case}-cpu", statistics.median(ours.costs), "us/request")
+    if case == "escalate-30":
+        figure(f"router-{case}-cpu-both-routers", statistics.median(ours.chain), "us/request")
+    for name in ("nginx", "sglang-router"):
+        other = next((each for each in systems if (each.name, each.case) == (name, case)), accept.get(name))
+        if other is None:
             continue
-        rounds = []
-        for _ in range(arguments.rounds):
-            Client.done = Client.bad = 0
-            rounds.append(measure(seconds=arguments.seconds, **case))  # type: ignore[arg-type]
-        cost, rate, memory = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(
-            json.dumps(
-                {
-                    "name": f"router-{name}-cpu",
-                    "value": round(cost, 1),
-                    "unit": "us/request",
-                    "bar": None,
-                    "holds": None,
-                }
-            )
+        if other.case == case:
+            figure(f"{name}-{case}-cpu", statistics.median(other.costs), "us/request")
+        ratios = [theirs / mine for theirs, mine in zip(other.costs, ours.costs, strict=True)]
+        figure(f"router-{case}-vs-{name}", statistics.median(ratios), "x", BARS[case, name])
+
+
+def latency(running: Bench, systems: list[System], seconds: float, rounds: int) -> None:
+    """Print the median latency at one connection, where nothing queues."""
+    seen: dict[str, list[float]] = {each.name: [] for each in systems}
+    for _ in range(rounds):
+        for system in systems:
+            seen[system.name].append(running.load(system.port, seconds, connections=1)["p50Us"])
+    medians = {name: statistics.median(values) for name, values in seen.items()}
+    for name, value in medians.items():
+        bar = medians["nginx"] + 500 if name == "router" and "nginx" in medians else None
+        figure(f"{name}-one-connection-p50", value, "us", bar, at_most=True)
+
+
+def plot(systems: list[System], file: str) -> None:
+    """Draw the CPU cost of every system, each round a dot."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    picture, axis = plt.subplots(figsize=(8, 0.5 * len(systems) + 1.5), layout="constrained")
+    for row, system in enumerate(sorted(systems, key=lambda each: (each.case, each.name), reverse=True)):
+        axis.barh(row, statistics.median(system.costs), color="tab:blue" if system.name == "router" else "silver")
+        axis.plot(system.costs, [row] * len(system.costs), "k.", markersize=3)
+        axis.text(0, row, f" {system.name}, {system.case}", va="center")
+    axis.set(xlabel="CPU µs per request (bar: median, dots: rounds)", yticks=[], xscale="symlog", xlim=(0, None))
+    picture.savefig(file)
+
+
+def find_sglang_router(given: str | None) -> str | None:
+    """The program's path, or None with a word why it is left out."""
+    found = shutil.which(given or "sglang-router")
+    if found is None:
+        sys.stderr.write(
+            "sglang-router is not installed: left out (pip install sglang-router==0.3.2 in its own venv)\n"
         )
-        print(
-            json.dumps(
-                {"name": f"router-{name}-rate", "value": round(rate), "unit": "requests/s", "bar": None, "holds": None}
-            )
-        )
-        print(
-            json.dumps(
-                {
-                    "name": f"router-{name}-memory",
-                    "value": round(memory, 1),
-                    "unit": "MB",
-                    "bar": 60,
-                    "holds": memory <= 60,
-                }
-            ),
-            flush=True,
-        )
+    return found
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, help="of each burst of load")
+    parser.add_argument("--pause", type=float, default=0.2, help="between bursts, s")
+    parser.add_argument("--only", nargs="+", choices=("accept", "escalate-30", "stream-20", "latency"))
+    parser.add_argument("--sglang-router", metavar="PROGRAM", help="path to sglang-router's program")
+    parser.add_argument("--python", default=sys.executable, help="the router's interpreter")
+    parser.add_argument("--plot", metavar="FILE.png")
+    arguments = parser.parse_args()
+    if shutil.which("gcc") is None or shutil.which("taskset") is None or len(CPUS) < 2:
+        sys.stderr.write("gcc, taskset (util-linux) and two cores are needed: nothing was measured\n")
+        return 1
+    rounds = arguments.rounds or (3 if arguments.quick else 8)
+    seconds = arguments.seconds or (0.7 if arguments.quick else 1.5)
+    wanted = set(arguments.only or ("accept", "escalate-30", "stream-20", "latency"))
+    sglang = find_sglang_router(arguments.sglang_router)
+    has_nginx = shutil.which("nginx") is not None
+    if not has_nginx:
+        sys.stderr.write("nginx is not installed: left out (apt-get install nginx)\n")
+    with bench(arguments.python) as running:
+        compare(running, wanted, rounds, seconds, arguments, sglang, has_nginx=has_nginx)
+    return 0
+
+
+def compare(
+    running: Bench,
+    wanted: set[str],
+    rounds: int,
+    seconds: float,
+    arguments: argparse.Namespace,
+    sglang: str | None,
+    *,
+    has_nginx: bool,
+) -> None:
+    """Start what is compared, measure it, and print the figures."""
+    sure, unsure = running.engine("answer"), running.engine("answer", "low-answer")
+
+    def start(case: str) -> list[System]:
+        made = [running.cascade(case, sure, sure)]
+        if has_nginx:
+            made.append(running.nginx(case, sure))
+        if sglang:
+            made.append(running.sglang_router(sglang, case, sure))
+        return made
+
+    plain = start("accept")
+    if "escalate-30" in wanted:
+        plain.append(running.cascade("escalate-30", unsure, sure))
+    streams = start("stream-20") if "stream-20" in wanted else []
+    for system in plain + streams:
+        running.load(system.port, 0.3, stream=system.case == "stream-20")
+    if wanted & {"accept", "escalate-30"}:
+        rounds_of(running, plain, rounds, seconds, arguments.pause)
+        accept = {each.name: each for each in plain if each.case == "accept"}
+        for case in ("accept", "escalate-30"):
+            if case in wanted:
+                report_case(case, plain, accept)
+    if streams:
+        rounds_of(running, streams, rounds, max(seconds, 1.0), arguments.pause)
+        report_case("stream-20", streams, {})
+    if "latency" in wanted:
+        latency(running, [each for each in plain if each.case == "accept"], seconds / 2, min(rounds, 4))
+    memory = max(resident_mb(each.pids[0]) for each in plain + streams if each.name == "router")
+    figure("router-rss", memory, "MB", 60, at_most=True)
+    if arguments.plot:
+        plot([each for each in plain + streams if each.costs], arguments.plot)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -10,8 +10,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from cascadia_router.engine_probe import EngineProbe
-from cascadia_router.http1_request import Request
-from cascadia_router.http1_server import ServerConnection
+from cascadia_router.http1_request import Answering, Request
 from cascadia_router.metrics import exposition
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
@@ -34,7 +33,7 @@ class AdminPort:
         self._probe = probe
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def handle(self, connection: ServerConnection, request: Request) -> None:
+    def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         path = request.path
         if request.method != b"GET" and (path, request.method) != (b"/drain", b"POST"):
@@ -79,12 +78,13 @@ class AdminPort:
             return "no policy yet"
         if node.own is not None:
             return "" if node.own.ready else "the engine is not ready"
-        if not any(node.policies.targets(stage) for stage in cascade.stages):
+        if not any(stage.live for stage in cascade.stages):
             return "no stage has a replica"
         return ""
 
     def _metrics(self) -> bytes:
         node = self.node
+        node.settlement.settle()
         cascade = node.policies.current
         now = node.now()
         return exposition(
@@ -101,7 +101,7 @@ class AdminPort:
             ],
         )
 
-    def _report(self, connection: ServerConnection, request: Request) -> None:
+    def _report(self, connection: Answering, request: Request) -> None:
         asked = _number(request.query, "windowSeconds", 60.0)
         if asked is None:
             message = "windowSeconds must be a number of seconds > 0."
@@ -138,7 +138,7 @@ class AdminPort:
             }
         )
 
-    async def _drain(self, connection: ServerConnection, request: Request) -> None:
+    async def _drain(self, connection: Answering, request: Request) -> None:
         """Become unready, and answer when no request is in flight any more.
 
         `?quietSeconds=5` waits until none has been in flight for that long, service s: requests still
@@ -155,7 +155,7 @@ class AdminPort:
         else:
             connection.respond(503, b"%d requests are still in flight\n" % len(node.exchanges), content_type=_TEXT)
 
-    async def _engine(self, connection: ServerConnection, path: bytes) -> None:
+    async def _engine(self, connection: Answering, path: bytes) -> None:
         probe = self._probe
         if probe is None:
             connection.respond(404, b"this router has no engine\n", content_type=_TEXT)

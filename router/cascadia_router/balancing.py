@@ -7,7 +7,7 @@ forgets neither.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from cascadia_router.http1_client import Upstream
 
@@ -52,9 +52,10 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A request was answered: close."""
-        self.failures = 0
-        self.open_until = 0.0
-        self._ejections = 0
+        if self.failures:
+            self.failures = 0
+            self.open_until = 0.0
+            self._ejections = 0
         self._trial_since = None
 
     def failed(self, now: float) -> None:
@@ -131,7 +132,7 @@ def least_loaded(
     targets: Sequence[tuple[Replica, float]],
     now: float,
     *,
-    exclude: Iterable[Replica] = (),
+    exclude: Collection[Replica] = (),
     even_open: bool = False,
 ) -> Replica | None:
     """Return the replica with the least outstanding ÷ weight, or None.
@@ -144,6 +145,11 @@ def least_loaded(
         exclude: Replicas that this request has tried already.
         even_open: Whether to take a replica although its breaker is open or its engine not ready.
     """
+    if len(targets) == 1:
+        replica, _ = targets[0]
+        if replica in exclude or not (even_open or (replica.ready and replica.breaker.allows(now))):
+            return None
+        return replica
     best: Replica | None = None
     best_key = (0.0, True, 0.0)
     for replica, weight in targets:

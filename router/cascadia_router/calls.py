@@ -5,23 +5,23 @@ Each takes an answer as it arrives and tells its exchange what became of it.
 
 from __future__ import annotations
 
+import re
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Protocol
 
 import msgspec
 
 from cascadia_router.balancing import Replica
-from cascadia_router.completion_body import Answer, Usage, read_answer, strip_logprobs, with_field
+from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import HeldStream, StraightStream
 from cascadia_router.http1_client import Call, Fault
-from cascadia_router.policy_store import Stage
-from cascadia_router.scoring import TokenTally, score_of
+from cascadia_router.http1_head import header_fields
+from cascadia_router.node import Node
+from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.signing import Hop, sign
+from cascadia_router.whole_answer import WholeAnswer
 
-if TYPE_CHECKING:
-    from cascadia_router.exchange import Exchange
-
-__all__ = ["EngineCall", "PeerCall", "WholeAnswer"]
+__all__ = ["Asker", "EngineCall", "PeerCall"]
 
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Largest answer that is held whole; a larger one is a fault of the engine."""
@@ -35,106 +35,72 @@ _RELAYED_HEADERS = (
     b"x-cascadia-plan",
     b"x-request-id",
 )
+_STAGE_LINE = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
 _STAGE_MARK = b'"cascadia":{"stage":"'
 
 
-class WholeAnswer:
-    """An answer that came in one piece, held until it is judged.
+class Asker(Protocol):
+    """The request that a call is made for: an `Exchange`."""
 
-    Attributes:
-        usage: The engine's count of tokens.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_answer", "_document", "_wants_logprobs", "usage")
+    cascade: Cascade
+    deadline: float
+    escalations_left: int
+    lost: int
+    node: Node
+    path: tuple[str, ...]
+    pinned: bool
+    request: CompletionRequest
+    request_id: str
 
-    def __init__(self, document: bytes, *, wants_logprobs: bool) -> None:
-        """Read the answer.
+    def traced_lines(self) -> bytes:
+        """Header lines that go with the request."""
 
-        Raises:
-            msgspec.DecodeError: It is not an answer.
-        """
-        self._document = document
-        self._answer: Answer = read_answer(document)
-        self._wants_logprobs = wants_logprobs
-        if not self._answer.choices:
-            raise msgspec.ValidationError("the answer has no choices")
-        self.usage: Usage | None = self._answer.usage
+    def is_answered_by(self, stage: str) -> None:
+        """A peer has told which stage's answer is coming."""
 
-    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score of the answer; None if it cannot be scored."""
-        tallies = []
-        for choice in self._answer.choices:
-            tally = TokenTally()
-            try:
-                tally.add(choice.logprobs)
-            except msgspec.DecodeError:
-                return None
-            tallies.append(tally)
-        return score_of(tallies, statistic)
+    def judge(self, answer: WholeAnswer | HeldStream) -> None:
+        """The engine has answered."""
 
-    def replay(self, decision: bytes) -> bytes:
-        """The body to send, decision included."""
-        document = self._document if self._wants_logprobs else strip_logprobs(self._document, self._answer)
-        return with_field(document, b"cascadia", decision)
+    def relay_events(self, data: bytes) -> None:
+        """Events of the engine's stream are to go on."""
+
+    def straight_stream_ended(self, stream: StraightStream) -> None:
+        """The engine's stream is complete as far as HTTP goes."""
+
+    def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
+        """The engine found the request wrong (4xx)."""
+
+    def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
+        """Bytes of a peer's answer are to go on."""
+
+    def relay_whole(self, message: bytes, body: bytes, stage: bytes) -> None:
+        """A peer's whole 200 answer of a stage is to go on."""
+
+    def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
+        """A peer's answer is complete."""
+
+    def call_failed(self, fault: Fault, *, status: int = 0, lost: int = 0) -> None:
+        """The call failed."""
 
 
-class EngineCall:
-    """A call to the engine beside this router.
+class _UpstreamCall:
+    """What both calls have in common: the connection that carries them."""
 
-    Args:
-        exchange: The request.
-        stage: The router's own stage, by the policy that governs the request.
-        final: Whether the answer is accepted whatever it is: it then needs no score, and a stream
-            goes straight through.
-    """
+    __slots__ = ("_call", "_exchange", "_parts", "_status")
 
-    __slots__ = (
-        "_body",
-        "_call",
-        "_content_type",
-        "_decision",
-        "_exchange",
-        "_final",
-        "_parts",
-        "_size",
-        "_status",
-        "_stream",
-    )
-
-    def __init__(self, exchange: Exchange, stage: Stage, *, final: bool) -> None:
+    def __init__(self, exchange: Asker) -> None:
         self._exchange = exchange
-        self._final = final
-        self._body = exchange.request.for_engine(stage.served_model, score=not final)
         self._call: Call | None = None
-        self._restart()
-
-    def _restart(self) -> None:
-        self._status = 0
-        self._content_type = b""
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._stream: HeldStream | StraightStream | None = None
-        self._decision = b""
-
-    def start(self, replica: Replica, *, fresh: bool = False) -> None:
-        """Send the request."""
-        self._restart()
-        exchange = self._exchange
-        head = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n" % (
-            exchange.request.path,
-            replica.upstream.host_line,
-            len(self._body),
-            exchange.traced_lines(),
-        )
-        self._call = replica.upstream.send(head + self._body, self, fresh=fresh)
 
     @property
     def reused(self) -> bool:
-        """Whether it went over a kept connection, which the engine may have been closing."""
+        """Whether it went over a kept connection, which the other side may have been closing."""
         return self._call is not None and self._call.reused
 
     def abort(self) -> None:
-        """Close the connection: the engine then stops its work."""
+        """Close the connection: the other side then stops its work."""
         if self._call is not None:
             self._call.abort()
 
@@ -148,22 +114,87 @@ class EngineCall:
         if self._call is not None:
             self._call.resume()
 
+    def response_fault(self, fault: Fault) -> None:
+        """See `ResponseSink`."""
+        self._exchange.call_failed(fault)
+
+
+class EngineCall(_UpstreamCall):
+    """A call to the engine beside this router.
+
+    Args:
+        exchange: The request.
+        stage: The router's own stage, by the policy that governs the request.
+        final: Whether the answer is accepted whatever it is: it then needs no score, and a stream
+            goes straight through.
+    """
+
+    __slots__ = ("_content_type", "_decision", "_final", "_size", "_stage", "_stream")
+
+    def __init__(self, exchange: Asker, stage: Stage, *, final: bool) -> None:
+        self._exchange = exchange
+        self._call = None
+        self._stage = stage
+        self._final = final
+
+    def carry_on(self, call: Call) -> None:
+        """Take what is still to come of the answer to a request that was sent already."""
+        self._call = call
+        call.hand_to(self)
+
+    def start(self, replica: Replica, *, fresh: bool = False) -> None:
+        """Send the request."""
+        exchange, upstream = self._exchange, replica.upstream
+        request = exchange.request
+        body = request.for_engine(self._stage.served_model, score=not self._final)
+        message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s" % (
+            request.path,
+            upstream.host_line,
+            len(body),
+            exchange.traced_lines(),
+            body,
+        )
+        self._call = upstream.send(message, self, fresh=fresh)
+
+    def response_whole(self, message: bytes, body: bytes) -> None:
+        """See `ResponseSink`."""
+        if self._exchange.request.stream:
+            self.response_head(200, header_fields(message), len(body))
+            self.response_body(body)
+            self.response_end()
+            return
+        self._judge(body)
+
+    def _judge(self, body: bytes) -> None:
+        exchange = self._exchange
+        try:
+            answer = WholeAnswer(body, exchange.request.wants_logprobs)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            exchange.call_failed(Fault.MALFORMED)
+            return
+        exchange.judge(answer)
+
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:  # noqa: ARG002
         """See `ResponseSink`."""
         self._status = status
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._stream: HeldStream | StraightStream | None = None
         self._content_type = headers.get(b"content-type", b"application/json")
         request = self._exchange.request
         if status == 200 and request.stream and self._content_type.startswith(b"text/event-stream"):
             if self._final:
                 self._stream = StraightStream(wants_usage=request.wants_usage)
-                self._decision = self._exchange.decision()
+                self._decision = self._stage.decision(self._exchange.path).unscored
             else:
                 self._stream = HeldStream(wants_usage=request.wants_usage, wants_logprobs=request.wants_logprobs)
 
     def response_body(self, data: bytes) -> None:
         """See `ResponseSink`."""
         stream = self._stream
-        if stream is None or isinstance(stream, StraightStream):
+        if isinstance(stream, StraightStream):
+            self._parts.append(data)
+        elif stream is None:
             self._parts.append(data)
             self._size += len(data)
         else:
@@ -179,7 +210,9 @@ class EngineCall:
             self._exchange.call_failed(Fault.MALFORMED)
 
     def _relay(self, stream: StraightStream) -> None:
-        data, self._parts = b"".join(self._parts), []
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
         out = stream.feed(data, self._decision)
         if out:
             self._exchange.relay_events(out)
@@ -197,12 +230,7 @@ class EngineCall:
         elif self._status != 200:
             exchange.refused_by_engine(self._status, self._content_type, b"".join(self._parts))
         else:
-            try:
-                answer = WholeAnswer(b"".join(self._parts), wants_logprobs=exchange.request.wants_logprobs)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                exchange.call_failed(Fault.MALFORMED)
-                return
-            exchange.judge(answer)
+            self._judge(b"".join(self._parts))
 
     def _held_stream_ended(self, stream: HeldStream) -> None:
         if stream.failed:
@@ -214,80 +242,60 @@ class EngineCall:
         else:
             self._exchange.judge(stream)
 
-    def response_fault(self, fault: Fault) -> None:
-        """See `ResponseSink`."""
-        self._exchange.call_failed(fault)
 
-
-class PeerCall:
+class PeerCall(_UpstreamCall):
     """A call to another router, whose answer is relayed byte for byte."""
 
-    __slots__ = ("_call", "_exchange", "_head", "_length", "_lost", "_parts", "_stage", "_status", "_tail", "_usable")
+    __slots__ = ("_head", "_length", "_lost", "_stage", "_tail", "_usable")
 
-    def __init__(self, exchange: Exchange, stage: Stage) -> None:
-        self._exchange = exchange
+    def __init__(self, exchange: Asker, stage: Stage) -> None:
+        super().__init__(exchange)
         self._stage = stage
-        self._call: Call | None = None
-        self._restart()
-
-    def _restart(self) -> None:
-        self._status = 0
-        self._head = b""
-        self._length: int | None = None
-        self._parts: list[bytes] = []
-        self._usable = False
-        self._lost = 0
-        self._tail: bytes | None = None
 
     def start(self, replica: Replica, *, fresh: bool = False) -> None:
         """Send the original body with a signed hop."""
-        self._restart()
         exchange = self._exchange
         request = exchange.request
         hop = Hop(
-            request_id=exchange.request_id,
-            revision=exchange.cascade.revision,
-            plan_id=exchange.cascade.policy.plan_id,
-            stage=self._stage.name,
-            path=exchange.path,
-            escalations_left=exchange.escalations_left,
-            remaining=exchange.deadline - exchange.node.now(),
-            signed_at=time.time(),
-            pinned=exchange.pinned,
-            lost=exchange.lost,
+            exchange.request_id,
+            exchange.cascade.revision,
+            exchange.cascade.policy.plan_id,
+            self._stage.name,
+            exchange.path,
+            exchange.escalations_left,
+            exchange.deadline - exchange.node.now(),
+            time.time(),
+            exchange.pinned,
+            exchange.lost,
         )
-        head = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n" % (
+        message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
             request.path,
             replica.upstream.host_line,
             len(request.body),
             sign(hop, request.body, exchange.node.secret),
             exchange.traced_lines(),
+            request.body,
         )
-        self._call = replica.upstream.send(head + request.body, self, fresh=fresh)
+        self._call = replica.upstream.send(message, self, fresh=fresh)
 
-    @property
-    def reused(self) -> bool:
-        """Whether it went over a kept connection, which the peer may have been closing."""
-        return self._call is not None and self._call.reused
-
-    def abort(self) -> None:
-        """Close the connection: the peer then stops its work."""
-        if self._call is not None:
-            self._call.abort()
-
-    def pause(self) -> None:
-        """Read no further."""
-        if self._call is not None:
-            self._call.pause()
-
-    def resume(self) -> None:
-        """Read on."""
-        if self._call is not None:
-            self._call.resume()
+    def response_whole(self, message: bytes, body: bytes) -> None:
+        """See `ResponseSink`."""
+        stage = _STAGE_LINE.search(message, 0, len(message) - len(body))
+        if stage is not None and not self._exchange.request.stream:
+            self._exchange.relay_whole(message, body, stage[1])
+            return
+        self.response_head(200, header_fields(message), len(body))
+        self._parts.append(body)
+        self.response_end()
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """See `ResponseSink`."""
         self._status = status
+        self._head = b""
+        self._length: int | None = None
+        self._parts: list[bytes] = []
+        self._lost = 0
+        self._tail: bytes | None = None
         stage = headers.get(b"x-cascadia-stage")
         # A 4xx that no engine gave is between routers (a wrong secret, a limit): not the client's.
         self._usable = status < 500 and status != 429 and (status < 400 or stage is not None)
@@ -298,7 +306,7 @@ class PeerCall:
         self._head = b"".join(b"%s: %s\r\n" % (name, headers[name]) for name in _RELAYED_HEADERS if name in headers)
         self._length = length
         if stage is not None:
-            self._exchange.answered_by = stage.decode("ascii", "replace")
+            self._exchange.is_answered_by(stage.decode("ascii", "replace"))
         else:
             self._tail = b""
 
@@ -326,14 +334,10 @@ class PeerCall:
             mark = self._tail.rfind(_STAGE_MARK)
             if mark >= 0:
                 name = self._tail[mark + len(_STAGE_MARK) :].partition(b'"')[0]
-                exchange.answered_by = name.decode("utf-8", "replace")
+                exchange.is_answered_by(name.decode("utf-8", "replace"))
         exchange.relay_end(self._status, self._head, self._length, data)
 
     def _keep_tail(self, data: bytes) -> None:
         """Keep the end of a stream whose headers left before its decision, to learn who answered."""
         if self._tail is not None:
             self._tail = (self._tail + data)[-1024:]
-
-    def response_fault(self, fault: Fault) -> None:
-        """See `ResponseSink`."""
-        self._exchange.call_failed(fault)

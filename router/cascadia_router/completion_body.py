@@ -6,10 +6,11 @@ scanned, not built. Unknown fields pass through.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 __all__ = ["Answer", "BodyError", "Choice", "CompletionRequest", "Usage", "read_answer", "strip_logprobs", "with_field"]
 
@@ -17,6 +18,8 @@ _ABSENT = Raw(b"")
 _NULL = Raw(b"null")
 _TRUE = Raw(b"true")
 _ONE = Raw(b"1")
+_EXTRA_CHAT = b',"logprobs":true'
+_EXTRA_COMPLETION = b',"logprobs":1'  # to some engines 0 means none
 
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 _encoder = msgspec.json.Encoder()
@@ -46,7 +49,7 @@ class _Head(Struct, gc=False):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream_options: _StreamOptions | None = None
-    logprobs: bool | int | None = None
+    logprobs: bool | int | UnsetType | None = UNSET
     messages: Raw = _ABSENT
     prompt: Raw = _ABSENT
     tools: Raw = _ABSENT
@@ -72,7 +75,7 @@ class CompletionRequest:
         needs: What the model must be capable of, in the words of `StagePolicy.capabilities`.
     """
 
-    __slots__ = ("body", "chat", "model", "needs", "path", "stream", "tokens", "wants_logprobs", "wants_usage")
+    __slots__ = ("_head", "body", "chat", "model", "needs", "path", "stream", "wants_logprobs")
 
     def __init__(self, path: bytes, body: bytes) -> None:
         """Read a request.
@@ -87,19 +90,33 @@ class CompletionRequest:
             raise BodyError(str(error), param) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BodyError(f"The body is not valid JSON: {error}") from None
-        self.chat = path == b"/v1/chat/completions"
-        needed = ("messages", head.messages) if self.chat else ("prompt", head.prompt)
-        if needed[1] is _ABSENT:
-            raise BodyError(f"`{needed[0]}` is required.", needed[0])
+        self.chat = chat = path == b"/v1/chat/completions"
+        content = head.messages if chat else head.prompt
+        if content is _ABSENT:
+            needed = "messages" if chat else "prompt"
+            raise BodyError(f"`{needed}` is required.", needed)
+        self._head = head
         self.path = path
         self.body = body
         self.model = head.model
-        self.stream = bool(head.stream)
-        self.wants_logprobs = head.logprobs is not None and head.logprobs is not False
-        self.wants_usage = head.stream_options is not None and bool(head.stream_options.include_usage)
-        self.needs = _needs(head)
-        answer = head.max_completion_tokens or head.max_tokens or 0
-        self.tokens = answer if self.needs & _NOT_TEXT else len(body) // 4 + answer
+        self.stream = head.stream is True
+        logprobs = head.logprobs
+        self.wants_logprobs = not (logprobs is UNSET or logprobs is None or logprobs is False)
+        # An underscore is in `image_url` and in `input_audio`, and one byte is found much faster than a word.
+        plain = head.tools is _ABSENT and head.response_format is _ABSENT and b"_" not in bytes(content)
+        self.needs = _NOTHING if plain else _needs(head)
+
+    @property
+    def wants_usage(self) -> bool:
+        """See the class."""
+        options = self._head.stream_options
+        return options is not None and options.include_usage is True
+
+    @property
+    def tokens(self) -> int:
+        """See the class."""
+        answer = self._head.max_completion_tokens or self._head.max_tokens or 0
+        return answer if self.needs & _NOT_TEXT else len(self.body) // 4 + answer
 
     def for_engine(self, served_model: str, *, score: bool) -> bytes:
         """Return the body that a stage's engine is sent.
@@ -108,10 +125,14 @@ class CompletionRequest:
             served_model: Replaces `model`.
             score: Whether the answer will be scored, which takes the tokens' log-probabilities.
         """
+        adds_logprobs = score and not self.wants_logprobs
+        if not self.stream and (self._head.logprobs is UNSET or not adds_logprobs):
+            around = self.around_model()
+            if around is not None:
+                return model_field(served_model, self.chat, adds_logprobs).join(around)
         fields = _fields_decoder.decode(self.body)
         fields["model"] = Raw(_encoder.encode(served_model))
-        if score and not self.wants_logprobs:
-            # Completions: 1, for to some engines 0 means none.
+        if adds_logprobs:
             fields["logprobs"] = _TRUE if self.chat else _ONE
         if self.stream and not self.wants_usage:
             options = fields.get("stream_options", _NULL)
@@ -119,6 +140,31 @@ class CompletionRequest:
             merged["include_usage"] = _TRUE
             fields["stream_options"] = Raw(_encoder.encode(merged))
         return _encoder.encode(fields)
+
+    def around_model(self) -> tuple[bytes, bytes] | None:
+        """The body before and after its field `model`, found by search alone; None where that could err.
+
+        The body has the field, or it would have been refused. If the key occurs once, and no escape can
+        hide another spelling of it, what was found is that field: within strings quotes are escaped.
+        """
+        body = self.body
+        key = body.find(b'"model"')
+        value = key + 7
+        if key < 0 or body.find(b'"model"', value) >= 0 or (b"\\" in body and b"\\u00" in body):
+            return None
+        model = b':"%s"' % self.model.encode()
+        if not body.startswith(model, value):
+            model = b": " + model[1:]
+            if not body.startswith(model, value):
+                return None
+        return body[:key], body[value + len(model) :]
+
+
+@lru_cache(maxsize=64)
+def model_field(served_model: str, chat: bool, scored: bool) -> bytes:
+    """The field `model` of a request to an engine, and what asks for log-probabilities if they are needed."""
+    extra = b"" if not scored else _EXTRA_CHAT if chat else _EXTRA_COMPLETION
+    return b'"model":%s%s' % (_encoder.encode(served_model), extra)
 
 
 _NOT_TEXT = frozenset({"images", "audio"})
@@ -129,11 +175,10 @@ def _needs(head: _Head) -> frozenset[str]:
     # An unescaped `"image_url"` can only be a whole JSON string: quotes within a text are escaped.
     needs = set()
     content = bytes(head.messages)
-    if b"_" in content:  # one byte is found much faster than a word
-        if b'"image_url"' in content:
-            needs.add("images")
-        if b'"input_audio"' in content:
-            needs.add("audio")
+    if b'"image_url"' in content:
+        needs.add("images")
+    if b'"input_audio"' in content:
+        needs.add("audio")
     if head.tools is not _ABSENT and bytes(head.tools) not in {b"null", b"[]"}:
         needs.add("tools")
     if head.response_format is not _ABSENT and b'"json_schema"' in bytes(head.response_format):

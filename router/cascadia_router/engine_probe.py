@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 from cascadia_router.http1_client import Fault, Upstream
+from cascadia_router.http1_head import header_fields
 from cascadia_router.json_log import fields
 from cascadia_router.node import Node
 
@@ -25,6 +26,11 @@ class _Fetch:
         self._status = 0
         self._content_type = b""
         self._parts: list[bytes] = []
+
+    def response_whole(self, message: bytes, body: bytes) -> None:
+        self.response_head(200, header_fields(message), None)
+        self.response_body(body)
+        self.response_end()
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:  # noqa: ARG002
         self._status = status

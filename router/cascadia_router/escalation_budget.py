@@ -26,9 +26,9 @@ class EscalationBudget:
                 self._slices.popleft()
         return self._slices[-1]
 
-    def count(self, now: float) -> None:
-        """A request's answer is being judged at service time `now`, s."""
-        self._slice(now)[1] += 1
+    def count(self, now: float, requests: int = 1) -> None:
+        """Requests' answers are being judged at service time `now`, s."""
+        self._slice(now)[1] += requests
 
     def spend(self, now: float, share: float) -> bool:
         """Whether an unscorable answer may escalate, and count it if so.

@@ -112,6 +112,12 @@ class StraightStream(_EventStream):
             data: As read.
             decision: JSON of the `cascadia` object, for the end if it is in these bytes.
         """
+        if (
+            data.endswith(b"\n\n")
+            and not (b"[D" in data or b"[]" in data or b"\r" in data or self._tail)
+            and self._head is not None
+        ):
+            return data  # whole events, and nothing in them that ends a stream
         events = self._complete_events(data)
         if self._head is None and events:
             for event in events.split(b"\n\n"):

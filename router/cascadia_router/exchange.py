@@ -7,276 +7,171 @@ The life of a request, as calls on its `Exchange`::
                          └── call_failed (another replica, then the next stage, then give up)
                        PeerCall ─► relay, relay_end: the peer's bytes as they are
 
-Who chooses a replica repeats the choice when it fails; a router that was chosen (`assigned`) answers or
-reports its failure. So one request meets at most two replicas of a stage, and at most two engines are
-lost over it.
+`routing` says how `_route` chooses. At most two engines are lost over one request. Most requests of a stage
+that may reject come here only where something is not as usual: see `express`.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
-from msgspec import Struct
-
-from cascadia_api.report import CalibrationSample
-from cascadia_router.balancing import Replica, least_loaded
-from cascadia_router.calls import EngineCall, PeerCall
-from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.calls import EngineCall
+from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
-from cascadia_router.http1_request import Request
-from cascadia_router.http1_server import ServerConnection
+from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
-from cascadia_router.reply import Reply, decision_head, decision_json
+from cascadia_router.reply import Reply
+from cascadia_router.routing import Routed
+from cascadia_router.whole_answer import WholeAnswer
 
-__all__ = ["Exchange", "HeldAnswer"]
+__all__ = ["Exchange"]
 
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
+_ANSWERED = frozenset({"answered", "fallback"})
 _MOST_LOST = 2
 """A request that was being worked on when an engine or router was lost is repeated once, never more."""
 
 
-class HeldAnswer(Protocol):
-    """An engine's answer that is held until it is judged: a `WholeAnswer` or a `HeldStream`."""
-
-    usage: Usage | None
-
-    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score; None if the answer cannot be scored."""
-
-    def replay(self, decision: bytes) -> bytes:
-        """The body to send, with the decision as its `cascadia` object."""
-
-
-class _Rejected(Struct, frozen=True):
+class _Rejected(NamedTuple):
     """The best answer so far, kept while a later stage is asked."""
 
-    answer: HeldAnswer
+    answer: WholeAnswer | HeldStream
     stage: Stage
     score: float | None
 
 
-class Exchange:
+class Exchange(Routed):
     """One request in this router.
 
     Attributes:
-        request: What the client asked.
         request_id: Its id, the same on each hop.
-        cascade: The policy that governs it: the entry's.
         path: Stages whose answers were rejected, in order.
-        escalations_left: How often it may still be passed on.
         deadline: Service time (monotonic), s.
-        pinned: Whether the client asked for one stage alone.
         lost: Engines and routers that were lost while they worked on it.
         answered_by: Stage whose answer the client gets; empty until known.
     """
 
     __slots__ = (
         "_arrived",
-        "_asked_at",
-        "_assigned",
-        "_attempts",
-        "_call",
-        "_counted",
-        "_final",
-        "_holds",
+        "_connection",
         "_http",
         "_last_status",
         "_lost_before",
         "_port",
         "_rejected",
         "_repeating",
-        "_replica",
-        "_reply",
-        "_stage",
-        "_traced",
-        "_tried",
+        "_reply_begun",
         "answered_by",
-        "cascade",
         "deadline",
-        "escalations_left",
         "lost",
-        "node",
         "path",
-        "pinned",
-        "request",
         "request_id",
     )
 
     def __init__(
         self,
         node: Node,
-        connection: ServerConnection,
+        connection: Answering,
         http: Request,
         request: CompletionRequest,
         cascade: Cascade,
-        *,
         request_id: str,
-        deadline: float,
+        remaining: float,
         escalations_left: int,
+        port: Literal["client", "peer"] = "client",
         path: tuple[str, ...] = (),
         lost: int = 0,
         pinned: bool = False,
-        port: str = "client",
     ) -> None:
-        self.node = node
-        self.request = request
-        self.request_id = request_id
-        self.cascade = cascade
-        self.path = path
-        self.escalations_left = escalations_left
-        self.deadline = deadline
-        self.pinned = pinned
-        self.lost = lost
-        self.answered_by = ""
-        self._lost_before = lost
+        super().__init__(node, request, cascade, escalations_left, pinned)
+        self._connection = connection
         self._http = http
+        self.request_id = request_id
         self._port = port
-        self._arrived = http.arrived * node.config.clock_scale
-        self._reply = Reply(
-            node,
-            connection,
-            cascade,
-            request_id,
-            stream=request.stream,
-            to_peer=port == "peer",
-            arrived=self._arrived,
-        )
-        self._assigned = False
-        self._attempts = 0
-        self._repeating = False
-        self._tried: list[Replica] = []
-        self._stage: Stage | None = None
-        self._replica: Replica | None = None
-        self._counted = False  # the replica's outstanding includes this request
-        self._call: EngineCall | PeerCall | None = None
-        self._asked_at = 0.0
+        self.path = path
+        self.lost = self._lost_before = lost
+        self._arrived = arrived = http.arrived * node.scale
+        self.deadline = arrived + remaining
+        self.answered_by = ""
         self._rejected: _Rejected | None = None
-        self._final = False  # the answer of our engine is accepted whatever it is
-        self._holds = False  # a stream's events are being held, here or further on
+        self._repeating = False
         self._last_status = 0
-        self._traced: bytes | None = None
+        self._reply_begun: Reply | None = None
         node.took_on(self)
         connection.in_flight = self
 
-    # -- choosing ---------------------------------------------------------------------------------
+    @property
+    def _reply(self) -> Reply:
+        """The answer, unless it can be sent in one piece at once: most can."""
+        reply = self._reply_begun
+        if reply is None:
+            reply = self._reply_begun = Reply(
+                self.node,
+                self._connection,
+                self._answer_lines(),
+                stream=self.request.stream,
+                to_peer=self._port == "peer",
+                arrived=self._arrived,
+            )
+        return reply
 
-    def enter(self, pinned: Stage | None = None) -> None:
+    # -- beginning --------------------------------------------------------------------------------
+
+    def enter(self, pinned: Stage | None) -> None:
         """Begin at the router that the client called.
 
         Args:
             pinned: The only stage that may answer, if the client asked for one.
         """
-        self.pinned = pinned is not None
         stages = (pinned,) if pinned is not None else self.cascade.able_from(0, self.request)
         if not self._route(stages):
             self._give_up()
 
-    def process(self, stage: Stage, own: Replica) -> None:
-        """Begin at a router that another one chose: this one's engine answers, or nobody here does."""
-        self._assigned = True
-        self._stage = stage
-        self._replica = own
-        self._ask_engine(stage, own, self.node.now())
-
-    def _route(self, stages: tuple[Stage, ...]) -> bool:
-        """Send the request to the first of these stages that has a replica to take it."""
-        for even_open in (False, True):
-            for stage in stages:
-                if self._send(stage, even_open=even_open):
-                    return True
-        return False
-
-    def _send(self, stage: Stage, *, even_open: bool) -> bool:
-        node = self.node
-        targets = node.policies.targets(stage)
-        now = node.now()
-        replica = least_loaded(targets, now, exclude=self._tried, even_open=even_open)
-        if replica is None:
-            return False
-        self._attempts = self._attempts + 1 if stage is self._stage else 1
-        self._stage = stage
-        self._replica = replica
-        self._tried.append(replica)
-        self._counted = True
-        replica.outstanding += 1
-        replica.breaker.sent(now)
-        if replica.is_own:
-            self._ask_engine(stage, replica, now)
-        else:
-            self._call = PeerCall(self, stage)
-            self._call.start(replica)
-        return True
-
-    def _ask_engine(self, stage: Stage, own: Replica, now: float) -> None:
-        self._final = self._is_final(stage)
-        self._holds = not self._final
-        self._asked_at = now
-        self.node.window.slice(now).requests += 1
-        self._call = EngineCall(self, stage, final=self._final)
-        self._call.start(own)
-
-    def _is_final(self, stage: Stage) -> bool:
-        """Whether this stage's answer is accepted whatever it is."""
-        if self.pinned or stage.threshold is None or self.escalations_left <= 0:
-            return True
-        targets = self.node.policies.targets
-        for later in self.cascade.able_from(stage.index + 1, self.request):  # noqa: SIM110 - three times as fast
-            if targets(later):
-                return False
-        return True
-
-    def _release(self, worked: bool | None) -> None:
-        """The call is over; None: without telling whether the replica works."""
-        self._call = None
-        replica = self._replica
-        if replica is None:
-            return
-        if self._counted:
-            self._counted = False
-            replica.outstanding -= 1
-        if worked:
-            replica.breaker.succeeded()
-        elif worked is None:
-            replica.breaker.abandoned()
-        else:
-            replica.breaker.failed(self.node.now())
-
     # -- judging ----------------------------------------------------------------------------------
 
-    def judge(self, answer: HeldAnswer) -> None:
+    def judge(self, answer: WholeAnswer | HeldStream) -> None:
         """The engine has answered: accept or escalate."""
+        if not self._final:
+            self.decide(answer, answer.score(self.cascade.statistic))
+            return
+        stage, now = self._stage, self.node.now()
+        assert stage is not None
+        self._release(worked=True)
+        self.node.window.slice(now).accepted += 1
+        self.node.settlement.answers.append((self._asked_at, now, answer.usage, None))
+        self._serve(answer, stage, None, "answered")
+
+    def decide(self, answer: WholeAnswer | HeldStream, score: float | None) -> None:
+        """Accept or escalate an answer with this score; None if it could not be scored."""
         stage = self._stage
         assert stage is not None
-        node, policy, now = self.node, self.cascade.policy, self.node.now()
+        node, cascade = self.node, self.cascade
+        now = node.now()
         piece = node.window.slice(now)
         self._release(worked=True)
-        piece.count_answer((now - self._asked_at) * 1000, answer.usage)
-        if self._final:
-            piece.accepted += 1
-            self._serve(answer, stage, None, "answered")
-            return
-        score = answer.score(policy.scorer.statistic)
-        node.budget.count(now)
+        node.settlement.answers.append((self._asked_at, now, answer.usage, score))
         reason = ""
         if score is None:
             node.metrics.scorer_errors[stage.name] += 1
             piece.scorer_errors += 1
-            if policy.on_scorer_error == "Escalate" and node.budget.spend(now, policy.escalation_budget):
+            node.budget.count(now)
+            policy = cascade.policy
+            if policy.on_scorer_error == "Escalate" and node.spend_escalation(now, policy.escalation_budget):
                 reason = "scorer_error"
         else:
-            node.metrics.scores.observe(score)
-            piece.scores.add(score)
-            if node.window.draws(policy.sample_rate):
-                self._keep_sample(now, stage, score, answer.usage)
+            if node.window.draws(cascade.sample_rate):
+                node.keep_sample(now, self.request_id, stage.name, score, answer.usage, cascade.sample_rate)
             if stage.threshold is not None and score < stage.threshold:
                 reason = "score"
         if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
+            piece.escalated += 1
             return
         piece.accepted += not reason
         self._serve(answer, stage, score, "fallback" if reason else "answered")
 
-    def _escalate(self, answer: HeldAnswer, stage: Stage, score: float | None, reason: str) -> bool:
+    def _escalate(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, reason: str) -> bool:
         """Pass the request on; False if no later stage is there to take it."""
         path, self.path = self.path, (*self.path, stage.name)
         self.escalations_left -= 1
@@ -285,55 +180,46 @@ class Exchange:
             self.path = path
             return False
         assert self._stage is not None
-        self.node.window.slice(self.node.now()).escalated += 1
         self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1
         return True
 
-    def _keep_sample(self, now: float, stage: Stage, score: float, usage: Usage | None) -> None:
-        sample = CalibrationSample(
-            request_id=self.request_id,
-            stage=stage.name,
-            score=score,
-            output_tokens=usage.completion_tokens if usage else 0,
-            input_tokens=usage.prompt_tokens if usage else 0,
-            inclusion_probability=self.cascade.policy.sample_rate,
-        )
-        self.node.window.keep_sample(now, sample)
-
     # -- answering --------------------------------------------------------------------------------
-
-    def decision(self) -> bytes:
-        """JSON of the `cascadia` object if the stage asked last answers unscored."""
-        assert self._stage is not None
-        return decision_json(self.cascade, self._stage, self.path, None)
 
     def traced_lines(self) -> bytes:
         """Header lines that go with the request to engines and routers."""
-        if self._traced is None:
-            headers = self._http.headers
-            lines = [b"x-request-id: %s\r\n" % self.request_id.encode()]
-            lines += [
-                b"%s: %s\r\n" % (name, headers[name]) for name in (b"traceparent", b"tracestate") if name in headers
-            ]
-            self._traced = b"".join(lines)
-        return self._traced
+        own = b"x-request-id: %s\r\n" % self.request_id.encode()
+        if not self._http.traced:
+            return own
+        headers = self._http.headers
+        return own + b"".join(b"%s: %s\r\n" % (name, headers[name]) for name in _TRACE_HEADERS if name in headers)
 
-    def _serve(self, answer: HeldAnswer, stage: Stage, score: float | None, outcome: str) -> None:
+    def _answer_lines(self) -> bytes:
+        """Header lines that come with every answer."""
+        return b"x-request-id: %s\r\n%s" % (self.request_id.encode(), self.cascade.plan_line)
+
+    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, outcome: str) -> None:
         """Send a held answer."""
-        body = answer.replay(decision_json(self.cascade, stage, self.path, score))
-        head = decision_head(stage, self.path, score)
+        head, decision = stage.decision(self.path).scored(score)
+        body = answer.replay(decision)
         self.answered_by = stage.name
         if isinstance(answer, HeldStream):
             self._reply.replay(body, head)
+        elif self._reply_begun is not None:
+            self._reply_begun.whole(body, head)
         else:
-            self._reply.whole(body, head)
+            self._connection.respond(200, body, head=self._answer_lines() + head)
         self._finish(outcome)
 
     def relay_events(self, data: bytes) -> None:
         """Events of our engine's stream go on as they come."""
-        reply = self._reply
+        reply = self._reply_begun
+        if reply is not None and reply.begun:
+            self._connection.send(data)
+            if reply.slow:
+                self._slow_down()
+            return
         assert self._stage is not None
-        reply.events(data, b"" if reply.begun else decision_head(self._stage, self.path, None))
+        self._reply.begin_events(data, self._stage.decision(self.path).head)
         self._slow_down()
 
     def straight_stream_ended(self, stream: StraightStream) -> None:
@@ -344,9 +230,8 @@ class Exchange:
             self.call_failed(Fault.BROKEN)
             return
         self._release(worked=True)
-        piece = self.node.window.slice(now)
-        piece.count_answer((now - self._asked_at) * 1000, stream.usage)
-        piece.accepted += 1
+        self.node.window.slice(now).accepted += 1
+        self.node.settlement.answers.append((self._asked_at, now, stream.usage, None))
         self.answered_by = self._stage.name
         self._reply.events_end()
         self._finish("answered")
@@ -360,6 +245,20 @@ class Exchange:
         if self._reply.slow and self._call is not None:
             self._call.pause()
 
+    def is_answered_by(self, stage: str) -> None:
+        """A peer has told which stage's answer is coming."""
+        self.answered_by = stage
+
+    def relay_whole(self, message: bytes, body: bytes, stage: bytes) -> None:
+        """A peer's 200 answer came whole: it goes on as it is, head included."""
+        self._release(worked=True)
+        self.answered_by = stage.decode("ascii", "replace")
+        if self._reply_begun is not None:
+            self._reply_begun.whole(body, b"")
+        else:
+            self._connection.pass_on(message, body)
+        self._finish("answered")
+
     def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """A peer's answer is complete."""
         self._release(worked=True)
@@ -371,7 +270,7 @@ class Exchange:
         self._release(worked=True)
         assert self._stage is not None
         self.answered_by = self._stage.name
-        self._reply.refuse(status, content_type, body, decision_head(self._stage, self.path, None))
+        self._reply.refuse(status, content_type, body, self._stage.decision(self.path).head)
         self._finish("refused_by_engine")
 
     # -- failing ----------------------------------------------------------------------------------
@@ -388,7 +287,7 @@ class Exchange:
         # to it, too, was lost to the same death.
         repeated, self._repeating = self._repeating, False
         self.lost += lost + (fault is Fault.LOST and not repeated)
-        if self._reply.begun:
+        if self._reply_begun is not None and self._reply_begun.begun:
             self._release(worked=False)
             self._interrupt("The answer broke off: its server was lost.")
             return
@@ -423,6 +322,14 @@ class Exchange:
         else:
             self._fail(502, "The stages that can take the request failed to answer it.", "upstream_failed")
 
+    def _out_of_time(self) -> None:
+        if self._reply.begun:
+            self._interrupt("The answer broke off: the request's deadline has passed.")
+        elif self._rejected is not None:
+            self._serve_rejected(self._rejected)
+        else:
+            self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
+
     def _serve_rejected(self, rejected: _Rejected) -> None:
         """Fail open: an answer under its threshold is better than none."""
         self.path = self.path[:-1]
@@ -443,16 +350,8 @@ class Exchange:
         if now >= self.deadline:
             self._drop_call()
             self._out_of_time()
-        elif self._holds and self._reply.stream and not self._reply.begun:
+        elif self._holds and self.request.stream and not self._reply.begun:
             self._reply.keep_alive(now, self.cascade.policy.streaming.keep_alive_seconds)
-
-    def _out_of_time(self) -> None:
-        if self._reply.begun:
-            self._interrupt("The answer broke off: the request's deadline has passed.")
-        elif self._rejected is not None:
-            self._serve_rejected(self._rejected)
-        else:
-            self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
 
     def client_gone(self) -> None:
         """See `InFlight`."""
@@ -483,18 +382,19 @@ class Exchange:
         if not node.let_go(self):
             return
         now = node.now()
-        metrics, port, piece = node.metrics, self._port, node.window.slice(now)
-        metrics.requests[port, self.answered_by, outcome] += 1
-        first_byte = self._reply.first_byte
-        if first_byte:
-            metrics.request_seconds[port].observe(now - self._arrived)
-            metrics.first_byte_seconds[port].observe(first_byte - self._arrived)
-        if port == "client":
-            if outcome in {"answered", "fallback"}:
-                piece.answered_by[self.answered_by] += 1
-                piece.end_to_end_ms.add((now - self._arrived) * 1000)
-                piece.first_token_ms.add((first_byte - self._arrived) * 1000)
-            elif outcome == "interrupted":
-                piece.interrupted += 1
+        node.window.slice(now)
+        key = (self._port, self.answered_by, outcome)
+        reply = self._reply_begun
+        if outcome in _ANSWERED:
+            first_byte = reply.first_byte if reply is not None else now
+            node.settlement.ends.append((key, self._arrived, first_byte, now))
+            return
+        node.metrics.requests[key] += 1
+        if reply is not None and reply.first_byte:
+            node.metrics.request_seconds[self._port].observe(now - self._arrived)
+            node.metrics.first_byte_seconds[self._port].observe(reply.first_byte - self._arrived)
+        if self._port == "client":
+            if outcome == "interrupted":
+                node.window.slice(now).interrupted += 1
             elif outcome in {"failed", "deadline"}:
-                piece.failures += 1
+                node.window.slice(now).failures += 1

@@ -7,14 +7,16 @@ import time
 
 import msgspec
 
+from cascadia_router.balancing import least_loaded
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
-from cascadia_router.http1_request import Request
-from cascadia_router.http1_server import ServerConnection
+from cascadia_router.express import Express
+from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.signing import SignatureError, verify
+from cascadia_router.window import Slice
 
 __all__ = ["ClientPort", "PeerPort"]
 
@@ -24,7 +26,7 @@ _RETRY_SOON = b"retry-after: 1\r\n"
 
 
 def _refuse(
-    connection: ServerConnection,
+    connection: Answering,
     status: int,
     message: str,
     code: str,
@@ -46,35 +48,27 @@ class _Port:
         """See `Application`."""
         return self.node.draining
 
-    def _admits(self, connection: ServerConnection, cascade: Cascade | None) -> bool:
-        """Whether there is a policy and room; otherwise the request has been refused."""
+    def _turn_away(self, connection: Answering, cascade: Cascade | None) -> None:
+        """Refuse a request for which there is no policy or no room."""
         node = self.node
         if cascade is None:
             node.metrics.refused["no_policy"] += 1
             message = "The router has not received a policy yet: try again."
             _refuse(connection, 503, message, "no_policy", head=_RETRY_SOON)
-            return False
-        if len(node.exchanges) >= cascade.policy.max_in_flight:
+        else:
             node.metrics.refused["overloaded"] += 1
             message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
             _refuse(connection, 429, message, "too_many_requests", head=_RETRY_SOON)
-            return False
-        return True
 
-    def _read(self, connection: ServerConnection, request: Request) -> CompletionRequest | None:
-        """The request's body; None if it was wrong and the request has been refused."""
-        try:
-            return CompletionRequest(request.path, request.body)
-        except BodyError as error:
-            self.node.metrics.refused["bad_body"] += 1
-            _refuse(connection, 400, str(error), "invalid_body", param=error.param)
-            return None
+    def _refuse_body(self, connection: Answering, error: BodyError) -> None:
+        self.node.metrics.refused["bad_body"] += 1
+        _refuse(connection, 400, str(error), "invalid_body", param=error.param)
 
 
 class ClientPort(_Port):
     """OpenAI's API for the cascade as one model."""
 
-    def handle(self, connection: ServerConnection, request: Request) -> None:
+    def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         path = request.path
         if path in COMPLETIONS:
@@ -92,7 +86,7 @@ class ClientPort(_Port):
         else:
             _refuse(connection, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
 
-    def _models(self, connection: ServerConnection, name: str) -> None:
+    def _models(self, connection: Answering, name: str) -> None:
         cascade = self.node.policies.current
         names = []
         if cascade is not None:
@@ -106,24 +100,44 @@ class ClientPort(_Port):
         else:
             _refuse(connection, 404, f"There is no model {name[:200]!r}.", "model_not_found", param="model")
 
-    def _complete(self, connection: ServerConnection, request: Request) -> None:
+    def _complete(self, connection: Answering, request: Request) -> None:
         node = self.node
         cascade = node.policies.current
         now = node.now()
-        piece = node.window.slice(now)
+        window = node.window
+        piece = window.newest if now < window.until else window.slice(now)
         piece.arrivals += 1
-        if not self._admits(connection, cascade):
+        if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
             if cascade is None:
                 piece.failures += 1
             else:
                 piece.refused += 1
+            self._turn_away(connection, cascade)
             return
-        assert cascade is not None
-        body = self._read(connection, request)
-        if body is None:
+        try:
+            body = CompletionRequest(request.path, request.body)
+        except BodyError as error:
             piece.refused += 1
+            self._refuse_body(connection, error)
             return
-        policy = cascade.policy
+        stage, own = cascade.judged, node.own
+        if (
+            stage is not None
+            and body.model == cascade.name
+            and not (own is None or body.stream or body.needs or request.traced)
+            and least_loaded(stage.live, now) is own
+            and not own.breaker.open_until
+            and cascade.stages[1].live
+        ):
+            piece.requests += 1
+            Express(node, connection, request, body, cascade, node.new_request_id(), stage, own, now)
+        else:
+            self._exchange(connection, request, body, cascade, piece)
+
+    def _exchange(
+        self, connection: Answering, request: Request, body: CompletionRequest, cascade: Cascade, piece: Slice
+    ) -> None:
+        node, policy = self.node, cascade.policy
         pinned: Stage | None = None
         if body.model != policy.cascade:
             pinned = cascade.by_name.get(body.model) if policy.pin_stages else None
@@ -133,23 +147,24 @@ class ClientPort(_Port):
                 message = f"There is no model {body.model[:200]!r}: ask for {policy.cascade!r}."
                 _refuse(connection, 404, message, "model_not_found", param="model")
                 return
-        given = request.headers.get(b"x-request-id", b"")
+        given = request.headers.get(b"x-request-id", b"") if request.traced else b""
         Exchange(
             node,
             connection,
             request,
             body,
             cascade,
-            request_id=given.decode() if _REQUEST_ID.fullmatch(given) else node.new_request_id(),
-            deadline=request.arrived * node.config.clock_scale + policy.request_timeout_seconds,
-            escalations_left=policy.max_escalations,
+            (given if _REQUEST_ID.fullmatch(given) else node.new_request_id()).decode(),
+            policy.request_timeout_seconds,
+            policy.max_escalations,
+            pinned=pinned is not None,
         ).enter(pinned)
 
 
 class PeerPort(_Port):
     """The stage port: requests that another router has chosen this one for."""
 
-    def handle(self, connection: ServerConnection, request: Request) -> None:
+    def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         node = self.node
         try:
@@ -163,9 +178,9 @@ class PeerPort(_Port):
             _refuse(connection, 404, "There is nothing here.", "not_found")
             return
         cascade = node.policies.at(hop.revision)
-        if not self._admits(connection, cascade):
+        if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
+            self._turn_away(connection, cascade)
             return
-        assert cascade is not None
         stage = cascade.by_name.get(hop.stage)
         if hop.stage != node.config.stage or stage is None or node.own is None:
             node.metrics.refused["wrong_stage"] += 1
@@ -176,19 +191,22 @@ class PeerPort(_Port):
             node.metrics.refused["too_late"] += 1
             _refuse(connection, 504, "The request's deadline has passed.", "deadline_exceeded")
             return
-        body = self._read(connection, request)
-        if body is not None:
+        try:
+            body = CompletionRequest(request.path, request.body)
+        except BodyError as error:
+            self._refuse_body(connection, error)
+        else:
             Exchange(
                 node,
                 connection,
                 request,
                 body,
                 cascade,
-                request_id=hop.request_id,
-                deadline=request.arrived * node.config.clock_scale + hop.remaining,
-                escalations_left=hop.escalations_left,
-                path=hop.path,
-                lost=hop.lost,
-                pinned=hop.pinned,
-                port="peer",
+                hop.request_id,
+                hop.remaining,
+                hop.escalations_left,
+                "peer",
+                hop.path,
+                hop.lost,
+                hop.pinned,
             ).process(stage, node.own)

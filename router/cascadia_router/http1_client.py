@@ -15,6 +15,9 @@ from typing import Protocol, cast
 
 import httptools
 
+from cascadia_router.http1_head import PLAIN_ANSWER
+from cascadia_router.outbox import Outbox
+
 __all__ = ["Call", "Fault", "ResponseSink", "Upstream"]
 
 log = logging.getLogger("cascadia.router.http")
@@ -44,7 +47,10 @@ class Fault(enum.Enum):
 
 
 class ResponseSink(Protocol):
-    """Takes one answer as it arrives: head, pieces of the body, end; or a fault at any point."""
+    """Takes one answer as it arrives: whole; or head, pieces of the body, end; or a fault at any point."""
+
+    def response_whole(self, message: bytes, body: bytes) -> None:
+        """A whole 200 answer; `http1_head.header_fields` reads its head. Nothing else follows."""
 
     def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
         """The head: status, headers by lower-case name, and the body's length if it is announced."""
@@ -53,7 +59,7 @@ class ResponseSink(Protocol):
         """A piece of the body."""
 
     def response_pump(self) -> None:
-        """All of one read has been handed over, and the answer goes on."""
+        """All of one read has been handed over, the head was before or in it, and the answer goes on."""
 
     def response_end(self) -> None:
         """The answer is complete."""
@@ -68,6 +74,7 @@ class Upstream:
     Attributes:
         address: ``host:port``.
         host_line: The `Host` header's line for requests to it.
+        idle: Connections whose call is complete and that can carry another, the last used last.
     """
 
     def __init__(self, address: str) -> None:
@@ -76,7 +83,7 @@ class Upstream:
         self.host = host.strip("[]")
         self.port = int(port)
         self.host_line = b"host: " + address.encode("idna" if not address.isascii() else "ascii") + b"\r\n"
-        self._idle: list[Call] = []
+        self.idle: list[Call] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._open: set[Call] = set()
 
@@ -92,10 +99,10 @@ class Upstream:
             The call, to pause, resume or abort.
         """
         oldest = monotonic() - IDLE_SECONDS
-        while self._idle and not fresh:
-            call = self._idle.pop()
-            if call.kept_since >= oldest and call.is_open():
-                call.reuse(request, sink)
+        idle = self.idle
+        while idle and not fresh:
+            call = idle.pop()
+            if call.kept_since >= oldest and call.reuse(request, sink):
                 return call
             call.close()
         call = Call(self, request, sink)
@@ -118,25 +125,18 @@ class Upstream:
     def closed(self, call: Call) -> None:
         """A call's connection is gone."""
         self._open.discard(call)
-        if call in self._idle:
-            self._idle.remove(call)
-
-    def keep(self, call: Call) -> None:
-        """A call is complete and its connection can serve another."""
-        if len(self._idle) < MAX_IDLE:
-            self._idle.append(call)
-        else:
-            call.close()
+        if call in self.idle:
+            self.idle.remove(call)
 
     def sweep(self) -> None:
         """Close the connections that are too old to be used again."""
         oldest = monotonic() - IDLE_SECONDS
-        while self._idle and self._idle[0].kept_since < oldest:
-            self._idle.pop(0).close()
+        while self.idle and self.idle[0].kept_since < oldest:
+            self.idle.pop(0).close()
 
     def close(self) -> None:
         """Close all connections; calls under way are dropped without a word to their sinks."""
-        self._idle.clear()
+        self.idle.clear()
         for task in self._connecting:
             task.cancel()
         for call in list(self._open):
@@ -156,6 +156,7 @@ class Call(asyncio.Protocol):
         "_head_bytes",
         "_head_done",
         "_headers",
+        "_outbox",
         "_parser",
         "_paused",
         "_payload",
@@ -187,19 +188,24 @@ class Call(asyncio.Protocol):
         self._head_done = False
         self._until_close = False
         self._complete = False
-        self._received = False
+        self._received = False  # anything of the answer, in the parser's hands since
 
-    def reuse(self, request: bytes, sink: ResponseSink) -> None:
-        """Carry another call on the kept connection."""
+    def reuse(self, request: bytes, sink: ResponseSink) -> bool:
+        """Carry another call on the kept connection; False if it has closed."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
         self.reused = True
         self._sink = sink
-        self._start_response()
-        assert self._transport is not None
-        self._transport.write(request)
+        if self._received:
+            self._start_response()
+        self._outbox.write(transport, request)
+        return True
 
-    def is_open(self) -> bool:
-        """Whether the connection can still carry a call."""
-        return self._transport is not None and not self._transport.is_closing()
+    def hand_to(self, sink: ResponseSink) -> None:
+        """Let another sink take what is still to come; nothing is if the answer is complete or has failed."""
+        if self._sink is not None:
+            self._sink = sink
 
     # -- the caller's side ------------------------------------------------------------------------
 
@@ -236,6 +242,7 @@ class Call(asyncio.Protocol):
         if self._sink is None:  # aborted while connecting
             self._transport.abort()
             return
+        self._outbox = Outbox.of_running_loop()
         self._upstream.opened(self)
         self._transport.write(self._payload)
         self._payload = b""
@@ -257,10 +264,20 @@ class Call(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._sink is None:  # nobody asked: not a connection to trust with another call
+        sink = self._sink
+        if sink is None:  # nobody asked: not a connection to trust with another call
             self.close()
             return
-        self._received = True
+        if not self._received:
+            head = PLAIN_ANSWER.match(data)
+            if head is not None:
+                end = head.end()
+                if len(data) - end == int(head[1]):
+                    self._sink = None
+                    self._keep()
+                    sink.response_whole(data, data[end:])
+                    return
+            self._received = True
         if not self._head_done:
             self._head_bytes += len(data)
         try:
@@ -278,7 +295,7 @@ class Call(asyncio.Protocol):
             self._finish()
         elif not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(Fault.MALFORMED)
-        elif self._sink is not None:
+        elif self._head_done and self._sink is not None:
             self._sink.response_pump()
 
     # -- the parser's side ------------------------------------------------------------------------
@@ -324,11 +341,19 @@ class Call(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.close()
         else:
-            self.resume()
-            self.kept_since = monotonic()
-            self._upstream.keep(self)
+            self._keep()
         if sink is not None:
             sink.response_end()
+
+    def _keep(self) -> None:
+        if self._paused:
+            self.resume()
+        self.kept_since = monotonic()
+        idle = self._upstream.idle
+        if len(idle) < MAX_IDLE:
+            idle.append(self)
+        else:
+            self.close()
 
     def _fail(self, fault: Fault) -> None:
         sink, self._sink = self._sink, None

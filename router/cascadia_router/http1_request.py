@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from cascadia_router.http1_server import ServerConnection
+from cascadia_router.http1_head import header_fields
 
-__all__ = ["Application", "InFlight", "Limits", "Request"]
+__all__ = ["Answering", "Application", "InFlight", "Limits", "Request"]
+
+JSON = b"application/json"
 
 
 class Limits(NamedTuple):
@@ -38,23 +39,73 @@ class Request:
         method: As sent, upper case by convention of HTTP.
         path: Target without the query.
         query: What follows the question mark, undecoded.
-        headers: Lower-case names; the last of equal names wins.
         body: All of it.
         arrived: Machine's monotonic clock at its first byte, s.
         keep_alive: Whether the peer wants the connection kept.
         chunked: Whether the peer understands chunked answers (HTTP/1.1).
+        traced: Whether a request id or a trace context came with it.
     """
 
-    __slots__ = ("arrived", "body", "chunked", "headers", "keep_alive", "method", "path", "query")
+    __slots__ = (
+        "_headers",
+        "_message",
+        "arrived",
+        "body",
+        "chunked",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+        "traced",
+    )
 
-    def __init__(self, method: bytes, target: bytes, headers: dict[bytes, bytes], body: bytes, arrived: float) -> None:
-        self.method = method
-        self.path, _, self.query = target.partition(b"?")
-        self.headers = headers
+    def __init__(
+        self,
+        path: bytes,
+        message: bytes,
+        body: bytes,
+        arrived: float,
+        traced: bool,
+    ) -> None:
+        """Make a POST over HTTP/1.1 whose target is its path, on a connection to be kept.
+
+        Args:
+            path: See the class.
+            message: The whole request; its headers are read from it when they are asked for.
+            body: See the class.
+            arrived: See the class.
+            traced: See the class.
+        """
+        self.method = b"POST"
+        self.path = path
+        self.query = b""
+        self._message = message
+        self._headers: dict[bytes, bytes] | None = None
         self.body = body
         self.arrived = arrived
         self.keep_alive = True
         self.chunked = True
+        self.traced = traced
+
+    @classmethod
+    def parsed(
+        cls, method: bytes, target: bytes, headers: dict[bytes, bytes], body: bytes, arrived: float, *, keep_alive: bool
+    ) -> Request:
+        """Any request, its headers by lower-case name."""
+        path, _, query = target.partition(b"?")
+        request = cls(path, b"", body, arrived, True)
+        request.method = method
+        request.query = query
+        request.keep_alive = keep_alive
+        request._headers = headers
+        return request
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """Values by lower-case name; the last of equal names wins."""
+        if self._headers is None:
+            self._headers = header_fields(self._message)
+        return self._headers
 
 
 class InFlight(Protocol):
@@ -70,6 +121,37 @@ class InFlight(Protocol):
         """The peer has caught up."""
 
 
+class Answering(Protocol):
+    """The connection that a request came in on, as its handler sees it: one answer to send.
+
+    Attributes:
+        in_flight: Who hears of the peer while the answer is not complete.
+    """
+
+    in_flight: InFlight | None
+
+    def respond(self, status: int, body: bytes, head: bytes = b"", content_type: bytes = JSON) -> None:
+        """Answer with one whole body."""
+
+    def pass_on(self, message: bytes, body: bytes) -> None:
+        """Answer with another server's plain 200 answer as it is."""
+
+    def begin(self, status: int, head: bytes, length: int | None) -> None:
+        """Begin an answer whose body comes in pieces; the head leaves with the first of them."""
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of the body."""
+
+    def end(self, data: bytes = b"") -> None:
+        """Send the last piece of the body and be done with this request."""
+
+    def close_after_answer(self) -> None:
+        """Close once the answer in hand is sent, whatever its head said."""
+
+    def break_off(self) -> None:
+        """Close in the middle of the answer, after what was sent, so that it cannot pass for a whole one."""
+
+
 class Application(Protocol):
     """What a listener hands its requests to."""
 
@@ -77,5 +159,5 @@ class Application(Protocol):
     def closing(self) -> bool:
         """While True every answer says `Connection: close`."""
 
-    def handle(self, connection: ServerConnection, request: Request) -> None:
+    def handle(self, connection: Answering, request: Request) -> None:
         """Answer now, or set `connection.in_flight` and answer later."""

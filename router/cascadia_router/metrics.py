@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 __all__ = ["LATENCY_BUCKETS", "SCORE_BUCKETS", "BucketCounts", "Metrics", "exposition"]
 
@@ -33,6 +34,18 @@ class BucketCounts:
         """Count a value; edges are inclusive above."""
         self.counts[bisect_left(self.edges, value)] += 1
         self.sum += value
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count many values."""
+        counts = self.counts
+        for bucket, count in Counter(map(bisect_left, repeat(self.edges), values)).items():
+            counts[bucket] += count
+        self.sum += sum(values)
+
+    def merge(self, other: BucketCounts) -> None:
+        """Add the counts of another with the same edges."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
 
 
 class Metrics:

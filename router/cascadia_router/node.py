@@ -6,23 +6,30 @@ import asyncio
 import logging
 import secrets
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.policy import RouterConfig
+from cascadia_api.report import CalibrationSample
 from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.completion_body import Usage
 from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
+from cascadia_router.settlement import Settlement
 from cascadia_router.window import Window
 
-if TYPE_CHECKING:
-    from cascadia_router.exchange import Exchange
-
-__all__ = ["Node"]
+__all__ = ["Held", "Node"]
 
 log = logging.getLogger("cascadia.router")
+
+
+class Held(Protocol):
+    """A request that a router holds."""
+
+    def tick(self, now: float) -> None:
+        """Look at the time, service s (monotonic)."""
 
 
 class Node:
@@ -31,6 +38,7 @@ class Node:
     Attributes:
         config: Its bootstrap.
         clock: Service time.
+        scale: Service seconds per wall second.
         secret: Signs what routers send each other.
         own: The replica beside it; None for an entry router or a follower.
         replicas: All replicas it knows.
@@ -38,6 +46,7 @@ class Node:
         metrics: Counters.
         window: The workload of the last minutes.
         budget: Of escalations by scorer errors at the own stage.
+        settlement: What is still to be counted in the metrics, the window and the budget.
         exchanges: Requests held now, in order of arrival.
         draining: Whether it is on its way out: unready, and connections close after their answer.
     """
@@ -45,6 +54,7 @@ class Node:
     def __init__(self, config: RouterConfig, secret: bytes) -> None:
         self.config = config
         self.clock = ScaledClock(scale=config.clock_scale, epoch=config.clock_epoch)
+        self.scale = config.clock_scale
         self.secret = secret
         self.own: Replica | None = None
         if config.engine is not None and config.role == "Leader":
@@ -55,33 +65,53 @@ class Node:
         self.metrics = Metrics()
         self.window = Window(self.now())
         self.budget = EscalationBudget()
-        self.exchanges: dict[Exchange, None] = {}
+        self.settlement = Settlement(self.metrics, self.window, self.budget)
+        self.exchanges: dict[Held, None] = {}
         self.draining = False
-        self._id_prefix = secrets.token_hex(8)
+        self._id_prefix = b"req-%s-" % secrets.token_hex(8).encode()
         self._ids = 0
         self._taken_on = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def now(self) -> float:
         """Service time (monotonic), s."""
-        return monotonic() * self.config.clock_scale
+        return monotonic() * self.scale
 
-    def new_request_id(self) -> str:
+    def new_request_id(self) -> bytes:
         """An id that no other request of the cascade has."""
-        self._ids += 1
-        return f"req-{self._id_prefix}-{self._ids:x}"
+        self._ids = number = self._ids + 1
+        return b"%s%x" % (self._id_prefix, number)
 
-    def took_on(self, exchange: Exchange) -> None:
+    def spend_escalation(self, now: float, share: float) -> bool:
+        """Whether an answer that could not be scored may escalate, and count it if so: see `EscalationBudget`."""
+        self.settlement.settle()
+        return self.budget.spend(now, share)
+
+    def keep_sample(
+        self, now: float, request_id: str, stage: str, score: float, usage: Usage | None, probability: float
+    ) -> None:
+        """Keep a scored answer that was drawn as a sample with this probability."""
+        sample = CalibrationSample(
+            request_id=request_id,
+            stage=stage,
+            score=score,
+            output_tokens=usage.completion_tokens if usage else 0,
+            input_tokens=usage.prompt_tokens if usage else 0,
+            inclusion_probability=probability,
+        )
+        self.window.keep_sample(now, sample)
+
+    def took_on(self, exchange: Held) -> None:
         """A request is held from now on."""
         self.exchanges[exchange] = None
         self._taken_on += 1
 
-    def let_go(self, exchange: Exchange) -> bool:
+    def let_go(self, exchange: Held) -> bool:
         """A request is over; False if it was already."""
         if exchange not in self.exchanges:
             return False
         del self.exchanges[exchange]
-        if not self.exchanges:
+        if self._idle_waiters and not self.exchanges:
             for waiter in self._idle_waiters:
                 if not waiter.done():
                     waiter.set_result(None)
@@ -116,6 +146,7 @@ class Node:
 
     def tick(self) -> None:
         """Let every request look at the time."""
+        self.settlement.settle()
         now = self.now()
         for exchange in list(self.exchanges):
             try:

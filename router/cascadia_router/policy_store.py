@@ -7,16 +7,18 @@ up here. Only where the replicas *are* is always taken from the newest policy.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 
 import msgspec
 
 from cascadia_api.policy import RouterPolicy, StagePolicy, decode_policy
-from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.balancing import ReplicaTable
 from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.decision import DecisionText, header_text
 from cascadia_router.json_log import fields
 
-__all__ = ["Cascade", "PolicyStore", "Stage", "header_text"]
+__all__ = ["Cascade", "PolicyStore", "Stage"]
 
 log = logging.getLogger("cascadia.router.policy")
 
@@ -28,37 +30,54 @@ class Stage:
     """One live stage of a policy, ready for use.
 
     Attributes:
+        at_once: What its answers say to requests that came to it first.
+        answered: A client's request that it answered, as `Settlement.ends` names it.
         index: Place in the cascade, from 0.
         name: Stage name.
-        header: The same as a header's value.
         served_model: The engine's name for the model.
         threshold: Least score that is accepted; None: every answer is.
         targets: Its replicas with their weights.
+        live: The same by the newest policy that has any: where to send what is sent now.
     """
 
     __slots__ = (
         "_capabilities",
         "_context_window",
-        "header",
+        "_decisions",
+        "_plan",
+        "answered",
+        "at_once",
         "index",
+        "live",
         "name",
         "served_model",
         "targets",
         "threshold",
     )
 
-    def __init__(self, index: int, policy: StagePolicy, replicas: ReplicaTable) -> None:
+    def __init__(self, index: int, policy: StagePolicy, replicas: ReplicaTable, plan: tuple[str, int]) -> None:
         self.index = index
         self.name = policy.name
-        self.header = header_text(policy.name)
-        self.served_model = policy.served_model_name
         self.threshold = policy.threshold
+        self.served_model = policy.served_model_name
         self.targets = tuple(
             (replicas.replica(policy.name, endpoint.replica, endpoint.address), endpoint.weight)
             for endpoint in policy.endpoints
         )
+        self.answered = ("client", policy.name, "answered")
+        self.at_once = DecisionText(self.name, self.threshold, (), *plan)
+        self.live = self.targets
+        self._plan = plan
+        self._decisions: dict[tuple[str, ...], DecisionText] = {}
         self._context_window = policy.context_window
         self._capabilities = frozenset(policy.capabilities)
+
+    def decision(self, path: tuple[str, ...]) -> DecisionText:
+        """What its answers say after the stages in `path` were rejected."""
+        found = self._decisions.get(path)
+        if found is None:
+            found = self._decisions[path] = DecisionText(self.name, self.threshold, path, *self._plan)
+        return found
 
     def can_answer(self, request: CompletionRequest) -> bool:
         """Whether the request fits the model's context window and capabilities."""
@@ -72,19 +91,32 @@ class Cascade:
 
     Attributes:
         policy: As written.
+        name: What clients call it.
         revision: Its revision.
         stages: Its live stages, smallest model first.
         by_name: The same by name.
-        plan_header: Its plan's id as a header's value.
+        plan_line: Its plan's id as a header line.
+        max_in_flight: Requests that a router holds at once.
+        sample_rate: Share of scored answers kept as samples.
+        statistic: What the LogProb scorer takes of the tokens' log-probabilities.
+        judged: The first stage if its answers may be rejected, and requests pass it by for no reason but
+            their needs.
     """
 
     def __init__(self, policy: RouterPolicy, replicas: ReplicaTable) -> None:
         self.policy = policy
+        self.name = policy.cascade
         self.revision = policy.policy_revision
-        self.stages = tuple(Stage(index, stage, replicas) for index, stage in enumerate(policy.stages))
+        plan = (policy.plan_id, policy.policy_revision)
+        self.stages = tuple(Stage(index, stage, replicas, plan) for index, stage in enumerate(policy.stages))
         self.by_name = {stage.name: stage for stage in self.stages}
-        self.plan_header = header_text(policy.plan_id)
+        self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
+        self.max_in_flight = policy.max_in_flight
+        self.statistic = policy.scorer.statistic
+        self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)
+        may_reject = policy.max_escalations > 0 and len(self.stages) > 1 and self.stages[0].threshold is not None
+        self.judged = self.stages[0] if may_reject and not self._windowed else None
 
     def able_from(self, first: int, request: CompletionRequest) -> tuple[Stage, ...]:
         """Stages from `first` on that can answer the request; the last one if none can, for estimates err."""
@@ -100,11 +132,6 @@ class Cascade:
         return self.policy.ladder.index(vector) if vector in self.policy.ladder else None
 
 
-def header_text(text: str) -> bytes:
-    """Text from a policy as a header's value: printable ASCII, whatever the policy says."""
-    return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("ascii", "replace"))
-
-
 class PolicyStore:
     """Takes policy documents as they appear and remembers the last few."""
 
@@ -114,6 +141,7 @@ class PolicyStore:
         self._replicas = replicas
         self._on_change = on_change
         self._remembered: dict[int, Cascade] = {}
+        self._followed: weakref.WeakSet[Cascade] = weakref.WeakSet()  # requests follow older ones, too
 
     def take(self, document: bytes, source: str) -> bool:
         """Put a document in force if it is valid and newer than the one in force.
@@ -139,6 +167,11 @@ class PolicyStore:
             return False
         self.current = Cascade(policy, self._replicas)
         self._remembered[policy.policy_revision] = self.current
+        self._followed.add(self.current)
+        for cascade in self._followed:
+            for stage in cascade.stages:
+                newest = self.current.by_name.get(stage.name)
+                stage.live = newest.targets if newest is not None and newest.targets else stage.targets
         while len(self._remembered) > REMEMBERED:
             del self._remembered[min(self._remembered)]
         self._replicas.keep_only(
@@ -160,8 +193,3 @@ class PolicyStore:
     def at(self, revision: int) -> Cascade | None:
         """The policy of that revision if it is remembered, else the one in force."""
         return self._remembered.get(revision, self.current)
-
-    def targets(self, stage: Stage) -> tuple[tuple[Replica, float], ...]:
-        """A stage's replicas by the newest policy that has any."""
-        newest = self.current.by_name.get(stage.name) if self.current is not None else None
-        return newest.targets if newest is not None and newest.targets else stage.targets

@@ -7,49 +7,14 @@ only interrupt it.
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
-
 from cascadia_router.event_stream import KEEP_ALIVE
-from cascadia_router.http1_server import JSON, ServerConnection
+from cascadia_router.http1_request import JSON, Answering
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body, error_event
-from cascadia_router.policy_store import Cascade, Stage, header_text
 
-__all__ = ["Reply", "decision_head", "decision_json"]
+__all__ = ["Reply"]
 
 _EVENT_STREAM = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
-
-
-class _Decision(Struct, rename="camel"):
-    """The `cascadia` object of an answer. `stage` comes first: relays look for it."""
-
-    stage: str
-    score: float | None
-    threshold: float | None
-    path: str
-    plan: str
-    policy_revision: int
-
-
-def decision_json(cascade: Cascade, stage: Stage, path: tuple[str, ...], score: float | None) -> bytes:
-    """The `cascadia` object of an answer of `stage`, after the stages in `path` were rejected."""
-    decision = _Decision(
-        stage=stage.name,
-        score=score,
-        threshold=stage.threshold,
-        path=">".join((*path, stage.name)),
-        plan=cascade.policy.plan_id,
-        policy_revision=cascade.revision,
-    )
-    return msgspec.json.encode(decision)
-
-
-def decision_head(stage: Stage, path: tuple[str, ...], score: float | None) -> bytes:
-    """The same as header lines; the plan's comes with every answer."""
-    score_line = b"" if score is None else b"x-cascadia-score: %.6f\r\n" % score
-    path_text = header_text(">".join((*path, stage.name))) if path else stage.header
-    return b"x-cascadia-stage: %s\r\nx-cascadia-path: %s\r\n%s" % (stage.header, path_text, score_line)
 
 
 class Reply:
@@ -58,8 +23,7 @@ class Reply:
     Args:
         node: The router.
         connection: Where the request came from.
-        cascade: The policy that governs it.
-        request_id: Its id.
+        traced: Header lines that every answer to it carries.
         stream: Whether a stream was asked for.
         to_peer: Whether a router asked, not a client.
         arrived: Service time of its first byte (monotonic), s.
@@ -88,9 +52,8 @@ class Reply:
     def __init__(
         self,
         node: Node,
-        connection: ServerConnection,
-        cascade: Cascade,
-        request_id: str,
+        connection: Answering,
+        traced: bytes,
         *,
         stream: bool,
         to_peer: bool,
@@ -99,7 +62,7 @@ class Reply:
         self._node = node
         self._connection = connection
         self._to_peer = to_peer
-        self._traced = b"x-request-id: %s\r\nx-cascadia-plan: %s\r\n" % (request_id.encode(), cascade.plan_header)
+        self._traced = traced
         self._heard_at = arrived  # when the client last heard of us
         self._mid_event = False  # a relayed event is cut where the last bytes ended
         self.stream = stream
@@ -123,13 +86,12 @@ class Reply:
             self._connection.begin(200, _EVENT_STREAM + self._traced + head, None)
         self._connection.end(events)
 
-    def events(self, data: bytes, head: bytes) -> None:
-        """Send events of a stream as they come."""
-        if not self.begun:
-            self._note_first_byte()
-            self.begun = True
-            if not self.committed:
-                self._connection.begin(200, _EVENT_STREAM + self._traced + head, None)
+    def begin_events(self, data: bytes, head: bytes) -> None:
+        """Send the first events of a stream that goes on as it comes; the connection takes the others."""
+        self._note_first_byte()
+        self.begun = True
+        if not self.committed:
+            self._connection.begin(200, _EVENT_STREAM + self._traced + head, None)
         self._connection.send(data)
 
     def events_end(self) -> None:

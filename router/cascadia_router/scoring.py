@@ -8,12 +8,13 @@ worst choice: all of them are returned.
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct
 
-__all__ = ["TokenTally", "score_of"]
+__all__ = ["TokenTally", "log_probabilities", "score_of", "statistic_of"]
 
 
 class _Token(Struct, gc=False):
@@ -27,7 +28,29 @@ class _Logprobs(Struct, gc=False):
     token_logprobs: list[float | None] | None = None
 
 
+_logprob = attrgetter("logprob")
 _decoder = msgspec.json.Decoder(_Logprobs | None)
+
+
+def log_probabilities(document: bytes | Raw) -> list[float]:
+    """Log-probabilities of the tokens in one `logprobs` value; the first token of an echoed prompt has none.
+
+    Raises:
+        msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
+    """
+    piece = _decoder.decode(document)
+    if piece is None:
+        return []
+    if piece.content is not None:
+        return list(map(_logprob, piece.content))
+    return [value for value in piece.token_logprobs or () if value is not None]
+
+
+def statistic_of(values: list[float], statistic: Literal["Mean", "Minimum"]) -> float | None:
+    """Score in [0, 1] of one choice with these log-probabilities ≤ 0; None if there are none."""
+    if not values:
+        return None
+    return math.exp(sum(values) / len(values) if statistic == "Mean" else min(values))
 
 
 class TokenTally:
@@ -46,14 +69,7 @@ class TokenTally:
         Raises:
             msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
         """
-        piece = _decoder.decode(logprobs)
-        if piece is None:
-            return
-        if piece.content is not None:
-            values = [token.logprob for token in piece.content]
-        else:
-            # The first token of an echoed prompt has none.
-            values = [value for value in piece.token_logprobs or () if value is not None]
+        values = log_probabilities(logprobs)
         if values:
             self.count += len(values)
             self.sum += sum(values)

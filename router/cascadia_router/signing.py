@@ -2,7 +2,7 @@
 
 Two headers go with a request on the stage port:
 
-* ``x-cascadia-hop``: base64url of a JSON array, the `Hop`;
+* ``x-cascadia-hop``: base64 of a JSON array, the `Hop`;
 * ``x-cascadia-signature``: hex HMAC-SHA256, under the cascade's peer secret, of the hop header's
   bytes, a zero byte and the whole body.
 
@@ -13,7 +13,6 @@ request; keeping captured traffic secret is TLS's part.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hmac
 
@@ -63,15 +62,12 @@ class SignatureError(ValueError):
 
 
 def _mac(secret: bytes, hop: bytes, body: bytes) -> str:
-    mac = hmac.new(secret, hop, "sha256")
-    mac.update(b"\0")
-    mac.update(body)
-    return mac.hexdigest()
+    return hmac.digest(secret, b"%s\0%s" % (hop, body), "sha256").hex()
 
 
 def sign(hop: Hop, body: bytes, secret: bytes) -> bytes:
     """Return the two header lines for a hop, each ending in CRLF."""
-    header = base64.urlsafe_b64encode(_encoder.encode(hop))
+    header = binascii.b2a_base64(_encoder.encode(hop), newline=False)
     return b"x-cascadia-hop: %s\r\nx-cascadia-signature: %s\r\n" % (header, _mac(secret, header, body).encode())
 
 
@@ -94,7 +90,7 @@ def verify(headers: dict[bytes, bytes], body: bytes, secret: bytes, now: float) 
     if not hmac.compare_digest(_mac(secret, header, body).encode(), signature):
         raise SignatureError("the hop's signature is wrong")
     try:
-        hop = _decoder.decode(base64.urlsafe_b64decode(header))
+        hop = _decoder.decode(binascii.a2b_base64(header))
     except (msgspec.DecodeError, binascii.Error) as error:
         raise SignatureError(f"the hop cannot be read: {error}") from None
     if abs(now - hop.signed_at) > MAX_SKEW_SECONDS:

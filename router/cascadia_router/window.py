@@ -6,8 +6,8 @@ Counting costs a bisection and an increment; a report adds up the slices of its 
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Callable
 
 from cascadia_api.report import (
     LATENCY_EDGES_MS,
@@ -19,30 +19,12 @@ from cascadia_api.report import (
     WorkloadReport,
 )
 from cascadia_router.completion_body import Usage
+from cascadia_router.metrics import BucketCounts
 
 __all__ = ["MAX_SAMPLES", "Slice", "Window"]
 
 MAX_SAMPLES = 256
 _SAMPLES_KEPT = 4096
-
-
-class _Counts:
-    """A histogram under way."""
-
-    __slots__ = ("counts", "edges", "sum")
-
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = edges
-        self.counts = [0] * (len(edges) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.edges, value)] += 1
-        self.sum += value
-
-    def merge(self, other: _Counts) -> None:
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        self.sum += other.sum
 
 
 class Slice:
@@ -52,25 +34,25 @@ class Slice:
         self.start = start
         self.arrivals = self.failures = self.interrupted = self.refused = 0
         self.answered_by: Counter[str] = Counter()
-        self.end_to_end_ms = _Counts(LATENCY_EDGES_MS)
-        self.first_token_ms = _Counts(LATENCY_EDGES_MS)
+        self.end_to_end_ms = BucketCounts(LATENCY_EDGES_MS)
+        self.first_token_ms = BucketCounts(LATENCY_EDGES_MS)
         self.requests = self.accepted = self.escalated = self.scorer_errors = self.engine_errors = 0
-        self.input_tokens = _Counts(TOKEN_EDGES)
-        self.output_tokens = _Counts(TOKEN_EDGES)
-        self.service_ms = _Counts(LATENCY_EDGES_MS)
-        self.scores = _Counts(SCORE_EDGES)
+        self.input_tokens = BucketCounts(TOKEN_EDGES)
+        self.output_tokens = BucketCounts(TOKEN_EDGES)
+        self.service_ms = BucketCounts(LATENCY_EDGES_MS)
+        self.scores = BucketCounts(SCORE_EDGES)
 
     def count_answer(self, service_ms: float, usage: Usage | None) -> None:
         """Count an engine's complete answer."""
-        self.service_ms.add(service_ms)
+        self.service_ms.observe(service_ms)
         if usage is not None:
-            self.input_tokens.add(usage.prompt_tokens)
-            self.output_tokens.add(usage.completion_tokens)
+            self.input_tokens.observe(usage.prompt_tokens)
+            self.output_tokens.observe(usage.completion_tokens)
 
     def merge(self, other: Slice) -> None:
         """Add another slice's counts."""
         for name, value in vars(other).items():
-            if isinstance(value, _Counts | Counter):
+            if isinstance(value, BucketCounts | Counter):
                 mine = getattr(self, name)
                 mine.update(value) if isinstance(value, Counter) else mine.merge(value)
             elif name != "start":
@@ -85,25 +67,39 @@ class Window:
         slice_seconds: Length of a slice, service s.
         longest_seconds: Longest window that can be asked for, service s.
         seed: Of the choice of samples; None: from the machine.
+
+    Attributes:
+        settle: Called before the newest slice is read, or the next one begins: counts what is still to count.
+        newest: The newest slice.
+        until: Service time at which it is over, s.
     """
 
     def __init__(
-        self, start: float, *, slice_seconds: float = 2.0, longest_seconds: float = 600.0, seed: int | None = None
+        self,
+        start: float,
+        *,
+        slice_seconds: float = 2.0,
+        longest_seconds: float = 600.0,
+        seed: int | None = None,
     ) -> None:
         self._start = start
         self._slice_seconds = slice_seconds
         self._longest = longest_seconds
-        self._slices: deque[Slice] = deque([Slice(start)])
+        self.settle: Callable[[], None] = _nothing_to_settle
+        self.newest = Slice(start)
+        self.until = start + slice_seconds
+        self._slices: deque[Slice] = deque([self.newest])
         self._samples: deque[tuple[float, CalibrationSample]] = deque(maxlen=_SAMPLES_KEPT)
         self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
 
     def slice(self, now: float) -> Slice:
         """The slice to count in at service time `now` (monotonic, s)."""
-        newest = self._slices[-1]
-        if now - newest.start < self._slice_seconds:
-            return newest
-        steps = (now - self._start) // self._slice_seconds
-        newest = Slice(self._start + steps * self._slice_seconds)
+        if now < self.until:
+            return self.newest
+        self.settle()
+        start = self._start + (now - self._start) // self._slice_seconds * self._slice_seconds
+        self.newest = newest = Slice(start)
+        self.until = start + self._slice_seconds
         self._slices.append(newest)
         while self._slices[0].start < now - self._longest - self._slice_seconds:
             self._slices.popleft()
@@ -143,6 +139,7 @@ class Window:
             stage: Its stage; None for an entry router.
             in_flight: Requests held now.
         """
+        self.settle()
         total = Slice(now)
         steps = (now - min(window_seconds, self._longest) - self._start) // self._slice_seconds
         since = self._start + max(steps, 0) * self._slice_seconds
@@ -185,7 +182,11 @@ class Window:
         ]
 
 
-def _histogram(edges: str, counts: _Counts) -> Histogram:
+def _nothing_to_settle() -> None:
+    """Before a window has a `settle`."""
+
+
+def _histogram(edges: str, counts: BucketCounts) -> Histogram:
     return Histogram(edges=edges, counts=counts.counts, sum=counts.sum)  # type: ignore[arg-type]
 
 

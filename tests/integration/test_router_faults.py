@@ -69,7 +69,9 @@ async def test_a_rejected_answer_is_better_than_none(tmp_path: Path) -> None:
             reply = await http(chain.client("small"), CHAT, chat(stream=stream))
             assert reply.status == 200
             assert reply.headers["x-cascadia-path"] == "small"
-        assert chain.router("small").node.metrics.requests["client", "small", "fallback"] == 2
+        node = chain.router("small").node
+        node.settlement.settle()
+        assert node.metrics.requests["client", "small", "fallback"] == 2
 
 
 async def test_when_nobody_can_answer_the_error_says_so(tmp_path: Path) -> None:

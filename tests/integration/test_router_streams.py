@@ -48,7 +48,9 @@ async def test_a_held_stream_is_replayed_with_its_decision(tmp_path: Path) -> No
         asked = chain.engine("small").seen[0].json
         assert asked["logprobs"] is True
         assert asked["stream_options"] == {"include_usage": True}
-        assert chain.router("small").node.window.slice(0).output_tokens.sum == 3
+        node = chain.router("small").node
+        node.settlement.settle()
+        assert node.window.newest.output_tokens.sum == 3
 
 
 @pytest.mark.parametrize("first", [SURE, UNSURE])

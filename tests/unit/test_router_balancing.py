@@ -177,7 +177,7 @@ def test_the_last_few_policies_are_remembered() -> None:
     assert len(table.all()) == 2 * REMEMBERED, "replicas that no policy names are forgotten"
     old = store.at(4)
     assert old is not None
-    assert [each.upstream.address for each, _ in store.targets(old.stages[0])] == ["127.0.0.1:7"]
+    assert [each.upstream.address for each, _ in old.stages[0].live] == ["127.0.0.1:7"]
 
 
 def test_a_replica_keeps_its_state_across_policies() -> None:

@@ -1,0 +1,174 @@
+"""The short way of a request, as long as all goes as it nearly always does.
+
+The engine beside this router is asked for an answer that comes whole, is scored, and is good enough: such
+a request needs little of what an `Exchange` keeps. At anything else (a fault, a low score, a stream, a
+client that leaves, a deadline) an `Exchange` takes over where this one stands, and nothing of what it
+decides is repeated here.
+"""
+
+from __future__ import annotations
+
+from random import random
+from time import monotonic
+
+import msgspec
+
+from cascadia_router.balancing import Replica
+from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.exchange import Exchange
+from cascadia_router.http1_client import Fault
+from cascadia_router.http1_request import Answering, Request
+from cascadia_router.node import Node
+from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.whole_answer import WholeAnswer
+
+__all__ = ["Express"]
+
+_TO_ENGINE = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
+
+
+class Express:
+    """One request whose answer our engine is expected to give, whole and good enough."""
+
+    __slots__ = (
+        "_asked_at",
+        "_call",
+        "_cascade",
+        "_connection",
+        "_http",
+        "_node",
+        "_replica",
+        "_request",
+        "_request_id",
+        "_stage",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        connection: Answering,
+        http: Request,
+        request: CompletionRequest,
+        cascade: Cascade,
+        request_id: bytes,
+        stage: Stage,
+        own: Replica,
+        now: float,
+    ) -> None:
+        """Ask the engine.
+
+        Args:
+            node: The router.
+            connection: Where the request came from.
+            http: As it came.
+            request: Its body.
+            cascade: The policy in force, which governs it.
+            request_id: Its id.
+            stage: This router's stage, the first of the cascade, with a threshold and a stage after it.
+            own: The replica beside this router, chosen among the stage's; its circuit breaker is closed.
+            now: Service time (monotonic), s.
+        """
+        self._node = node
+        self._connection = connection
+        self._http = http
+        self._request = request
+        self._cascade = cascade
+        self._request_id = request_id
+        self._stage = stage
+        self._replica = own
+        self._asked_at = now
+        node.took_on(self)
+        connection.in_flight = self
+        own.outstanding += 1
+        body = request.for_engine(stage.served_model, score=True)
+        upstream = own.upstream
+        self._call = upstream.send(_TO_ENGINE % (request.path, upstream.host_line, len(body), request_id, body), self)
+
+    # -- the engine's side ------------------------------------------------------------------------
+
+    def response_whole(self, message: bytes, body: bytes) -> None:  # noqa: ARG002
+        """See `ResponseSink`."""
+        request, stage, cascade = self._request, self._stage, self._cascade
+        try:
+            answer = WholeAnswer(body, request.wants_logprobs)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.response_fault(Fault.MALFORMED)
+            return
+        score = answer.score(cascade.statistic)
+        if score is None or stage.threshold is None or score < stage.threshold:
+            self._hand_over().decide(answer, score)
+            return
+        node, replica, settlement, window = self._node, self._replica, self._node.settlement, self._node.window
+        now = monotonic() * node.scale
+        replica.outstanding -= 1
+        if replica.breaker.failures:
+            replica.breaker.succeeded()
+        node.let_go(self)
+        lines, decision = stage.at_once.scored(score)
+        self._connection.respond(
+            200, answer.replay(decision), b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, lines)
+        )
+        piece = window.newest if now < window.until else window.slice(now)
+        piece.accepted += 1
+        settlement.answers.append((self._asked_at, now, answer.usage, score))
+        settlement.ends.append((stage.answered, self._http.arrived * node.scale, now, now))
+        if random() < cascade.sample_rate:  # noqa: S311 - a sample, not a secret
+            node.keep_sample(now, self._request_id.decode(), stage.name, score, answer.usage, cascade.sample_rate)
+
+    def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
+        """See `ResponseSink`: the answer does not come whole."""
+        self._hand_over().carry_on(self._call).response_head(status, headers, length)
+
+    def response_body(self, data: bytes) -> None:
+        """See `ResponseSink`: never called, for after the head another takes the answer."""
+
+    def response_pump(self) -> None:
+        """See `response_body`."""
+
+    def response_end(self) -> None:
+        """See `response_body`."""
+
+    def response_fault(self, fault: Fault) -> None:
+        """See `ResponseSink`."""
+        self._hand_over().carry_on(self._call).response_fault(fault)
+
+    # -- time and the client ----------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """See `Held`."""
+        if now >= self._http.arrived * self._node.scale + self._cascade.policy.request_timeout_seconds:
+            self._carry_on().tick(now)
+
+    def client_gone(self) -> None:
+        """See `InFlight`."""
+        self._carry_on().client_gone()
+
+    def client_paused(self) -> None:
+        """See `InFlight`."""
+        self._carry_on().client_paused()
+
+    def client_resumed(self) -> None:
+        """See `InFlight`."""
+
+    def _carry_on(self) -> Exchange:
+        """Let an exchange go on from here, with the call to the engine as it is."""
+        exchange = self._hand_over()
+        exchange.carry_on(self._call)
+        return exchange
+
+    def _hand_over(self) -> Exchange:
+        """Let an exchange take this one's place."""
+        policy = self._cascade.policy
+        exchange = Exchange(
+            self._node,
+            self._connection,
+            self._http,
+            self._request,
+            self._cascade,
+            self._request_id.decode(),
+            policy.request_timeout_seconds,
+            policy.max_escalations,
+        )
+        self._node.let_go(self)
+        exchange.take_over(self._stage, self._replica, self._asked_at)
+        return exchange

@@ -1,0 +1,210 @@
+"""Receiving requests: bytes in, complete requests and refusals in a queue out.
+
+Requests that come whole in one read go past all this (`http1_head`); what is here takes them in any
+pieces, with llhttp. Everything a peer can make grow has a limit: header bytes and count, body bytes,
+bytes on the wire per message (chunk framing, trailers).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import NamedTuple, cast
+
+import httptools
+
+from cascadia_router.http1_request import Limits, Request
+from cascadia_router.outbox import Outbox
+
+__all__ = ["Receiving", "Refusal"]
+
+
+class Refusal(NamedTuple):
+    """A request that broke a limit or the protocol, in its place in the queue."""
+
+    status: int
+    message: str
+    code: str
+
+
+class Receiving:
+    """The receiving half of a connection.
+
+    Raises nothing at bad bytes: they become a `Refusal`, and nothing after that is read as a request.
+    """
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_busy",
+        "_close_after",
+        "_headers",
+        "_headers_done",
+        "_limits",
+        "_message_bytes",
+        "_outbox",
+        "_parser",
+        "_queue",
+        "_raw_missing",
+        "_refused",
+        "_since",
+        "_target",
+        "_transport",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Request | Refusal] = deque()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._outbox: Outbox = cast("Outbox", None)  # as the transport, from the connection's making on
+        self._busy = False  # a request is being answered
+        self._refused = False  # nothing that still arrives is read as a request
+        self._close_after = False
+        self._raw_missing = 0  # body bytes still to come past an ignored Upgrade
+        self._since = monotonic()  # of the message's first byte, or of the last answer
+        self._start_message()
+
+    def _start_message(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._headers_done = False
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._message_bytes = 0
+
+    def _receive(self, data: bytes) -> None:
+        """Take one read.
+
+        Raises:
+            HttpParserCallbackError: A fault of ours.
+        """
+        if self._message_bytes == 0:
+            self._since = monotonic()
+        self._message_bytes += len(data)
+        if self._raw_missing:
+            self._raw_body(data)
+        else:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._ignore_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserCallbackError:
+                raise
+            except httptools.HttpParserError:
+                self._refuse(400, "The request is not valid HTTP/1.1.", "malformed_request")
+        if self._message_bytes > self._limits.header_bytes and not self._headers_done:
+            self._refuse_headers()
+        elif self._message_bytes > self._limits.header_bytes + 2 * self._limits.body_bytes:
+            self._refuse_body()
+
+    # -- the parser's side ------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins, maybe in the middle of a read."""
+        self._message_bytes = self._message_bytes or 1
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._target += url
+        if len(self._target) > self._limits.header_bytes:
+            self._refuse_headers()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which is dropped."""
+        if not self._headers_done:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: settle what can be settled before the body."""
+        self._headers_done = True
+        headers, limits = self._headers, self._limits
+        if len(headers) > limits.headers or self._head_is_over(limits.header_bytes):
+            self._refuse_headers()
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > limits.body_bytes:
+            self._refuse_body()
+        elif not self._refused and headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
+            self._outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _head_is_over(self, limit: int) -> bool:
+        if self._message_bytes <= limit:
+            return False
+        return len(self._target) + sum(len(name) + len(value) for name, value in self._headers.items()) > limit
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._body_bytes += len(data)
+        if self._body_bytes > self._limits.body_bytes:
+            self._refuse_body()
+        elif not self._refused:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if self._refused:
+            return
+        parser = self._parser
+        if (
+            b"upgrade" in self._headers
+            and parser.should_upgrade()
+            and self._headers.get(b"content-length", b"0") != b"0"
+        ):
+            return  # llhttp leaves the body to the new protocol, which we do not speak: see _ignore_upgrade
+        body = self._body
+        request = Request.parsed(
+            parser.get_method(),
+            self._target,
+            self._headers,
+            body[0] if len(body) == 1 else b"".join(body),
+            self._since,
+            keep_alive=parser.should_keep_alive(),
+        )
+        # HTTP/1.0 keeps no connection unasked, and asking for the version costs a formatted string.
+        request.chunked = (
+            request.keep_alive and b"connection" not in self._headers
+        ) or parser.get_http_version() != "1.0"
+        self._start_message()
+        self._queue.append(request)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Serve a request that offers another protocol (Java's client offers h2c) as plain HTTP/1.1."""
+        length = int(self._headers.get(b"content-length", b"0"))
+        if not length:  # complete, and in the queue; what follows is unknown ground
+            self._close_after = True
+            return
+        if b"transfer-encoding" in self._headers:
+            self._refuse(400, "A chunked body cannot go with Upgrade.", "malformed_request")
+            return
+        self._raw_missing = length
+        self._raw_body(rest)
+
+    def _raw_body(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._body.append(data[: self._raw_missing])
+        self._raw_missing -= len(self._body[-1])
+        if not self._raw_missing:
+            method, body = self._parser.get_method(), b"".join(self._body)
+            request = Request.parsed(method, self._target, self._headers, body, self._since, keep_alive=False)
+            self._start_message()
+            self._queue.append(request)
+            self._close_after = True
+
+    # -- refusing ---------------------------------------------------------------------------------
+
+    def _refuse_headers(self) -> None:
+        limits = self._limits
+        message = f"The headers are over {limits.header_bytes} bytes or {limits.headers} lines."
+        self._refuse(431, message, "headers_too_large")
+
+    def _refuse_body(self) -> None:
+        message = f"The body is over {self._limits.body_bytes} bytes: shorten the request."
+        self._refuse(413, message, "request_too_large")
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        if not self._refused:
+            self._refused = True
+            self._body.clear()
+            self._queue.append(Refusal(status, message, code))

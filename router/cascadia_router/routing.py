@@ -1,0 +1,157 @@
+"""Where a request goes: which stage, which replica, and what its call leaves behind there.
+
+Who chooses a replica repeats the choice when it fails; a router that was chosen (`assigned`) answers or
+reports its failure. So one request meets at most two replicas of a stage.
+"""
+
+from __future__ import annotations
+
+from cascadia_router.balancing import Replica, least_loaded
+from cascadia_router.calls import Asker, EngineCall, PeerCall
+from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.http1_client import Call
+from cascadia_router.node import Node
+from cascadia_router.policy_store import Cascade, Stage
+
+__all__ = ["Routed"]
+
+
+class Routed(Asker):
+    """The part of an `Exchange` that knows where the request is now.
+
+    Attributes:
+        node: The router.
+        request: What the client asked.
+        cascade: The policy that governs it: the entry's.
+        escalations_left: How often it may still be passed on.
+        pinned: Whether the client asked for one stage alone.
+    """
+
+    __slots__ = (
+        "_asked_at",
+        "_assigned",
+        "_attempts",
+        "_call",
+        "_counted",
+        "_final",
+        "_holds",
+        "_replica",
+        "_stage",
+        "_tried",
+        "cascade",
+        "escalations_left",
+        "node",
+        "pinned",
+        "request",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        request: CompletionRequest,
+        cascade: Cascade,
+        escalations_left: int,
+        pinned: bool,
+    ) -> None:
+        self.node = node
+        self.request = request
+        self.cascade = cascade
+        self.escalations_left = escalations_left
+        self.pinned = pinned
+        self._assigned = False
+        self._attempts = 0
+        self._tried: tuple[Replica, ...] = ()
+        self._stage: Stage | None = None
+        self._replica: Replica | None = None
+        self._counted = False  # the replica's outstanding includes this request
+        self._call: EngineCall | PeerCall | None = None
+        self._asked_at = 0.0
+        self._final = False  # the answer of our engine is accepted whatever it is
+        self._holds = False  # a stream's events are being held, here or further on
+
+    def take_over(self, stage: Stage, own: Replica, asked_at: float) -> None:
+        """Begin where our engine has been asked already, in the hope of an answer good enough.
+
+        Args:
+            stage: The router's stage.
+            own: The replica beside it; its outstanding includes this request.
+            asked_at: When it was asked, service s.
+        """
+        self._stage, self._replica, self._asked_at = stage, own, asked_at
+        self._attempts = 1
+        self._tried = (own,)
+        self._counted = self._holds = True
+
+    def carry_on(self, call: Call) -> EngineCall:
+        """Let our engine's answer, of which some is still to come, come here after `take_over`."""
+        assert self._stage is not None
+        self._call = engine_call = EngineCall(self, self._stage, final=False)
+        engine_call.carry_on(call)
+        return engine_call
+
+    def process(self, stage: Stage, own: Replica) -> None:
+        """Begin at a router that another one chose: this one's engine answers, or nobody here does."""
+        self._assigned = True
+        self._stage = stage
+        self._replica = own
+        self._ask_engine(stage, own, self.node.now())
+
+    def _route(self, stages: tuple[Stage, ...]) -> bool:
+        """Send the request to the first of these stages that has a replica to take it."""
+        for even_open in (False, True):
+            for stage in stages:
+                if self._send(stage, even_open=even_open):
+                    return True
+        return False
+
+    def _send(self, stage: Stage, *, even_open: bool) -> bool:
+        now = self.node.now()
+        replica = least_loaded(stage.live, now, exclude=self._tried, even_open=even_open)
+        if replica is None:
+            return False
+        self._attempts = self._attempts + 1 if stage is self._stage else 1
+        self._stage = stage
+        self._replica = replica
+        self._tried += (replica,)
+        self._counted = True
+        replica.outstanding += 1
+        replica.breaker.sent(now)
+        if replica.is_own:
+            self._ask_engine(stage, replica, now)
+        else:
+            self._call = PeerCall(self, stage)
+            self._call.start(replica)
+        return True
+
+    def _ask_engine(self, stage: Stage, own: Replica, now: float) -> None:
+        self._final = final = self._is_final(stage)
+        self._holds = not final
+        self._asked_at = now
+        self.node.window.slice(now).requests += 1
+        self._call = call = EngineCall(self, stage, final=final)
+        call.start(own)
+
+    def _is_final(self, stage: Stage) -> bool:
+        """Whether this stage's answer is accepted whatever it is."""
+        if self.pinned or stage.threshold is None or self.escalations_left <= 0:
+            return True
+        for later in self.cascade.able_from(stage.index + 1, self.request):  # noqa: SIM110 - three times as fast
+            if later.live:
+                return False
+        return True
+
+    def _release(self, worked: bool | None) -> None:
+        """The call is over; None: without telling whether the replica works."""
+        self._call = None
+        replica = self._replica
+        if replica is None:
+            return
+        if self._counted:
+            self._counted = False
+            replica.outstanding -= 1
+        if worked:
+            replica.breaker.succeeded()
+        elif worked is None:
+            replica.breaker.abandoned()
+        else:
+            replica.breaker.failed(self.node.now())

@@ -1,0 +1,116 @@
+"""An engine's answer that came in one piece, held until it is judged.
+
+Two ways to read it. Nearly every answer is of one choice with one `logprobs` value: that is cut out first
+and both parts are decoded, which scans each byte once. Any other answer is decoded whole with its
+`logprobs` left raw, then each of these.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from cascadia_router.completion_body import Answer, Usage, read_answer, strip_logprobs, with_field
+from cascadia_router.scoring import TokenTally, log_probabilities, score_of, statistic_of
+
+__all__ = ["WholeAnswer"]
+
+_KEY = b'"logprobs":{'
+_VALUE = len(_KEY) - 1
+_FOLLOWER = b',"finish_reason":'
+"""What SGLang and vLLM write after a choice's `logprobs`."""
+_OTHER_FOLLOWER = b'}],"created":'
+"""What llama.cpp writes there."""
+_OPENERS = b"{,"
+
+
+class _Choice(Struct, gc=False):
+    logprobs: UnsetType | None = UNSET
+
+
+class _Rest(Struct, gc=False):
+    """An answer without the log-probabilities' value."""
+
+    choices: list[_Choice]
+    usage: Usage | None = None
+
+
+_rest_decoder = msgspec.json.Decoder(_Rest)
+
+
+class WholeAnswer:
+    """An answer that came in one piece.
+
+    Attributes:
+        usage: The engine's count of tokens.
+    """
+
+    __slots__ = ("_answer", "_document", "_stripped", "_values", "_wants_logprobs", "usage")
+
+    def __init__(self, document: bytes, wants_logprobs: bool) -> None:
+        """Read the answer.
+
+        Args:
+            document: The engine's JSON.
+            wants_logprobs: Whether the client asked for log-probabilities itself.
+
+        Raises:
+            msgspec.DecodeError: It is not an answer.
+        """
+        self._document = document
+        self._wants_logprobs = wants_logprobs
+        self._answer: Answer | None = None
+        # A JSON object ends where it ends: if what is cut out is one, starting after a key of the document,
+        # the cut is right. That the key is the only one, and the only choice's, the rest shows.
+        key = document.find(_KEY)
+        if key > 0 and document[key - 1] in _OPENERS:
+            start = key + _VALUE
+            end = document.find(_FOLLOWER, start)
+            if end < 0:
+                end = document.find(_OTHER_FOLLOWER, start)
+            if end > 0 and document.find(_KEY, end) < 0:
+                self._stripped = stripped = b"%snull%s" % (document[:start], document[end:])
+                try:
+                    rest = _rest_decoder.decode(stripped)
+                    self._values = log_probabilities(document[start:end])
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    pass
+                else:
+                    choices = rest.choices
+                    if len(choices) == 1 and choices[0].logprobs is None:
+                        self.usage: Usage | None = rest.usage
+                        return
+        self._answer = answer = read_answer(document)
+        if not answer.choices:
+            raise msgspec.ValidationError("the answer has no choices")
+        self.usage = answer.usage
+
+    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
+        """Score of the answer; None if it cannot be scored."""
+        if self._answer is None:
+            return statistic_of(self._values, statistic)
+        tallies = []
+        for choice in self._answer.choices:
+            tally = TokenTally()
+            try:
+                tally.add(choice.logprobs)
+            except msgspec.DecodeError:
+                return None
+            tallies.append(tally)
+        return score_of(tallies, statistic)
+
+    def replay(self, decision: bytes) -> bytes:
+        """The body to send, decision included.
+
+        Args:
+            decision: JSON of the `cascadia` object.
+        """
+        if self._wants_logprobs:
+            document = self._document
+        elif self._answer is None:
+            document = self._stripped
+        else:
+            document = strip_logprobs(self._document, self._answer)
+        return with_field(document, b"cascadia", decision)
