@@ -129,6 +129,10 @@ def answer_bytes(logprob: float) -> bytes:
     )
 
 
+class WrongAnswersError(Exception):
+    """A system did not answer every request with 200."""
+
+
 class Bench:
     """Everything that runs, in one temporary folder."""
 
@@ -193,6 +197,7 @@ class Bench:
         process = self.run(
             ROUTER_CPU, program, "launch", "--host", "127.0.0.1", "--port", port, "--policy", "round_robin",
             "--worker-urls", f"http://127.0.0.1:{engine}", "--prometheus-port", free_port(), "--log-level", "error",
+            "--disable-circuit-breaker",  # it takes the streams that the load breaks off at its end for faults
         )  # fmt: skip
         wait_for(port, "/health")
         return System("sglang-router", case, port, [process.pid])
@@ -243,13 +248,25 @@ class Bench:
         done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
         result: dict[str, float] = json.loads(done.stdout)
         if result["bad"] or result["lost"] or not result["answers"]:
-            raise SystemExit(f"port {port}: not every answer was 200: {result}")
+            raise WrongAnswersError(f"not every answer was 200: {result}")
         return result
+
+    def warm_up(self, system: System) -> None:
+        """Load a system once before it counts; sglang-router may take a while to find its worker."""
+        for _ in range(20 if system.name == "sglang-router" else 1):
+            with contextlib.suppress(WrongAnswersError):
+                self.load(system.port, 0.3, stream=system.case == "stream-20")
+                return
+            time.sleep(0.5)
+        raise SystemExit(f"{system.name}, {system.case}: not every answer was 200 before the first round")
 
     def measure(self, system: System, seconds: float) -> None:
         """One burst of load."""
         before, further = cpu_seconds(system.pids), cpu_seconds(system.further)
-        answers = self.load(system.port, seconds, stream=system.case == "stream-20")["answers"]
+        try:
+            answers = self.load(system.port, seconds, stream=system.case == "stream-20")["answers"]
+        except WrongAnswersError as error:
+            raise SystemExit(f"{system.name}, {system.case}: {error}") from None
         spent = cpu_seconds(system.pids) - before
         system.costs.append(spent / answers * 1e6)
         system.chain.append((spent + cpu_seconds(system.further) - further) / answers * 1e6)
@@ -407,7 +424,7 @@ def compare(
         plain.append(running.cascade("escalate-30", unsure, sure))
     streams = start("stream-20") if "stream-20" in wanted else []
     for system in plain + streams:
-        running.load(system.port, 0.3, stream=system.case == "stream-20")
+        running.warm_up(system)
     if wanted & {"accept", "escalate-30"}:
         rounds_of(running, plain, rounds, seconds, arguments.pause)
         accept = {each.name: each for each in plain if each.case == "accept"}

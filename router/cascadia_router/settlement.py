@@ -1,7 +1,7 @@
 """Counting requests many at a time.
 
-To count one request takes nine bisections and thirty attributes. So what is to be counted is put on a list,
-and a batch of them is transposed and counted by loops in C, for a third of that. Batches are settled
+To count one request takes ten bisections and thirty attributes. So what is to be counted is put on a list,
+and a batch of them is transposed and counted by loops in C, for two thirds of that. Batches are settled
 every tick, before a slice of the window ends, and before anyone reads the counts.
 """
 
