@@ -41,6 +41,7 @@ async def watching(server: ApiServer, name: str) -> AsyncIterator[PolicyStore]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.01)  # the loop closes what was aborted
 
 
 async def revision_is(store: PolicyStore, revision: int) -> None:
@@ -116,6 +117,7 @@ class ScriptedApi:
         self._port = port
         self.paths: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> ApiServer:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
@@ -123,11 +125,17 @@ class ScriptedApi:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        await asyncio.sleep(0)  # a connection that is just being accepted becomes a task, too
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A task that is cancelled before its first step closes nothing itself.
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
 
