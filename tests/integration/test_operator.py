@@ -360,8 +360,8 @@ def test_a_pinned_plan_over_several_nodes(gpu_nodes: GpuNodes, cascades: Cascade
     assert len({pod.spec.node_name for pod in ranks}) == 2
     # Clients and other stages reach leaders only; the ranks find each other.
     cascades.wait("the leaders to be called", lambda: cascades.endpoints_of("chat") == 2)
-    assert cascades.endpoints_of("chat-large-stage") == 1
-    assert cascades.endpoints_of("chat-large-peers") == 2
+    cascades.wait("the leader of large to be called", lambda: cascades.endpoints_of("chat-large-stage") == 1)
+    cascades.wait("both ranks to find each other", lambda: cascades.endpoints_of("chat-large-peers") == 2)
 
 
 def test_a_router_takes_the_policy_with_the_rights_that_it_is_given(
