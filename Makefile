@@ -23,6 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "could not make a virtual environment: on Debian and Ubuntu, apt-get install python3-venv"; exit 2; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "» compiling the planner's inner loops (once, about 15 s)"
+	@$(BIN)/cascadia plan examples/chat.yaml --output json >/dev/null 2>&1 || $(BIN)/cascadia plan examples/chat.yaml
 	@touch $@
 
 engine: $(ENGINE_STAMP) ## install llama.cpp and SmolLM2 (100 MB) for `cascadia up --engine llamacpp`
@@ -40,7 +42,7 @@ test: lint unit integration e2e ## every test, with all the set-up it needs
 
 unit: $(STAMP) ## fast tests of the parts
 	@echo "» unit tests"
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 8 $(ARGS)
 
 tools: $(STAMP) ## build the Kubernetes binaries that integration tests use (once, about 8 minutes)
 	@$(BIN)/python -m tests.support.control_plane build
