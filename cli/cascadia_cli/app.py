@@ -262,6 +262,9 @@ def up(
     time_scale: Annotated[float, typer.Option(metavar="X", help="Seconds of service in one real second.")] = 1.0,
     port: Annotated[int | None, typer.Option(metavar="P", help="Port of the endpoint; else 8080 or any.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the run's folder: configurations and logs.")] = False,
+    api_keys: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Serve only clients with a key of this file or folder.")
+    ] = None,
 ) -> None:
     """Run a cascade on this machine: plan, replicas and routers on loopback, one endpoint. No GPU needed.
 
@@ -285,6 +288,7 @@ def up(
         time_scale=time_scale,
         port=port,
         keep=keep,
+        api_keys=api_keys,
     )
     raise typer.Exit(code)
 

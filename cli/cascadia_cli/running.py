@@ -34,6 +34,7 @@ def run_up(
     time_scale: float,
     port: int | None,
     keep: bool,
+    api_keys: str | None,
 ) -> int:
     """Plan a cascade and run it on this machine; return the exit code.
 
@@ -43,12 +44,14 @@ def run_up(
     """
     from cascadia_local.main import up
 
-    options = _options(engine, model_file, time_scale, port, keep=keep)
+    options = _options(engine, model_file, time_scale, port, keep=keep, api_keys=api_keys)
     if trace is None and (leave or limit is not None):
         raise InputError(
             Problem("--exit" if leave else "--limit", "goes with --trace FILE: there is nothing to replay")
         )
     cascade, table, traffic = _read(file, calibration, trace)
+    if cascade.spec.routing.api_keys_secret_ref is not None and api_keys is None:
+        say("note: there are no Secrets here, so whoever is on this machine is served; --api-keys PATH checks keys")
     try:
         return up(cascade, calibration=table, trace=traffic, limit=limit, options=options, stay=not leave)
     except InputError as error:
@@ -86,7 +89,15 @@ def run_demo(
         raise error if error.source else error.within(file) from None
 
 
-def _options(engine: Engine, model_file: str | None, time_scale: float, port: int | None, *, keep: bool) -> Options:
+def _options(
+    engine: Engine,
+    model_file: str | None,
+    time_scale: float,
+    port: int | None,
+    *,
+    keep: bool,
+    api_keys: str | None = None,
+) -> Options:
     from cascadia_local.session import Options
 
     options = Options(
@@ -95,6 +106,7 @@ def _options(engine: Engine, model_file: str | None, time_scale: float, port: in
         time_scale=time_scale,
         port=port,
         keep=keep,
+        api_keys=None if api_keys is None else Path(api_keys),
     )
     options.check()
     return options

@@ -16,6 +16,7 @@ from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
 
 __all__ = [
+    "ApiKeysReference",
     "Calibration",
     "CascadeDeployment",
     "CascadeDeploymentSpec",
@@ -61,6 +62,15 @@ class SecretKeyReference(ApiModel):
 
     name: Text = Field(description="Name of the Secret.")
     key: Text = Field(description="Key in the Secret.")
+
+
+class ApiKeysReference(ApiModel):
+    """Reference to a Secret with API keys in the same namespace. Mounted into pods; never read by the operator."""
+
+    name: Text = Field(description="Name of the Secret.")
+    key: Text | None = Field(
+        None, description="Its only entry that holds API keys; where absent every entry does, and its key is their id."
+    )
 
 
 class HuggingFaceSource(ApiModel):
@@ -291,8 +301,10 @@ class Routing(ApiModel):
     streaming: Streaming = Field(default_factory=Streaming, description="How streamed answers are held back.")
     max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")
     request_timeout_seconds: int = Field(600, ge=1, le=86_400, description="Deadline of a request, all stages, s.")
-    api_keys_secret_ref: SecretKeyReference | None = Field(
-        None, description="Secret key that holds the API keys of clients, one a line. Without it any client is served."
+    api_keys_secret_ref: ApiKeysReference | None = Field(
+        None,
+        description="Secret with the API keys of clients: one a line, as it is or as `sha256:<hex>`; the entry's key "
+        "is the keys' id. Changes need no restart. Without it any client is served.",
     )
 
 

@@ -161,6 +161,8 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
         policy_config_map: ``namespace/name`` of the ConfigMap to watch in a cluster (key
             ``policy.json``); `policy_file` then serves a cold start only.
         peer_secret_file: File with the secret that signs what routers send each other.
+        api_keys: Files, and folders of files, with the API keys of clients (``cascadia_router.api_keys`` says
+            how); they are watched. None: whoever reaches the client port is served.
         clock_scale: Service seconds per wall second (1 in a cluster).
         clock_epoch: See `ScaledClock.epoch`.
         max_body_bytes: Largest request body that is taken; a larger one is refused with 413.
@@ -176,6 +178,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
     policy_file: str | None = None
     policy_config_map: str | None = None
     peer_secret_file: str | None = None
+    api_keys: Annotated[list[str], Meta(min_length=1, max_length=16)] | None = None
     clock_scale: Annotated[float, Meta(gt=0)] = 1.0
     clock_epoch: float = 0.0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 8 * 1024 * 1024

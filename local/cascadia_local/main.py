@@ -127,11 +127,13 @@ def _say_how_to_ask(session: Session) -> None:
     messages = '[{"role": "user", "content": "Why is the sky blue?"}]'
     console.print()
     console.print(Text.assemble((name, "bold cyan"), " is served at ", (endpoint, "bold underline")))
+    keyed = session.options.api_keys is not None
+    header = "  -H 'Authorization: Bearer YOUR-KEY' \\\n" if keyed else ""
     shell = f"""curl {endpoint}/chat/completions \\
-  -H 'Content-Type: application/json' \\
+{header}  -H 'Content-Type: application/json' \\
   -d '{{"model": "{name}", "messages": {messages}}}'"""
     python = f"""from openai import OpenAI
-client = OpenAI(base_url="{endpoint}", api_key="not-needed")
+client = OpenAI(base_url="{endpoint}", api_key="{"YOUR-KEY" if keyed else "not-needed"}")
 messages = {messages}
 answer = client.chat.completions.create(model="{name}", messages=messages)
 print(answer.choices[0].message.content, answer.cascadia)"""

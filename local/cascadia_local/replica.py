@@ -49,6 +49,11 @@ class RunDirectory:
         """The secret that signs what routers send each other."""
         return self.path / "peer-secret"
 
+    @property
+    def traffic_key(self) -> Path:
+        """The API key of the run's own traffic."""
+        return self.path / "traffic"
+
 
 class RouterProcess:
     """One router process, with an engine beside it or (the entry) without.

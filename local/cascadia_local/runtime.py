@@ -49,11 +49,13 @@ class EmbeddedRuntime:
         clock: The run's clock.
         events: Told what happens.
         port: Loopback port of the endpoint.
+        api_keys: File or folder with the API keys that clients need; None if they need none.
 
     Attributes:
         cascade: The manifest.
         plan: The plan in force; None before the first is.
         replicas: What runs, by name.
+        traffic_key: API key of the run's own traffic; None if clients need none.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class EmbeddedRuntime:
         events: EventLog,
         *,
         port: int,
+        api_keys: str | None = None,
     ) -> None:
         self.cascade = cascade
         self.plan: Plan | None = None
@@ -89,6 +92,11 @@ class EmbeddedRuntime:
         self._moved_at = 0.0
         run.peer_secret.write_text(secrets.token_hex(32))
         run.peer_secret.chmod(0o600)
+        self.traffic_key: str | None = None
+        if api_keys is not None:
+            self.traffic_key = secrets.token_hex(32)
+            run.traffic_key.touch(mode=0o600)
+            run.traffic_key.write_text(self.traffic_key)
         self._entry = RouterProcess(
             "entry-router",
             RouterConfig(
@@ -96,6 +104,7 @@ class EmbeddedRuntime:
                 admin=f"{LOOPBACK}:{self._ports.take()}",
                 policy_file=str(run.policy),
                 peer_secret_file=str(run.peer_secret),
+                api_keys=None if api_keys is None else [api_keys, str(run.traffic_key)],
                 clock_scale=clock.scale,
                 clock_epoch=clock.epoch,
             ),

@@ -54,6 +54,7 @@ class Options:
         time_scale: Service seconds per wall second.
         port: Loopback port of the endpoint; 8080 or, if that is taken, a free one where None.
         keep: Whether the run's folder stays.
+        api_keys: File or folder with the API keys that clients need; None if they need none.
         replay: Whether a trace is replayed: the engines then answer as the calibration set says.
     """
 
@@ -62,6 +63,7 @@ class Options:
     time_scale: float = 1.0
     port: int | None = None
     keep: bool = False
+    api_keys: Path | None = None
     replay: bool = False
 
     def check(self) -> None:
@@ -81,6 +83,8 @@ class Options:
             problems.append(Problem("--port", f"{self.port} is not between 1 and 65535"))
         elif self.port is not None and not is_free(self.port):
             problems.append(Problem("--port", f"{self.port} is taken: name another one, or leave it to us"))
+        if self.api_keys is not None and not self.api_keys.exists():
+            problems.append(Problem("--api-keys", f"there is no {self.api_keys}: name a file of keys, one a line"))
         if problems:
             raise InputError(problems)
 
@@ -139,6 +143,7 @@ class Session:
             self.clock,
             self.events,
             port=port,
+            api_keys=None if options.api_keys is None else str(options.api_keys.absolute()),
         )
         kind = "simulated engines" if self._simulated else "llama.cpp, small models"
         self.watcher = Watcher(self.runtime, self.clock, self.events, stage_words(cascade), kind)
@@ -209,6 +214,7 @@ class Session:
             seed=seed,
             simulated=self._simulated,
             requests_file=str(self.requests),
+            api_key=self.runtime.traffic_key,
         )
         self.traffic = self.watcher.traffic = TrafficProcess(config, self.run.path)
         await self.traffic.start()

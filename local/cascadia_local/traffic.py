@@ -100,6 +100,7 @@ class TrafficConfig(Struct, frozen=True, rename="camel", kw_only=True):
         seed: Seed of arrivals, lengths and keys.
         simulated: Whether the engines take the `simulation` object; real ones get a length limit instead.
         requests_file: JSON lines of `PlannedRequest` to replay, once asked to.
+        api_key: The cascade's API key; None if it wants none.
     """
 
     base_url: str
@@ -111,6 +112,7 @@ class TrafficConfig(Struct, frozen=True, rename="camel", kw_only=True):
     seed: int = 0
     simulated: bool = True
     requests_file: str | None = None
+    api_key: str | None = None
 
 
 class TrafficCommand(Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):

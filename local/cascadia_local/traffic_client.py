@@ -58,7 +58,7 @@ class TrafficClient:
         self._clock = ScaledClock(config.clock_scale, config.clock_epoch)
         self._client = AsyncOpenAI(
             base_url=config.base_url,
-            api_key="not-needed",
+            api_key=config.api_key or "not-needed",
             max_retries=0,
             timeout=max(5.0, self._clock.wall(config.timeout_seconds) + 2.0),
             http_client=_transport(),

@@ -98,6 +98,13 @@ class Cluster(Protocol):
         """
         ...
 
+    async def name_taken(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether there is an object of this name, told without the right to read it: a creation is tried out.
+
+        Where the trial is refused for another reason (a quota, a policy of the cluster), it is taken to be there.
+        """
+        ...
+
     async def apply(self, manifest: Object) -> Object:
         """Apply a manifest server-side as the operator's field manager."""
         ...
@@ -162,6 +169,15 @@ class KubernetesCluster:
         """See `Cluster.create`."""
         path = _path(manifest["kind"], manifest["metadata"]["namespace"])
         return await self._request("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+
+    async def name_taken(self, kind: str, namespace: str, name: str) -> bool:
+        """See `Cluster.name_taken`."""
+        trial = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}}
+        try:
+            await self._request("POST", _path(kind, namespace), body=trial, query={"dryRun": "All"})
+        except (AlreadyExistsError, ForbiddenError, RefusedError):
+            return True
+        return False
 
     async def apply(self, manifest: Object) -> Object:
         """See `Cluster.apply`."""

@@ -94,6 +94,7 @@ async def gather(cluster: Cluster, key: Key, snapshot: Snapshot | None, now: dat
         available=available_gpus(cascade, snapshot),
         inputs=inputs_digest(cascade, calibration.digest),
         now=now or datetime.now(UTC),
+        missing_secrets=await _missing_secrets(cluster, cascade, namespace),
     )
 
 
@@ -115,6 +116,12 @@ async def _calibration(cluster: Cluster, cascade: CascadeDeployment, namespace: 
         return CalibrationData(problem=f"ConfigMap {name} has no lines in keys that end in .jsonl: add the set")
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
     return CalibrationData(lines=lines, digest=digest)
+
+
+async def _missing_secrets(cluster: Cluster, cascade: CascadeDeployment, namespace: str) -> list[tuple[str, str]]:
+    keys = cascade.spec.routing.api_keys_secret_ref
+    named = [("spec.routing.apiKeysSecretRef", keys.name)] if keys is not None else []
+    return [(field, name) for field, name in named if not await cluster.name_taken("Secret", namespace, name)]
 
 
 async def _pinned_plan(cluster: Cluster, cascade: CascadeDeployment, namespace: str) -> list[Object]:

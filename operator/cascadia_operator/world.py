@@ -66,6 +66,7 @@ class World:
         children: Its other children by kind and name.
         policy: The policy that its ConfigMap holds, if a router would take it.
         calibration: The calibration set that it refers to.
+        missing_secrets: Secrets that its routers need and that are not there: field of the manifest, name.
         available: GPUs of each pool that it may hold.
         inputs: Digest of what a plan for it follows from now.
         now: When this was gathered.
@@ -83,6 +84,7 @@ class World:
     available: Mapping[str, int]
     inputs: str
     now: datetime
+    missing_secrets: Sequence[tuple[str, str]] = ()
 
     @property
     def key(self) -> Key:

@@ -51,6 +51,8 @@ def _leader_problems(config: RouterConfig) -> list[Problem]:
         problems.append(Problem("engine", "give engine, stage and replica together, or none for an entry router"))
     elif config.peers is not None and config.engine is None:
         problems.append(Problem("peers", "an entry router has no engine that peers could ask: remove it"))
+    if config.api_keys is not None and config.client is None:
+        problems.append(Problem("apiKeys", "only a router with a client port checks keys: remove them, or give client"))
     if config.policy_file is None and config.policy_config_map is None:
         problems.append(Problem("policyFile", "give policyFile or policyConfigMap"))
     return problems

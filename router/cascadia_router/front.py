@@ -71,6 +71,12 @@ class ClientPort(_Port):
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         path = request.path
+        clients = self.node.clients
+        if clients is not None and path != b"/healthz":
+            client = request.client = clients.of(request.authorization)
+            if client is None:
+                self._refuse_stranger(connection, request, known=clients.keys.known)
+                return
         if path in COMPLETIONS:
             if request.method == b"POST":
                 self._complete(connection, request)
@@ -85,6 +91,22 @@ class ClientPort(_Port):
                 self._models(connection, path[len(b"/v1/models/") :].decode("utf-8", "replace"))
         else:
             _refuse(connection, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
+
+    def _refuse_stranger(self, connection: Answering, request: Request, *, known: bool) -> None:
+        """Refuse a request without a valid key, whatever it asks for."""
+        refused = self.node.metrics.refused
+        if not known:
+            refused["keys_unknown"] += 1
+            message = "The router has not been able to read the API keys yet: try again."
+            _refuse(connection, 503, message, "api_keys_unavailable", head=_RETRY_SOON)
+            return
+        refused["unauthorized"] += 1
+        message = (
+            "The API key is not valid: it may have been revoked."
+            if request.authorization
+            else "An API key is needed: send it as `Authorization: Bearer KEY`."
+        )
+        _refuse(connection, 401, message, "invalid_api_key", head=b"www-authenticate: Bearer\r\n")
 
     def _models(self, connection: Answering, name: str) -> None:
         cascade = self.node.policies.current
@@ -107,6 +129,8 @@ class ClientPort(_Port):
         window = node.window
         piece = window.newest if now < window.until else window.slice(now)
         piece.arrivals += 1
+        if request.client is not None:
+            request.client.requests += 1
         if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
             if cascade is None:
                 piece.failures += 1

@@ -16,20 +16,26 @@ _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _VALUE = rb":[\t -~\x80-\xff]*+\r\n"
 _TRACING = rb"(?i:x-request-id|traceparent|tracestate)"
 _FRAMING = rb"(?i:content-length|transfer-encoding|connection|upgrade|expect)"
+_CREDENTIALS = rb"(?i:authorization):"
 _OTHER = (
     # Most names are seen by their first letter not to be one of those above.
-    rb"(?:[ABDF-SVWYZabdf-svwyz]|(?!%s|%s)[CETUXcetux])%s*+%s" % (_FRAMING, _TRACING, _TOKEN, _VALUE)
+    rb"(?:[BDF-SVWYZbdf-svwyz]|(?!%s|%s|%s)[ACETUXacetux])%s*+%s" % (_FRAMING, _TRACING, _CREDENTIALS, _TOKEN, _VALUE)
 )
 _LENGTH = rb"[Cc]ontent-[Ll]ength: ?+([0-9]{1,9})\r\n"
-_REQUEST_LINES = rb"(?:%s|[Cc]onnection: [Kk]eep-[Aa]live\r\n|(%s)%s)*+" % (_OTHER, _TRACING, _VALUE)
+_REQUEST_LINES = rb"(?:%s|[Cc]onnection: [Kk]eep-[Aa]live\r\n|(%s)%s|%s[\t ]*+([\t -~\x80-\xff]*+)\r\n)*+" % (
+    _OTHER,
+    _TRACING,
+    _VALUE,
+    _CREDENTIALS,
+)
 
 PLAIN_POST = re.compile(
     rb"POST (/[0-9A-Za-z/._~-]*+) HTTP/1\.1\r\n%s%s%s\r\n" % (_REQUEST_LINES, _LENGTH, _REQUEST_LINES)
 )
-"""Head of a POST on a connection that is to be kept. Groups: target; a tracing header's name if there is
-one; Content-Length; a tracing header's name if there is one."""
+"""Head of a POST on a connection that is to be kept. Groups: target; a tracing header's name and the value of
+the last `Authorization`, if there are any; Content-Length; the two again, of the headers after it."""
 
-_ANSWER_LINES = rb"(?:%s|%s%s)*+" % (_OTHER, _TRACING, _VALUE)
+_ANSWER_LINES = rb"(?:%s|%s%s|%s%s)*+" % (_OTHER, _TRACING, _VALUE, _CREDENTIALS.rstrip(b":"), _VALUE)
 PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [\t -~]*+\r\n%s%s%s\r\n" % (_ANSWER_LINES, _LENGTH, _ANSWER_LINES))
 """Head of a 200 answer on a connection that is to be kept. Group: Content-Length."""
 

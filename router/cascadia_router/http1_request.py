@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from cascadia_router.clients import Client
 from cascadia_router.http1_head import header_fields
 
 __all__ = ["Answering", "Application", "InFlight", "Limits", "Request"]
@@ -44,14 +45,18 @@ class Request:
         keep_alive: Whether the peer wants the connection kept.
         chunked: Whether the peer understands chunked answers (HTTP/1.1).
         traced: Whether a request id or a trace context came with it.
+        authorization: Value of that header, the last one's if there are several; empty if there is none.
+        client: Whose request it is; None where clients need no key.
     """
 
     __slots__ = (
         "_headers",
         "_message",
         "arrived",
+        "authorization",
         "body",
         "chunked",
+        "client",
         "keep_alive",
         "method",
         "path",
@@ -86,6 +91,8 @@ class Request:
         self.keep_alive = True
         self.chunked = True
         self.traced = traced
+        self.authorization = b""
+        self.client: Client | None = None
 
     @classmethod
     def parsed(
@@ -98,6 +105,7 @@ class Request:
         request.query = query
         request.keep_alive = keep_alive
         request._headers = headers
+        request.authorization = headers.get(b"authorization", b"")
         return request
 
     @property

@@ -96,13 +96,14 @@ class ServerConnection(Receiving, asyncio.Protocol):
             limits = self._limits
             head = PLAIN_POST.match(data) if len(data) <= limits.header_bytes else None
             if head is not None:
-                target, traced, length, traced_too = head.groups()
+                target, traced, credentials, length, traced_too, credentials_too = head.groups()
                 end = head.end()
                 size = len(data) - end
                 if size == int(length) <= limits.body_bytes and (
                     end < _SHORTEST_LINE * limits.headers or data.count(b"\n", 0, end) <= limits.headers + 2
                 ):
                     request = Request(target, data, data[end:], monotonic(), bool(traced or traced_too))
+                    request.authorization = (credentials if credentials_too is None else credentials_too) or b""
                     self._fresh = self._no_body = False
                     self._busy = self._chunked = True
                     self._hand_on(request)

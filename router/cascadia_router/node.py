@@ -11,7 +11,9 @@ from typing import Protocol
 from cascadia_api.clock import ScaledClock
 from cascadia_api.policy import RouterConfig
 from cascadia_api.report import CalibrationSample
+from cascadia_router.api_keys import ApiKeys
 from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.clients import Clients
 from cascadia_router.completion_body import Usage
 from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
@@ -40,6 +42,7 @@ class Node:
         clock: Service time.
         scale: Service seconds per wall second.
         secret: Signs what routers send each other.
+        clients: Who may call the client port; None: everybody.
         own: The replica beside it; None for an entry router or a follower.
         replicas: All replicas it knows.
         policies: The policy in force and those before.
@@ -56,6 +59,7 @@ class Node:
         self.clock = ScaledClock(scale=config.clock_scale, epoch=config.clock_epoch)
         self.scale = config.clock_scale
         self.secret = secret
+        self.clients = Clients(ApiKeys(config.api_keys)) if config.api_keys is not None else None
         self.own: Replica | None = None
         if config.engine is not None and config.role == "Leader":
             self.own = Replica(config.replica or "", Upstream(config.engine), is_own=True)

@@ -71,6 +71,9 @@ class Router:
             sources.append(ConfigMapWatch.from_environment(config.policy_config_map, node.policies).run())
         if self._probe is not None:
             sources.append(self._probe.run())
+        if node.clients is not None:
+            node.clients.keys.read()
+            sources.append(node.clients.keys.run())
         self._tasks = [self._task(work) for work in (*sources, self._tick(), self._sweep())]
         if config.role == "Leader":
             if config.client is not None:

@@ -120,6 +120,9 @@ class MemoryCluster:
             raise AlreadyExistsError(f"{_key(manifest)} already exists")
         return await self._write("create", manifest)
 
+    async def name_taken(self, kind: str, namespace: str, name: str) -> bool:
+        return (kind, namespace, name) in self.objects
+
     async def apply(self, manifest: Object) -> Object:
         return await self._write("apply", manifest)
 

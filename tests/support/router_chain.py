@@ -117,12 +117,15 @@ class Chain:
         policy: The policy put in force last.
     """
 
-    def __init__(self, folder: Path, stages: list[StageOf], clock_scale: float) -> None:
+    def __init__(
+        self, folder: Path, stages: list[StageOf], clock_scale: float, config: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.stages = stages
         self.routers: dict[str, list[Router]] = {}
         self.entries: list[Router] = []
         self._clock_scale = clock_scale
+        self._config = config or {}
         self._secret_file = folder / "peer-secret"
         self._secret_file.write_bytes(SECRET)
         self.policy: RouterPolicy | None = None
@@ -163,6 +166,7 @@ class Chain:
             policy_file=str(self.folder / "policy.json"),
             peer_secret_file=str(self._secret_file),
             clock_scale=self._clock_scale,
+            **self._config,
         )
 
     async def add_entry(self) -> Router:
@@ -219,10 +223,15 @@ class Chain:
 
 @contextlib.asynccontextmanager
 async def chain_of(
-    folder: Path, *stages: StageOf, clock_scale: float = 1.0, wait: bool = True, **policy: Any
+    folder: Path,
+    *stages: StageOf,
+    clock_scale: float = 1.0,
+    wait: bool = True,
+    config: dict[str, Any] | None = None,
+    **policy: Any,
 ) -> AsyncIterator[Chain]:
-    """Run a cascade of these stages."""
-    chain = Chain(folder, list(stages), clock_scale)
+    """Run a cascade of these stages; `config` has further fields of every router's bootstrap."""
+    chain = Chain(folder, list(stages), clock_scale, config)
     try:
         await chain.start()
         chain.put(chain.make_policy(1, **policy))

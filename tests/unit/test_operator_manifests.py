@@ -85,7 +85,11 @@ def volume_and_tokens() -> tuple[CascadeDeployment, Plan]:
         [gated, mounted],
         pools=[pool],
         podTemplate=template,
-        routing={"requestTimeoutSeconds": 120, "maxEscalations": 1},
+        routing={
+            "requestTimeoutSeconds": 120,
+            "maxEscalations": 1,
+            "apiKeysSecretRef": {"name": "chat-keys", "key": "team"},
+        },
     )
     return cascade(document), plan({"small": [(1, 1, 1)], "large": [(4, 1, 1)]})
 

@@ -456,12 +456,31 @@ async def test_services_of_a_removed_stage_go_with_its_last_replica(cluster: Mem
     assert not [name for name in operator.replicas() if "-medium-" in name]
 
 
-async def test_keys_that_no_router_checks_are_refused_loudly(cluster: MemoryCluster) -> None:
-    cluster.put(cascade_document(MODELS, routing={"apiKeysSecretRef": {"name": "keys", "key": "k"}}))
-    operator = Operator(cluster, HandedOutPlans())
+async def test_a_secret_that_is_missing_is_named(cluster: MemoryCluster) -> None:
+    cluster.put(cascade_document(MODELS, routing={"apiKeysSecretRef": {"name": "keys"}}))
+    operator = Operator(cluster, HandedOutPlans(FIRST))
     await operator.settle()
-    assert operator.condition("Stalled") == ("True", "Unsupported")
+    assert operator.condition("Stalled") == ("True", "SecretNotFound")
+    assert "spec.routing.apiKeysSecretRef names Secret keys" in str(operator.status["conditions"])
     assert operator.replicas() == {}
+    cluster.put({"kind": "Secret", "metadata": {"name": "keys", "namespace": "serving"}})
+    await operator.settle()
+    assert operator.condition("Ready") == ("True", "Serving")
+
+
+async def test_replicas_that_check_no_keys_are_replaced_once_keys_are_asked_for(cluster: MemoryCluster) -> None:
+    operator = Operator(cluster, HandedOutPlans(FIRST))
+    await operator.settle()
+    before = set(operator.replicas())
+    cluster.put({"kind": "Secret", "metadata": {"name": "keys", "namespace": "serving"}})
+    cluster.put(cascade_document(MODELS, routing={"apiKeysSecretRef": {"name": "keys"}}))
+    await operator.settle()
+    assert operator.condition("Ready") == ("True", "Serving")
+    assert not before & set(operator.replicas())
+    for replica in cluster.kinds("StatefulSet"):
+        pod = replica["spec"]["template"]
+        assert {"name": "api-keys", "secret": {"secretName": "keys"}} in pod["spec"]["volumes"]
+        assert '"apiKeys":["/etc/cascadia/keys"]' in pod["metadata"]["annotations"]["cascadia.dev/router-leader"]
 
 
 async def test_the_last_ten_plans_are_kept_and_the_one_in_force(cluster: MemoryCluster) -> None:

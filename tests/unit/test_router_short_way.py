@@ -78,6 +78,10 @@ LINES = [
     b": empty",
     b"x:",
     b"Cookie: a=b",
+    b"Authorization: Bearer one",
+    b"authorization:\tBearer two ",
+    b"AUTHORIZATION:",
+    b"Authorization : Bearer three",
     b"Trailer: x",
     b"Upgrade-Insecure-Requests: 1",
     b"x: \x7f",
@@ -107,13 +111,15 @@ PLAIN = [b"Host: a", b"Connection: keep-alive", b"Content-Length: 5"]
 def test_a_plain_request_is_what_llhttp_reads(first: bytes, fields: list[bytes], body: bytes) -> None:
     data = b"\r\n".join((first, *fields, b"", b"")) + body
     head = PLAIN_POST.match(data)
-    if head is None or len(data) - head.end() != int(head[3]):
+    if head is None or len(data) - head.end() != int(head[4]):
         return
     read = Reading(data, answer=False)
     assert (read.ends, read.url, read.body, read.keep_alive) == (1, head[1], body, True)
     assert header_fields(data) == dict(read.fields)
     traced = {b"x-request-id", b"traceparent", b"tracestate"} & {name for name, _ in read.fields}
-    assert bool(traced) == bool(head[2] or head[4])
+    assert bool(traced) == bool(head[2] or head[5])
+    shown = head[6] if head[6] is not None else head[3]
+    assert (shown or b"").strip(b" \t") == dict(read.fields).get(b"authorization", b"")
 
 
 @settings(max_examples=400, deadline=None)

@@ -89,15 +89,12 @@ def choose_plan(world: World, failure: PlanFailure | None) -> Choice:
     raise AssertionError("the last check always decides")
 
 
-def _unsupported(world: World, _: PlanFailure | None) -> Choice | None:
-    """A field that would be silently ignored is worse than one that is refused."""
-    if world.cascade.spec.routing.api_keys_secret_ref is None:
+def _secret_missing(world: World, _: PlanFailure | None) -> Choice | None:
+    """Pods that mount a Secret wait for it without a word."""
+    if not world.missing_secrets:
         return None
-    message = (
-        "spec.routing.apiKeysSecretRef: the routers of this version do not check API keys; "
-        "remove the field, and keep strangers out with a NetworkPolicy or a gateway"
-    )
-    return Choice(plan_in_force(world), trouble=Trouble("Unsupported", message))
+    missing = "; ".join(f"{field} names Secret {name}, which is not there" for field, name in world.missing_secrets)
+    return Choice(plan_in_force(world), trouble=Trouble("SecretNotFound", f"{missing}: create it"))
 
 
 def _pinned(world: World, _: PlanFailure | None) -> Choice | None:
@@ -164,7 +161,7 @@ def _needed(world: World, _: PlanFailure | None) -> Choice:
 
 
 _CHECKS: tuple[Check, ...] = (
-    _unsupported,
+    _secret_missing,
     _pinned,
     _made_for_these_inputs,
     _held,

@@ -1,9 +1,9 @@
 """A replica's identity: what makes two replicas the same, and the name of its StatefulSet.
 
 Two replicas are interchangeable when their stage, pool, degrees and *revision* agree. The revision is a
-digest of what the user's manifest says about the engine (source, precision, image, arguments) and about
-the pool's nodes; whatever the operator itself adds is left out, so that an upgrade of the operator
-restarts no engine. Interchangeable replicas differ by a small ordinal.
+digest of what the user's manifest says about the engine (source, precision, image, arguments), about the
+pool's nodes, and about the Secrets that the router needs; whatever the operator itself adds is left out,
+so that an upgrade of the operator restarts no engine. Interchangeable replicas differ by a small ordinal.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ReplicaIdentity:
         pool: GPU pool.
         tensor_parallel: GPUs that share each layer.
         pipeline_parallel: Pipeline stages.
-        revision: Digest of the manifest's engine and pool settings.
+        revision: Digest of the manifest's engine, pool and Secret settings.
     """
 
     stage: str
@@ -107,6 +107,9 @@ def replica_identity(
         "tolerations": [t.model_dump(mode="json", exclude_none=True) for t in gpus.tolerations or ()],
         "nodes": replica_nodes(tensor_parallel, pipeline_parallel, gpus.gpus_per_node or GPUS_PER_NODE),
     }
+    keys = cascade.spec.routing.api_keys_secret_ref
+    if keys is not None:  # a pod that was started without would go on to serve everybody
+        settings["apiKeys"] = keys.model_dump(mode="json", exclude_none=True)
     return ReplicaIdentity(stage, pool, tensor_parallel, pipeline_parallel, digest8(settings))
 
 

@@ -13,6 +13,7 @@ from cascadia_api.names import ADMIN_PORT, CLIENT_PORT, ENGINE_PORT, GROUP, PEER
 from cascadia_api.policy import RouterConfig
 
 __all__ = [
+    "API_KEYS_FOLDER",
     "FOLLOWER_ANNOTATION",
     "LEADER_ANNOTATION",
     "PEER_SECRET_FOLDER",
@@ -26,6 +27,7 @@ LEADER_ANNOTATION = f"{GROUP}/router-leader"
 FOLLOWER_ANNOTATION = f"{GROUP}/router-follower"
 ROUTER_CONFIG_FOLDER = "/etc/cascadia/router"
 POLICY_FOLDER = "/etc/cascadia/policy"
+API_KEYS_FOLDER = "/etc/cascadia/keys"
 PEER_SECRET_FOLDER = "/etc/cascadia/peers"  # noqa: S105 - a folder, not a secret
 PEER_SECRET_KEY = "secret"  # noqa: S105 - the key's name
 
@@ -33,13 +35,14 @@ _ENGINE = f"127.0.0.1:{ENGINE_PORT}"
 _ADMIN = f"0.0.0.0:{ADMIN_PORT}"
 
 
-def router_annotations(*, stage: str, replica: str, policy: str, nodes: int) -> dict[str, str]:
+def router_annotations(*, stage: str, replica: str, policy: str, nodes: int, api_keys: bool) -> dict[str, str]:
     """Annotations of the pod template that hold the routers' configuration.
 
     Args:
         stage: Stage of the engine.
         replica: Name of the replica, as the policy's endpoints name it.
         policy: ``namespace/name`` of the policy ConfigMap.
+        api_keys: Whether clients need a key.
         nodes: Pods of the replica; followers are configured only where there are any.
     """
     leader = RouterConfig(
@@ -52,6 +55,7 @@ def router_annotations(*, stage: str, replica: str, policy: str, nodes: int) -> 
         policy_file=f"{POLICY_FOLDER}/{POLICY_KEY}",
         policy_config_map=policy,
         peer_secret_file=f"{PEER_SECRET_FOLDER}/{PEER_SECRET_KEY}",
+        api_keys=[API_KEYS_FOLDER] if api_keys else None,
     )
     annotations = {LEADER_ANNOTATION: _document(leader)}
     if nodes > 1:

@@ -106,7 +106,13 @@ def _pod_metadata(
         # The operator's own labels win: its selectors depend on them.
         "labels": dict((template and template.labels) or {}) | labels,
         "annotations": dict((template and template.annotations) or {})
-        | router_config.router_annotations(stage=identity.stage, replica=name, policy=policy, nodes=nodes),
+        | router_config.router_annotations(
+            stage=identity.stage,
+            replica=name,
+            policy=policy,
+            nodes=nodes,
+            api_keys=cascade.spec.routing.api_keys_secret_ref is not None,
+        ),
     }
 
 
@@ -129,7 +135,7 @@ def _pod_spec(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _PROPAGATION_SECONDS + request_timeout + _ENGINE_EXIT_SECONDS,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "initContainers": [_router(images)],
+        "initContainers": [_router(cascade, images)],
         "containers": [_engine(cascade, model, pool, identity, name, nodes, images)],
         "volumes": _volumes(cascade, model, nodes),
     }
@@ -146,7 +152,7 @@ def _pod_spec(
     return spec
 
 
-def _router(images: Images) -> dict[str, Any]:
+def _router(cascade: CascadeDeployment, images: Images) -> dict[str, Any]:
     return {
         "name": "router",
         "image": images.router,
@@ -175,6 +181,7 @@ def _router(images: Images) -> dict[str, Any]:
             {"name": "policy", "mountPath": router_config.POLICY_FOLDER, "readOnly": True},
             {"name": "peers", "mountPath": router_config.PEER_SECRET_FOLDER, "readOnly": True},
             {"name": "api-access", "mountPath": _API_ACCESS_PATH, "readOnly": True},
+            *_secret_mounts(cascade),
         ],
     }
 
@@ -273,9 +280,28 @@ def _volumes(cascade: CascadeDeployment, model: Model, nodes: int) -> list[dict[
                 ]
             },
         },
+        *_secret_volumes(cascade),
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
         _model_volume(model),
     ]
+
+
+def _secret_volumes(cascade: CascadeDeployment) -> list[dict[str, Any]]:
+    """The user's Secrets that the router needs: not optional, for without them it would serve strangers."""
+    volumes: list[dict[str, Any]] = []
+    keys = cascade.spec.routing.api_keys_secret_ref
+    if keys is not None:
+        secret: dict[str, Any] = {"secretName": keys.name}
+        if keys.key is not None:
+            secret["items"] = [{"key": keys.key, "path": keys.key}]
+        volumes.append({"name": "api-keys", "secret": secret})
+    return volumes
+
+
+def _secret_mounts(cascade: CascadeDeployment) -> list[dict[str, Any]]:
+    if cascade.spec.routing.api_keys_secret_ref is None:
+        return []
+    return [{"name": "api-keys", "mountPath": router_config.API_KEYS_FOLDER, "readOnly": True}]
 
 
 def _model_volume(model: Model) -> dict[str, Any]:
