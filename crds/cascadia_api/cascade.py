@@ -300,6 +300,9 @@ class Routing(ApiModel):
     )
     streaming: Streaming = Field(default_factory=Streaming, description="How streamed answers are held back.")
     max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")
+    pin_stages: bool = Field(
+        True, description="Whether a request whose `model` is a stage's name is answered by that stage alone."
+    )
     request_timeout_seconds: int = Field(600, ge=1, le=86_400, description="Deadline of a request, all stages, s.")
     api_keys_secret_ref: ApiKeysReference | None = Field(
         None,

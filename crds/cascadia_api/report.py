@@ -123,7 +123,7 @@ class WorkloadReport(Struct, rename="camel", kw_only=True):
         policy_revision: Revision of the policy in force.
         window_seconds: Length of the window, service seconds; less than asked just after a start.
         window_end: Scaled Unix time of the window's end, s.
-        arrivals: Client requests that entered the cascade at this router.
+        arrivals: Client requests that entered the cascade at this router; those pinned to a stage are not counted.
         failures: Of these, answered with a 5xx or not at all.
         interrupted: Of these, ended by an error event after the first byte.
         refused: Of these, refused with a 4xx by the router.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from cascadia_api.cascade import CascadeDeployment, Model
 from cascadia_api.plan import Plan
-from cascadia_api.policy import Endpoint, RouterPolicy, ScorerPolicy, StagePolicy, encode_policy
+from cascadia_api.policy import Capability, Endpoint, RouterPolicy, ScorerPolicy, StagePolicy, encode_policy
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.transition import Step
 
@@ -56,13 +57,15 @@ def build_policy(
             for replica, weight in zip(step.routed, step.weights, strict=True)
             if addresses[replica][0] == name
         ]
+        facts = facts_of(models[name])
         stages.append(
             StagePolicy(
                 name=name,
                 served_model_name=served_name(models[name]),
                 threshold=threshold,
                 endpoints=endpoints,
-                context_window=facts_of(models[name]).context_window,
+                context_window=facts.context_window,
+                capabilities=cast("list[Capability]", list(facts.capabilities)),
             )
         )
     return RouterPolicy(
@@ -75,6 +78,7 @@ def build_policy(
         on_scorer_error=routing.on_scorer_error,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         request_timeout_seconds=routing.request_timeout_seconds,
+        pin_stages=routing.pin_stages,
     )
 
 

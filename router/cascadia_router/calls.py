@@ -13,10 +13,11 @@ import msgspec
 
 from cascadia_router.balancing import Replica
 from cascadia_router.completion_body import CompletionRequest
-from cascadia_router.event_stream import HeldStream, StraightStream
+from cascadia_router.event_stream import KEEP_ALIVE, HeldStream, StraightStream
 from cascadia_router.http1_client import Call, Fault
 from cascadia_router.http1_head import header_fields
 from cascadia_router.node import Node
+from cascadia_router.openai_errors import DEADLINE_CODE, ERROR_EVENT
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.signing import Hop, sign
 from cascadia_router.whole_answer import WholeAnswer
@@ -25,6 +26,10 @@ __all__ = ["Asker", "EngineCall", "PeerCall"]
 
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Largest answer that is held whole; a larger one is a fault of the engine."""
+
+_RETURN_SECONDS = 0.5
+_RETURN_SHARE = 0.1
+"""What a router further along is given less: its best answer must be back when our deadline passes, service s."""
 
 _RELAYED_HEADERS = (
     b"content-type",
@@ -46,6 +51,7 @@ class Asker(Protocol):
 
     cascade: Cascade
     deadline: float
+    end: int
     escalations_left: int
     lost: int
     node: Node
@@ -246,7 +252,7 @@ class EngineCall(_UpstreamCall):
 class PeerCall(_UpstreamCall):
     """A call to another router, whose answer is relayed byte for byte."""
 
-    __slots__ = ("_head", "_length", "_lost", "_stage", "_tail", "_usable")
+    __slots__ = ("_begun", "_head", "_length", "_lost", "_stage", "_tail", "_usable")
 
     def __init__(self, exchange: Asker, stage: Stage) -> None:
         super().__init__(exchange)
@@ -255,7 +261,8 @@ class PeerCall(_UpstreamCall):
     def start(self, replica: Replica, *, fresh: bool = False) -> None:
         """Send the original body with a signed hop."""
         exchange = self._exchange
-        request = exchange.request
+        request, stages = exchange.request, exchange.cascade.stages
+        remaining = exchange.deadline - exchange.node.now()
         hop = Hop(
             exchange.request_id,
             exchange.cascade.revision,
@@ -263,10 +270,11 @@ class PeerCall(_UpstreamCall):
             self._stage.name,
             exchange.path,
             exchange.escalations_left,
-            exchange.deadline - exchange.node.now(),
+            remaining - min(_RETURN_SECONDS, remaining * _RETURN_SHARE),
             time.time(),
             exchange.pinned,
             exchange.lost,
+            "" if exchange.end == len(stages) else stages[exchange.end - 1].name,
         )
         message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
             request.path,
@@ -295,6 +303,7 @@ class PeerCall(_UpstreamCall):
         self._length: int | None = None
         self._parts: list[bytes] = []
         self._lost = 0
+        self._begun = False
         self._tail: bytes | None = None
         stage = headers.get(b"x-cascadia-stage")
         # A 4xx that no engine gave is between routers (a wrong secret, a limit): not the client's.
@@ -319,8 +328,29 @@ class PeerCall(_UpstreamCall):
         """See `ResponseSink`."""
         if self._parts:
             data, self._parts = b"".join(self._parts), []
-            self._keep_tail(data)
-            self._exchange.relay(self._status, self._head, self._length, data)
+            data = self._after_comments(data)
+            if self._failed(data):
+                return
+            if data:
+                self._begun = True
+                self._keep_tail(data)
+                self._exchange.relay(self._status, self._head, self._length, data)
+
+    def _after_comments(self, data: bytes) -> bytes:
+        """Relay the comments before a stream's answer; return what follows them."""
+        while not self._begun and data.startswith(KEEP_ALIVE):
+            self._exchange.relay(self._status, self._head, self._length, KEEP_ALIVE)
+            data = data[len(KEEP_ALIVE) :]
+        return data
+
+    def _failed(self, data: bytes) -> bool:
+        """Whether nothing but comments came before these bytes, and they say that no answer will."""
+        if self._begun or self._status != 200 or not data.startswith(ERROR_EVENT):
+            return False
+        self.abort()
+        late = DEADLINE_CODE in data
+        self._exchange.call_failed(Fault.STATUS, status=504 if late else 502)
+        return True
 
     def response_end(self) -> None:
         """See `ResponseSink`."""
@@ -328,7 +358,9 @@ class PeerCall(_UpstreamCall):
         if not self._usable:
             exchange.call_failed(Fault.STATUS, status=self._status, lost=self._lost)
             return
-        data = b"".join(self._parts)
+        data = self._after_comments(b"".join(self._parts))
+        if self._failed(data):
+            return
         self._keep_tail(data)
         if self._tail is not None:
             mark = self._tail.rfind(_STAGE_MARK)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from cascadia_router.calls import EngineCall
-from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.calls import EngineCall, PeerCall
+from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.event_stream import HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
@@ -84,8 +84,9 @@ class Exchange(Routed):
         path: tuple[str, ...] = (),
         lost: int = 0,
         pinned: bool = False,
+        end: int | None = None,
     ) -> None:
-        super().__init__(node, request, cascade, escalations_left, pinned)
+        super().__init__(node, request, cascade, escalations_left, pinned, end)
         self._connection = connection
         self._http = http
         self.request_id = request_id
@@ -125,7 +126,7 @@ class Exchange(Routed):
         Args:
             pinned: The only stage that may answer, if the client asked for one.
         """
-        stages = (pinned,) if pinned is not None else self.cascade.able_from(0, self.request)
+        stages = (pinned,) if pinned is not None else self._able_from(0)
         if not self._route(stages):
             self._give_up()
 
@@ -136,12 +137,18 @@ class Exchange(Routed):
         if not self._final:
             self.decide(answer, answer.score(self.cascade.statistic))
             return
-        stage, now = self._stage, self.node.now()
+        stage = self._stage
         assert stage is not None
         self._release(worked=True)
-        self.node.window.slice(now).accepted += 1
-        self.node.settlement.answers.append((self._asked_at, now, answer.usage, None))
+        self._count_accepted(answer.usage)
         self._serve(answer, stage, None, "answered")
+
+    def _count_accepted(self, usage: Usage | None) -> None:
+        """Count an answer of our engine that is accepted whatever it is."""
+        if not self.pinned:
+            now = self.node.now()
+            self.node.window.slice(now).accepted += 1
+            self.node.settlement.answers.append((self._asked_at, now, usage, None))
 
     def decide(self, answer: WholeAnswer | HeldStream, score: float | None) -> None:
         """Accept or escalate an answer with this score; None if it could not be scored."""
@@ -176,7 +183,7 @@ class Exchange(Routed):
         path, self.path = self.path, (*self.path, stage.name)
         self.escalations_left -= 1
         self._rejected = _Rejected(answer, stage, score)
-        if not self._route(self.cascade.able_from(stage.index + 1, self.request)):
+        if not self._route(self._able_from(stage.index + 1)):
             self.path = path
             return False
         assert self._stage is not None
@@ -224,14 +231,12 @@ class Exchange(Routed):
 
     def straight_stream_ended(self, stream: StraightStream) -> None:
         """Our engine's stream is complete as far as HTTP goes."""
-        now = self.node.now()
         assert self._stage is not None
         if not stream.done:
             self.call_failed(Fault.BROKEN)
             return
         self._release(worked=True)
-        self.node.window.slice(now).accepted += 1
-        self.node.settlement.answers.append((self._asked_at, now, stream.usage, None))
+        self._count_accepted(stream.usage)
         self.answered_by = self._stage.name
         self._reply.events_end()
         self._finish("answered")
@@ -296,16 +301,18 @@ class Exchange(Routed):
             self._repeating = True
             call.start(replica, fresh=True)
             return
+        if node.now() >= self.deadline or (status == 504 and isinstance(call, PeerCall)):  # its deadline is sooner
+            self._release(worked=None)
+            self._out_of_time()
+            return
         self._release(worked=False)
         if isinstance(call, EngineCall):
             node.window.slice(node.now()).engine_errors += 1
-        if node.now() >= self.deadline:  # a peer looked at the time before we did
-            self._out_of_time()
-        elif self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
+        if self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
             self._give_up()
         elif self._attempts < 2 and self._send(stage, even_open=False):
             node.metrics.retries[stage.name] += 1
-        elif not self.pinned and self._route(self.cascade.able_from(stage.index + 1, self.request)):
+        elif not self.pinned and self._route(self._able_from(stage.index + 1)):
             assert self._stage is not None
             node.metrics.escalations[stage.name, self._stage.name, "failure"] += 1
         else:
@@ -385,7 +392,7 @@ class Exchange(Routed):
         node.window.slice(now)
         key = (self._port, self.answered_by, outcome)
         reply = self._reply_begun
-        if outcome in _ANSWERED:
+        if outcome in _ANSWERED and not self.pinned:
             first_byte = reply.first_byte if reply is not None else now
             node.settlement.ends.append((key, self._arrived, first_byte, now))
             return
@@ -393,7 +400,7 @@ class Exchange(Routed):
         if reply is not None and reply.first_byte:
             node.metrics.request_seconds[self._port].observe(now - self._arrived)
             node.metrics.first_byte_seconds[self._port].observe(reply.first_byte - self._arrived)
-        if self._port == "client":
+        if self._port == "client" and not self.pinned:
             if outcome == "interrupted":
                 node.window.slice(now).interrupted += 1
             elif outcome in {"failed", "deadline"}:

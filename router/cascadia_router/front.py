@@ -8,6 +8,7 @@ import time
 import msgspec
 
 from cascadia_router.balancing import least_loaded
+from cascadia_router.bounds import BoundError, read_bounds
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
 from cascadia_router.express import Express
@@ -22,6 +23,7 @@ __all__ = ["ClientPort", "PeerPort"]
 
 COMPLETIONS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_NO_HEADERS: dict[bytes, bytes] = {}
 _RETRY_SOON = b"retry-after: 1\r\n"
 
 
@@ -171,7 +173,17 @@ class ClientPort(_Port):
                 message = f"There is no model {body.model[:200]!r}: ask for {policy.cascade!r}."
                 _refuse(connection, 404, message, "model_not_found", param="model")
                 return
-        given = request.headers.get(b"x-request-id", b"") if request.traced else b""
+        headers = request.headers if request.traced else _NO_HEADERS
+        try:
+            bounds = read_bounds(headers, cascade, pinned)
+        except BoundError as error:
+            piece.refused += 1
+            node.metrics.refused["bad_bound"] += 1
+            _refuse(connection, 400, str(error), "invalid_header", param=error.header)
+            return
+        if pinned is not None:
+            piece.arrivals -= 1  # a pinned request, a calibration's mostly, is no part of the cascade's workload
+        given = headers.get(b"x-request-id", b"")
         Exchange(
             node,
             connection,
@@ -179,9 +191,10 @@ class ClientPort(_Port):
             body,
             cascade,
             (given if _REQUEST_ID.fullmatch(given) else node.new_request_id()).decode(),
-            policy.request_timeout_seconds,
+            bounds.seconds,
             policy.max_escalations,
             pinned=pinned is not None,
+            end=bounds.end,
         ).enter(pinned)
 
 
@@ -205,7 +218,7 @@ class PeerPort(_Port):
         if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
             self._turn_away(connection, cascade)
             return
-        stage = cascade.by_name.get(hop.stage)
+        stage, last = cascade.by_name.get(hop.stage), cascade.by_name.get(hop.max_stage)
         if hop.stage != node.config.stage or stage is None or node.own is None:
             node.metrics.refused["wrong_stage"] += 1
             message = f"This is no router of stage {hop.stage!r}."
@@ -233,4 +246,5 @@ class PeerPort(_Port):
                 hop.path,
                 hop.lost,
                 hop.pinned,
+                last.index + 1 if last is not None else None,
             ).process(stage, node.own)

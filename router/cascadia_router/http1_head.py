@@ -14,7 +14,7 @@ __all__ = ["PLAIN_ANSWER", "PLAIN_POST", "header_fields"]
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _VALUE = rb":[\t -~\x80-\xff]*+\r\n"
-_TRACING = rb"(?i:x-request-id|traceparent|tracestate)"
+_TRACING = rb"(?i:x-request-id|traceparent|tracestate|x-cascadia-max-stage|x-cascadia-deadline-ms)"
 _FRAMING = rb"(?i:content-length|transfer-encoding|connection|upgrade|expect)"
 _CREDENTIALS = rb"(?i:authorization):"
 _OTHER = (
@@ -33,7 +33,8 @@ PLAIN_POST = re.compile(
     rb"POST (/[0-9A-Za-z/._~-]*+) HTTP/1\.1\r\n%s%s%s\r\n" % (_REQUEST_LINES, _LENGTH, _REQUEST_LINES)
 )
 """Head of a POST on a connection that is to be kept. Groups: target; a tracing header's name and the value of
-the last `Authorization`, if there are any; Content-Length; the two again, of the headers after it."""
+the last `Authorization`, if there are any; Content-Length; the two again, of the headers after it.
+The headers that bound a request are among the tracing ones."""
 
 _ANSWER_LINES = rb"(?:%s|%s%s|%s%s)*+" % (_OTHER, _TRACING, _VALUE, _CREDENTIALS.rstrip(b":"), _VALUE)
 PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [\t -~]*+\r\n%s%s%s\r\n" % (_ANSWER_LINES, _LENGTH, _ANSWER_LINES))

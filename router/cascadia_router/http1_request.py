@@ -44,7 +44,7 @@ class Request:
         arrived: Machine's monotonic clock at its first byte, s.
         keep_alive: Whether the peer wants the connection kept.
         chunked: Whether the peer understands chunked answers (HTTP/1.1).
-        traced: Whether a request id or a trace context came with it.
+        traced: Whether a header that steers it came with it: a request id, a trace context, a bound.
         authorization: Value of that header, the last one's if there are several; empty if there is none.
         client: Whose request it is; None where clients need no key.
     """

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["error_body", "error_event"]
+__all__ = ["DEADLINE_CODE", "ERROR_EVENT", "error_body", "error_event"]
+
+ERROR_EVENT = b'data: {"error":'
+"""How the event begins that stands for an answer."""
+DEADLINE_CODE = b'"code":"deadline_exceeded"'
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 

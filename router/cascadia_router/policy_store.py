@@ -118,9 +118,9 @@ class Cascade:
         may_reject = policy.max_escalations > 0 and len(self.stages) > 1 and self.stages[0].threshold is not None
         self.judged = self.stages[0] if may_reject and not self._windowed else None
 
-    def able_from(self, first: int, request: CompletionRequest) -> tuple[Stage, ...]:
-        """Stages from `first` on that can answer the request; the last one if none can, for estimates err."""
-        later = self.stages[first:]
+    def able_from(self, first: int, end: int, request: CompletionRequest) -> tuple[Stage, ...]:
+        """Stages from `first` to before `end` that can answer the request; the last if none can: estimates err."""
+        later = self.stages[first:end]
         if not request.needs and not self._windowed:
             return later
         able = tuple(stage for stage in later if stage.can_answer(request))

@@ -24,6 +24,7 @@ class Routed(Asker):
         request: What the client asked.
         cascade: The policy that governs it: the entry's.
         escalations_left: How often it may still be passed on.
+        end: Index of the first stage that must not be asked.
         pinned: Whether the client asked for one stage alone.
     """
 
@@ -39,6 +40,7 @@ class Routed(Asker):
         "_stage",
         "_tried",
         "cascade",
+        "end",
         "escalations_left",
         "node",
         "pinned",
@@ -52,12 +54,14 @@ class Routed(Asker):
         cascade: Cascade,
         escalations_left: int,
         pinned: bool,
+        end: int | None,
     ) -> None:
         self.node = node
         self.request = request
         self.cascade = cascade
         self.escalations_left = escalations_left
         self.pinned = pinned
+        self.end = len(cascade.stages) if end is None else end
         self._assigned = False
         self._attempts = 0
         self._tried: tuple[Replica, ...] = ()
@@ -127,15 +131,20 @@ class Routed(Asker):
         self._final = final = self._is_final(stage)
         self._holds = not final
         self._asked_at = now
-        self.node.window.slice(now).requests += 1
+        if not self.pinned:  # pinned requests are no part of the cascade's workload
+            self.node.window.slice(now).requests += 1
         self._call = call = EngineCall(self, stage, final=final)
         call.start(own)
+
+    def _able_from(self, first: int) -> tuple[Stage, ...]:
+        """Stages from `first` on that may and can answer the request."""
+        return self.cascade.able_from(first, self.end, self.request)
 
     def _is_final(self, stage: Stage) -> bool:
         """Whether this stage's answer is accepted whatever it is."""
         if self.pinned or stage.threshold is None or self.escalations_left <= 0:
             return True
-        for later in self.cascade.able_from(stage.index + 1, self.request):  # noqa: SIM110 - three times as fast
+        for later in self._able_from(stage.index + 1):  # noqa: SIM110 - three times as fast
             if later.live:
                 return False
         return True

@@ -39,6 +39,7 @@ class Hop(Struct, array_like=True, frozen=True):
         signed_at: Wall clock of the sender, Unix s.
         pinned: Whether the client asked for this stage alone.
         lost: How many engines or routers were lost while they worked on the request.
+        max_stage: The last stage that may be asked; empty: any.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class Hop(Struct, array_like=True, frozen=True):
     signed_at: float
     pinned: bool
     lost: int
+    max_stage: str = ""
 
 
 _encoder = msgspec.json.Encoder()

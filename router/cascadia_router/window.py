@@ -18,7 +18,6 @@ from cascadia_api.report import (
     StageReport,
     WorkloadReport,
 )
-from cascadia_router.completion_body import Usage
 from cascadia_router.metrics import BucketCounts
 
 __all__ = ["MAX_SAMPLES", "Slice", "Window"]
@@ -41,13 +40,6 @@ class Slice:
         self.output_tokens = BucketCounts(TOKEN_EDGES)
         self.service_ms = BucketCounts(LATENCY_EDGES_MS)
         self.scores = BucketCounts(SCORE_EDGES)
-
-    def count_answer(self, service_ms: float, usage: Usage | None) -> None:
-        """Count an engine's complete answer."""
-        self.service_ms.observe(service_ms)
-        if usage is not None:
-            self.input_tokens.observe(usage.prompt_tokens)
-            self.output_tokens.observe(usage.completion_tokens)
 
     def merge(self, other: Slice) -> None:
         """Add another slice's counts."""

@@ -31,7 +31,9 @@ def test_the_policy_lists_ready_replicas_of_each_stage_with_their_weights() -> N
     assert (small.threshold, large.threshold) == (0.8, None)
     assert small.served_model_name == "meta-llama/Llama-3.1-8B-Instruct"
     assert small.context_window == 131_072
+    assert "tools" in small.capabilities
     assert (policy.policy_revision, policy.plan_id, policy.request_timeout_seconds) == (3, PLAN.plan_id, 600)
+    assert policy.pin_stages
 
 
 def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

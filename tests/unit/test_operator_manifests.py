@@ -88,6 +88,7 @@ def volume_and_tokens() -> tuple[CascadeDeployment, Plan]:
         routing={
             "requestTimeoutSeconds": 120,
             "maxEscalations": 1,
+            "pinStages": False,
             "apiKeysSecretRef": {"name": "chat-keys", "key": "team"},
         },
     )

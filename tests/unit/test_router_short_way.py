@@ -67,6 +67,9 @@ LINES = [
     b"Expect: 100-continue",
     b"X-Request-Id: r-1",
     b"traceparent: 00-1",
+    b"X-Cascadia-Max-Stage: a",
+    b"x-cascadia-deadline-ms:1",
+    b"x-cascadia: 1",
     b"x: a\x00b",
     b"x: a\nTransfer-Encoding: chunked",
     b"x: a\rb",
@@ -116,7 +119,8 @@ def test_a_plain_request_is_what_llhttp_reads(first: bytes, fields: list[bytes],
     read = Reading(data, answer=False)
     assert (read.ends, read.url, read.body, read.keep_alive) == (1, head[1], body, True)
     assert header_fields(data) == dict(read.fields)
-    traced = {b"x-request-id", b"traceparent", b"tracestate"} & {name for name, _ in read.fields}
+    steering = {b"x-request-id", b"traceparent", b"tracestate", b"x-cascadia-max-stage", b"x-cascadia-deadline-ms"}
+    traced = steering & {name for name, _ in read.fields}
     assert bool(traced) == bool(head[2] or head[5])
     shown = head[6] if head[6] is not None else head[3]
     assert (shown or b"").strip(b" \t") == dict(read.fields).get(b"authorization", b"")

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_api.report import CalibrationSample, WorkloadReport
-from cascadia_router.completion_body import Usage
 from cascadia_router.metrics import BucketCounts, Metrics, exposition
 from cascadia_router.window import MAX_SAMPLES, Window
 
@@ -25,7 +24,7 @@ def test_a_report_counts_what_happened_in_the_window_it_states(pauses: list[floa
         times.append(now)
         window.slice(now).arrivals += 1
         window.slice(now).answered_by["small"] += 1
-        window.slice(now).count_answer(50.0, Usage(prompt_tokens=3, completion_tokens=4))
+        window.slice(now).output_tokens.observe(4)
     said = report(window, now, seconds)
     since = now - said.window_seconds
     expected = [when for when in times if when >= since - 1e-6]

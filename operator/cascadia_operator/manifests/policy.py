@@ -64,6 +64,7 @@ def router_policy(
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         streaming=StreamingPolicy(mode=routing.streaming.mode),
         request_timeout_seconds=float(routing.request_timeout_seconds),
+        pin_stages=routing.pin_stages,
     )
 
 
