@@ -20,6 +20,7 @@ __all__ = [
     "PLAN_SCHEMA_VERSION",
     "CascadePlan",
     "FrontierPoint",
+    "KeptReplicas",
     "LadderStep",
     "Plan",
     "PlanAlternative",
@@ -150,6 +151,15 @@ class PlanDemand(ApiModel):
     source: Literal["Manifest", "Trace", "Observed"]
 
 
+class KeptReplicas(ApiModel):
+    """Where a plan of thresholds alone has its replicas from."""
+
+    plan_id: Annotated[str, StringConstraints(pattern=r"^p-[0-9a-f]{12}$")] = Field(
+        description="The plan that placed them: no replica moves between it and this one."
+    )
+    requests_per_second: Figure = Field(description="Rate that they were placed for.")
+
+
 class Plan(ApiModel):
     """Thresholds, allocation, parallelism and prediction."""
 
@@ -167,9 +177,14 @@ class Plan(ApiModel):
     latency: PlanLatency
     cost_per_hour: Figure | None = Field(None, description="Price of its GPUs for one hour; absent without prices.")
     demand: PlanDemand
-    frontier: Annotated[list[FrontierPoint], Field(max_length=64)]
+    frontier: Annotated[list[FrontierPoint], Field(max_length=64)] = Field(
+        description="Plans that no other beats; beside thresholds planned alone, those found when all was planned."
+    )
     alternatives: Annotated[list[PlanAlternative], Field(max_length=16)] = Field(default_factory=list)
     solver: PlanSolver
+    replicas_of: KeptReplicas | None = Field(
+        None, description="Set where thresholds alone were planned, for replicas that run; absent: all was planned."
+    )
     scorer: Identifier = Field(description="Id of the scorer whose scores the thresholds are.")
     warnings: Annotated[list[Sentence], Field(max_length=16)] = Field(default_factory=list)
 

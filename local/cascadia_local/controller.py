@@ -1,7 +1,8 @@
 """The slow loop of the embedded runtime: looks at the traffic, plans again when it has drifted, applies what is better.
 
 Drift has to be seen at two looks in a row: one burst moves no replica, and the window that the new
-plan is made from then lies wholly behind the change.
+plan is made from then lies wholly behind the change. The cooldown is between placements: until it is
+over, thresholds alone are planned for the replicas that run, and all is planned afterwards.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.errors import CascadiaError, InfeasibleError
@@ -90,6 +92,8 @@ class Controller:
         self._placed_at = clock.monotonic()
         self._busy = False
         self._drifted = 0
+        self._stopgap = False
+        """Whether the thresholds in force were planned alone because of the cooldown."""
         self._said = ""
 
     async def run(self) -> None:
@@ -118,17 +122,30 @@ class Controller:
         elif self._drifted < LOOKS:
             self._tell(verdict, f"seen, to be confirmed at the next look: {verdict.message}")
         else:
-            left = self._placed_at + self._settings.cooldown_seconds - self._clock.monotonic()
-            if left > 0:
-                self._say_once("cooldown", f"drift is confirmed; the cooldown has {left:.0f} s left")
+            left = self._cooldown_left()
+            if left > 0 and self._said == "cooldown":
                 return
             self._tell(verdict, f"confirmed: {verdict.message}")
-            self._drifted = 0
-            self.activity = "drift confirmed: planning again"
-            try:
-                await self._replan(plan, verdict, merged)
-            finally:
-                self.activity = WATCHING
+            if left > 0:
+                text = f"drift is confirmed; the cooldown has {left:.0f} s left: only thresholds may change"
+                self._say_once("cooldown", text)
+            else:
+                self._drifted = 0
+            await self._plan_again(plan, verdict.message, merged, only_thresholds=left > 0)
+            return
+        if self._stopgap and not self._drifted and self._cooldown_left() <= 0:
+            await self._plan_again(plan, "the cooldown is over", merged, only_thresholds=False)
+
+    def _cooldown_left(self) -> float:
+        return self._placed_at + self._settings.cooldown_seconds - self._clock.monotonic()
+
+    async def _plan_again(self, plan: Plan, trigger: str, merged: MergedReport, *, only_thresholds: bool) -> None:
+        self.activity = "planning thresholds again" if only_thresholds else "planning again"
+        self._stopgap = False
+        try:
+            await self._replan(plan, trigger, merged, only_thresholds=only_thresholds)
+        finally:
+            self.activity = WATCHING
 
     def _tell(self, verdict: DriftVerdict, text: str) -> None:
         figures = {
@@ -143,7 +160,7 @@ class Controller:
             self._said = subject
             self._events.add("Drift", text)
 
-    async def _replan(self, plan: Plan, verdict: DriftVerdict, merged: MergedReport) -> None:
+    async def _replan(self, plan: Plan, trigger: str, merged: MergedReport, *, only_thresholds: bool) -> None:
         started = self._clock.now()
         first = plan.live_stages[0].name
         seen = merged.stages.get(first)
@@ -160,7 +177,8 @@ class Controller:
         inputs = replace(self._inputs, observed=observed)
         self._events.add("Replan", f"planning for {merged.requests_per_second:.1f} requests a second as seen")
         try:
-            planned = await self._planner.run(Job(inputs, PLANNING_DEADLINE_S, in_force=plan))
+            replicas: Literal["Keep", "KeepIfEnough"] = "Keep" if only_thresholds else "KeepIfEnough"
+            planned = await self._planner.run(Job(inputs, PLANNING_DEADLINE_S, in_force=plan, replicas=replicas))
         except CascadiaError as error:
             numbers = ""
             if isinstance(error, InfeasibleError):
@@ -173,13 +191,14 @@ class Controller:
         self._events.add(
             "Replan",
             f"{new.plan_id} {decision.verdict.lower()}: {decision.reason}",
-            trigger=verdict.message,
+            trigger=trigger,
             decision=decision.verdict,
             reason=decision.reason,
         )
         if decision.verdict == "Applied" and not await self._apply(new):
             return
-        self.replans.append(Replan(verdict.message, plan, new, decision, started, self._clock.now()))
+        self._stopgap = only_thresholds and decision.verdict == "Applied"
+        self.replans.append(Replan(trigger, plan, new, decision, started, self._clock.now()))
 
     async def _apply(self, plan: Plan) -> bool:
         begun = self._clock.monotonic()
@@ -191,7 +210,8 @@ class Controller:
             self._events.add("Warning", str(error))
             return False
         finally:
-            self._placed_at = self._clock.monotonic()
+            if plan.replicas_of is None:
+                self._placed_at = self._clock.monotonic()
         took = self._clock.monotonic() - begun
         self._events.add("Transition", f"done: {plan.plan_id} is in force after {took:.0f} s")
         return True

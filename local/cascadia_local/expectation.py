@@ -13,10 +13,7 @@ from cascadia_local.planning_messages import Expectation
 from cascadia_local.policy_file import facts_of
 from cascadia_local.simulated_engine.recorded import RecordedAnswer, RecordedRequest, encode_rows
 from cascadia_local.traffic import PlannedRequest, write_requests
-from cascadia_solver.catalogue.gpus import gpu_facts
-from cascadia_solver.replay import exit_stages
-from cascadia_solver.roofline import Roofline, Shape
-from cascadia_solver.simulation import StageReplicas, simulate_cascade
+from cascadia_solver.standing import simulate_plan
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["expect", "write_replay"]
@@ -33,10 +30,8 @@ def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Exp
         sample: The demand's requests.
     """
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
-    thresholds = [-math.inf if (h := plan.stages[index].threshold) is None else h for index in live[:-1]]
-    answered_by = exit_stages(live, thresholds, sample.scores)
-    stages = [_replicas(cascade, plan, index) for index in range(len(plan.stages))]
-    times = simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, answered_by)
+    facts = [facts_of(model) for model in cascade.spec.models]
+    times, answered_by = simulate_plan(cascade.spec, facts, plan, sample)
     seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)
     return Expectation(
         end_to_end_ms={
@@ -46,21 +41,6 @@ def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Exp
         reach={plan.stages[index].name: float((answered_by >= index).mean()) for index in live},
         saturated=tuple(plan.stages[index].name for index in live if times.saturated[index]),
     )
-
-
-def _replicas(cascade: CascadeDeployment, plan: Plan, index: int) -> StageReplicas:
-    model, stage = cascade.spec.models[index], plan.stages[index]
-    if not stage.gpus:
-        return StageReplicas([], [])
-    pool = next(pool for pool in cascade.spec.gpus.pools if pool.name == stage.pool)
-    source, facts, gpu = Roofline(), facts_of(model), gpu_facts(pool.gpu)
-    steps, weights = [], []
-    for group in stage.replicas:
-        shape = Shape(group.tensor_parallel, group.pipeline_parallel)
-        step = source.step_model(facts, gpu, shape, model.precision or "bf16", gpus_per_node=pool.gpus_per_node or 8)
-        steps += [step] * group.count
-        weights += [group.weight] * group.count
-    return StageReplicas(steps, weights)
 
 
 def write_replay(

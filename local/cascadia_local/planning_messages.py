@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cascadia_api.errors import Problem, Shortfall
 from cascadia_api.plan import Plan
@@ -23,6 +24,8 @@ class Job:
         inputs: What to plan from.
         deadline_seconds: After this the planner returns the best so far, wall s.
         in_force: Plan whose figures under the same demand are wanted too.
+        replicas: What of `in_force` may stay: `Anew` plans everything, `KeepIfEnough` thresholds alone where
+            another placement promises little, `Keep` thresholds alone whatever it promises.
         plan: Plan that is given: none is made, it is `Planned.plan`.
         requests_file: Where to write the demand's requests (`traffic.PlannedRequest`), for a replay.
         outcomes_file: Where to write what every model answers to each of them.
@@ -32,6 +35,7 @@ class Job:
     inputs: PlanningInputs
     deadline_seconds: float
     in_force: Plan | None = None
+    replicas: Literal["Anew", "Keep", "KeepIfEnough"] = "Anew"
     plan: Plan | None = None
     requests_file: Path | None = None
     outcomes_file: Path | None = None

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from cascadia_api.errors import InfeasibleError, InputError
+from cascadia_api.plan import Plan
 from cascadia_local.expectation import expect, write_replay
 from cascadia_local.planning_messages import LENGTH, Infeasible, Invalid, Job, Planned, Progress
 from cascadia_solver.inputs import traffic_of
 from cascadia_solver.planner import plan_cascade
+from cascadia_solver.replanning import replan, thresholds_alone
 
 __all__ = ["main", "run_job"]
 
@@ -24,11 +26,7 @@ __all__ = ["main", "run_job"]
 def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid | Infeasible:
     """Do a job."""
     try:
-        plan = job.plan or plan_cascade(
-            job.inputs,
-            deadline_seconds=job.deadline_seconds,
-            progress=lambda what, share: progress(Progress(what, share)),
-        )
+        plan = job.plan or _planned(job, lambda what, share: progress(Progress(what, share)))
         sample = traffic_of(job.inputs).sample
         if job.requests_file is not None and job.outcomes_file is not None:
             write_replay(
@@ -39,6 +37,17 @@ def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid
         return Invalid(error.problems, error.source)
     except InfeasibleError as error:
         return Infeasible(error.reason, str(error), error.shortfalls, error.nearest)
+
+
+def _planned(job: Job, progress: Callable[[str, float], None]) -> Plan:
+    if job.in_force is None or job.replicas == "Anew":
+        return plan_cascade(job.inputs, deadline_seconds=job.deadline_seconds, progress=progress)
+    if job.replicas == "KeepIfEnough":
+        return replan(job.inputs, job.in_force, simulate=True, deadline_seconds=job.deadline_seconds, progress=progress)
+    found = thresholds_alone(job.inputs, job.in_force, simulate=True)
+    if found is None:
+        raise InfeasibleError("Overloaded", "no thresholds keep quality and latency on the replicas in force")
+    return found
 
 
 def send(stream: BinaryIO, message: Any) -> None:

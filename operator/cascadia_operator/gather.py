@@ -18,7 +18,12 @@ from cascadia_api.plan import CascadePlan
 from cascadia_operator.capacity import Snapshot, available_gpus
 from cascadia_operator.cluster import Cluster, Object
 from cascadia_operator.manifests.naming import policy_name
-from cascadia_operator.manifests.plan_object import INPUTS_ANNOTATION, inputs_digest
+from cascadia_operator.manifests.plan_object import (
+    INPUTS_ANNOTATION,
+    PLACEMENT_ANNOTATION,
+    inputs_digest,
+    placement_digest,
+)
 from cascadia_operator.manifests.policy import read_policy
 from cascadia_operator.world import CalibrationData, Key, StoredPlan, World, instant
 
@@ -95,6 +100,7 @@ async def gather(cluster: Cluster, key: Key, snapshot: Snapshot | None, now: dat
         inputs=inputs_digest(cascade, calibration.digest),
         now=now or datetime.now(UTC),
         missing_secrets=await _missing_secrets(cluster, cascade, namespace),
+        placement=placement_digest(cascade),
     )
 
 
@@ -148,6 +154,7 @@ def _stored_plans(documents: Iterable[Object]) -> list[StoredPlan]:
                 inputs=(metadata.get("annotations") or {}).get(INPUTS_ANNOTATION, ""),
                 trigger=content.spec.trigger,
                 created=instant(metadata["creationTimestamp"]),
+                placement=(metadata.get("annotations") or {}).get(PLACEMENT_ANNOTATION, ""),
             )
         )
     return sorted(stored, key=lambda plan: (plan.created, plan.name))

@@ -44,12 +44,14 @@ class PlanningJob:
         calibration: Lines of the calibration set; empty for none.
         available_gpus: GPUs of each pool that it may hold.
         deadline_seconds: For the search.
+        in_force: The plan whose replicas run and may stay: thresholds alone are planned where that is enough.
     """
 
     cascade: Mapping[str, Any]
     calibration: tuple[str, ...]
     available_gpus: Mapping[str, int]
     deadline_seconds: float
+    in_force: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
     from cascadia_solver.calibration import parse_calibration
     from cascadia_solver.planner import PlanningInputs, plan_cascade
     from cascadia_solver.rejected_rows import rejected_rows_summary
+    from cascadia_solver.replanning import replan
 
     try:
         cascade = parse_cascade(dict(job.cascade))
@@ -83,7 +86,11 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
             if problems:
                 log.warning("%s", rejected_rows_summary(problems, "calibration set"))
         inputs = PlanningInputs(cascade=cascade, calibration=calibration, available_gpus=dict(job.available_gpus))
-        plan = plan_cascade(inputs, deadline_seconds=job.deadline_seconds)
+        if job.in_force is None:
+            plan = plan_cascade(inputs, deadline_seconds=job.deadline_seconds)
+        else:
+            in_force = Plan.model_validate(dict(job.in_force))
+            plan = replan(inputs, in_force, deadline_seconds=job.deadline_seconds)
     except InfeasibleError as error:
         return PlanningOutcome(failure=PlanFailure(_infeasible(error), final=True), result="infeasible")
     except InputError as error:
@@ -222,8 +229,15 @@ class Planner:
         wait = min(_RETRY_SECONDS * 2 ** (attempt.tries - 1), _LONGEST_RETRY_SECONDS)
         return failure if time.monotonic() < attempt.finished + wait else None
 
-    def start(self, world: World, trigger: str, message: str) -> None:
-        """Plan for the present inputs, unless that is under way."""
+    def start(self, world: World, trigger: str, message: str, in_force: Plan | None = None) -> None:
+        """Plan for the present inputs, unless that is under way.
+
+        Args:
+            world: The cascade as it is.
+            trigger: Why.
+            message: The facts behind it.
+            in_force: The plan whose replicas may stay; None to plan everything anew.
+        """
         if self.running(world):
             return
         before = self._attempts.get(world.key)
@@ -234,6 +248,7 @@ class Planner:
             calibration=world.calibration.lines,
             available_gpus=world.available,
             deadline_seconds=self._deadline,
+            in_force=None if in_force is None else in_force.for_json(),
         )
         self._attempts[world.key] = attempt
         attempt.task = asyncio.create_task(self._run(world.key, attempt, job))

@@ -95,7 +95,7 @@ class Reconciler:
             return 0.0
         choice = choose_plan(world, self._planner.failure(world))
         if choice.trigger:
-            self._planner.start(world, choice.trigger, choice.trigger_message)
+            self._planner.start(world, choice.trigger, choice.trigger_message, choice.keeping)
         findings = await self._act(world, choice)
         CASCADE_GPUS.labels(*key).set(sum(replica.gpus for replica in findings.observed))
         await self._report(key, _document(world), status_of(findings))

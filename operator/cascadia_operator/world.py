@@ -43,6 +43,7 @@ class StoredPlan:
         inputs: Digest of what it was made from.
         trigger: Why it was made.
         created: When.
+        placement: Digest of what its replicas follow from, whatever the load and the quality floor.
     """
 
     name: str
@@ -50,6 +51,7 @@ class StoredPlan:
     inputs: str
     trigger: str
     created: datetime
+    placement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class World:
         missing_secrets: Secrets that its routers need and that are not there: field of the manifest, name.
         available: GPUs of each pool that it may hold.
         inputs: Digest of what a plan for it follows from now.
+        placement: Digest of the part that replicas follow from, whatever the load and the quality floor.
         now: When this was gathered.
     """
 
@@ -85,6 +88,7 @@ class World:
     inputs: str
     now: datetime
     missing_secrets: Sequence[tuple[str, str]] = ()
+    placement: str = ""
 
     @property
     def key(self) -> Key:

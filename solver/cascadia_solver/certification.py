@@ -224,11 +224,10 @@ def estimate_quality(
         values = table.quality[None]
     else:
         features = _features(table.scores[:, :-1])
-        slopes = _slopes(features, table.quality, _starts(features, table.quality), _NEWTON_STEPS)
+        centre = _starts(features, table.quality)
+        slopes = _slopes(features, table.quality, fold >= 0, centre, centre, _NEWTON_STEPS)
         fits = [slopes]
-        for k in range(_FOLDS):
-            rows = fold != k
-            fits.append(_slopes(features[rows], table.quality[rows], slopes, _FOLD_STEPS))
+        fits += [_slopes(features, table.quality, fold != k, centre, slopes, _FOLD_STEPS) for k in range(_FOLDS)]
         estimates = [1 / (1 + np.exp(-features @ fit)) for fit in fits]
         values = np.stack([table.quality, *estimates])
     sums = [replay.at_exit(values * weight[:, None]) / count for replay in replays]
@@ -262,20 +261,69 @@ def _starts(features: Floats, quality: Floats) -> Floats:
     return centre
 
 
-def _slopes(features: Floats, quality: Floats, start: Floats, steps: int) -> Floats:
-    """Coefficients of ridge logistic regressions of all models' answers, by Newton steps [1 + models, C]."""
-    centre = _starts(features, quality)
-    penalty = _SHRINKAGE * np.eye(features.shape[1])
-    penalty[0, 0] = 0.1
+@compiled
+def _slopes(
+    features: Floats, quality: Floats, kept: NDArray[np.bool_], centre: Floats, start: Floats, steps: int
+) -> Floats:
+    """Coefficients of ridge logistic regressions of all models' answers, by Newton steps.
+
+    Args:
+        features: [n, F].
+        quality: [n, C].
+        kept: Requests to fit on [n].
+        centre: What the coefficients are shrunk to [F, C].
+        start: Where the steps start [F, C].
+        steps: Newton steps.
+
+    Returns:
+        Coefficients [F, C].
+    """
+    size = features.shape[1]
     slopes = start.copy()
-    for _ in range(steps):
-        expected = 1 / (1 + np.exp(-features @ slopes))
-        curvature = np.maximum(expected * (1 - expected), 1e-4)
-        gradient = features.T @ (quality - expected) - penalty @ (slopes - centre)
-        for model in range(quality.shape[1]):
-            bend = (features * curvature[:, model, None]).T @ features + penalty
-            slopes[:, model] += np.linalg.solve(bend, gradient[:, model])
+    bend = np.empty((size, size))
+    step = np.empty(size)
+    for model in range(quality.shape[1]):
+        for _ in range(steps):
+            for i in range(size):
+                penalty = 0.1 if i == 0 else _SHRINKAGE
+                step[i] = -penalty * (slopes[i, model] - centre[i, model])
+                for j in range(i + 1):
+                    bend[i, j] = penalty if i == j else 0.0
+            for r in range(len(features)):
+                if not kept[r]:
+                    continue
+                logit = 0.0
+                for i in range(size):
+                    logit += features[r, i] * slopes[i, model]
+                expected = 1 / (1 + np.exp(-logit))
+                curvature = max(expected * (1 - expected), 1e-4)
+                for i in range(size):
+                    step[i] += features[r, i] * (quality[r, model] - expected)
+                    for j in range(i + 1):
+                        bend[i, j] += features[r, i] * features[r, j] * curvature
+            _solve(bend, step)
+            for i in range(size):
+                slopes[i, model] += step[i]
     return slopes
+
+
+@compiled
+def _solve(matrix: Floats, right: Floats) -> None:
+    """Solve in place for a positive definite matrix of which the lower triangle is given (Cholesky)."""
+    size = len(right)
+    for i in range(size):
+        for j in range(i + 1):
+            total = matrix[i, j]
+            for k in range(j):
+                total -= matrix[i, k] * matrix[j, k]
+            matrix[i, j] = np.sqrt(total) if i == j else total / matrix[j, j]
+        for k in range(i):
+            right[i] -= matrix[i, k] * right[k]
+        right[i] /= matrix[i, i]
+    for i in range(size - 1, -1, -1):
+        for k in range(i + 1, size):
+            right[i] -= matrix[k, i] * right[k]
+        right[i] /= matrix[i, i]
 
 
 def _front(value: Floats, guide: Floats) -> Integers:

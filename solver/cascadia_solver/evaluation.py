@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,49 +12,61 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import LatencyTarget
 from cascadia_solver.design import Design
-from cascadia_solver.simulation import StageReplicas, simulate_cascade
+from cascadia_solver.simulation import CascadeTimes, StageReplicas, simulate_cascade
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Evaluation", "evaluate", "stage_replicas"]
+__all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "stage_replicas"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """A simulated design.
+class PathTimes:
+    """What clients see of simulated requests.
 
     Attributes:
-        design: The design.
-        end_to_end: Seconds of each request [n].
+        end_to_end: Seconds of each request, infinite if it is lost [n].
         first_token: Seconds to the first byte that a client sees [n].
         per_token: Seconds per answer token after that [n].
-        stage_p95: Of each stage's own time, s; None where no request came by.
         saturated: Whether some queue grew with the number of requests.
     """
 
-    design: Design
     end_to_end: Floats
     first_token: Floats
     per_token: Floats
-    stage_p95: tuple[float | None, ...]
     saturated: bool
 
     def percentile(self, percentile: float, metric: str = "EndToEnd") -> float:
         """A percentile of one of the metrics that targets may name, s."""
-        if metric == "EndToEnd":
-            return float(self._ascending[math.ceil(percentile / 100 * (len(self._ascending) - 1))])
-        values = self.first_token if metric == "TimeToFirstToken" else self.per_token
-        return float(np.percentile(values, percentile, method="higher"))
+        values = self._ascending[metric]
+        return float(values[math.ceil(percentile / 100 * (len(values) - 1))])
 
     @cached_property
-    def _ascending(self) -> Floats:
-        return np.sort(self.end_to_end)
+    def _ascending(self) -> dict[str, Floats]:
+        return {
+            "EndToEnd": np.sort(self.end_to_end),
+            "TimeToFirstToken": np.sort(self.first_token),
+            "TimePerOutputToken": np.sort(self.per_token),
+        }
 
-    def excess(self, targets: list[LatencyTarget]) -> float:
+    def excess(self, targets: Sequence[LatencyTarget]) -> float:
         """How far targets are missed at worst, as a share of the target; 0 if all are met."""
         over = [self.percentile(t.percentile, t.metric) * 1e3 / t.milliseconds - 1 for t in targets]
         return max([0.0, *over])
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(PathTimes):
+    """A simulated design.
+
+    Attributes:
+        design: The design.
+        stage_p95: Of each stage's own time, s; None where no request came by.
+    """
+
+    design: Design
+    stage_p95: tuple[float | None, ...]
 
 
 def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
@@ -68,22 +81,34 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
     for model, replicas in zip(design.route.stages, stage_replicas(design), strict=True):
         stages[model] = replicas
     times = simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, design.routed.exits)
-    answer = sample.output_tokens[np.arange(len(sample)), design.routed.exits]
+    service = [times.stage_service[model] for model in design.route.stages]
+    seen = path_times(times, sample, design.routed.exits)
+    return Evaluation(
+        seen.end_to_end,
+        seen.first_token,
+        seen.per_token,
+        seen.saturated,
+        design=design,
+        stage_p95=tuple(
+            float(np.percentile(seconds, 95, method="higher")) if len(seconds) else None for seconds in service
+        ),
+    )
+
+
+def path_times(times: CascadeTimes, sample: RequestSample, exits: Integers) -> PathTimes:
+    """What clients see of a simulated cascade.
+
+    Args:
+        times: Of the n requests of the sample.
+        sample: The traffic.
+        exits: Model that answers each request [n].
+    """
+    answer = sample.output_tokens[np.arange(len(sample)), exits]
     answered = np.isfinite(times.end_to_end)
     per_token = np.full(len(sample), np.inf)
     streamed = times.end_to_end[answered] - times.time_to_first_token[answered]
     per_token[answered] = streamed / np.maximum(answer[answered] - 1, 1)
-    service = [times.stage_service[model] for model in design.route.stages]
-    return Evaluation(
-        design=design,
-        end_to_end=times.end_to_end,
-        first_token=times.time_to_first_token,
-        per_token=per_token,
-        stage_p95=tuple(
-            float(np.percentile(seconds, 95, method="higher")) if len(seconds) else None for seconds in service
-        ),
-        saturated=any(times.saturated),
-    )
+    return PathTimes(times.end_to_end, times.time_to_first_token, per_token, any(times.saturated))
 
 
 def stage_replicas(design: Design) -> list[StageReplicas]:

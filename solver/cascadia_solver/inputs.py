@@ -18,7 +18,14 @@ from cascadia_solver.observed import ObservedDemand, demand_of_observation
 from cascadia_solver.prior import prior_accuracy, prior_table
 from cascadia_solver.sites import PoolBudget, catalogue_facts, repository
 from cascadia_solver.trace import Trace
-from cascadia_solver.workload import Demand, RequestSample, demand_of_manifest, demand_of_trace, match
+from cascadia_solver.workload import (
+    SAMPLE_REQUESTS,
+    Demand,
+    RequestSample,
+    demand_of_manifest,
+    demand_of_trace,
+    match,
+)
 
 __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_of"]
 
@@ -68,8 +75,12 @@ class Traffic:
     sample: RequestSample
 
 
-def traffic_of(inputs: PlanningInputs) -> Traffic:
+def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Traffic:
     """Join demand and calibration set; what the planner and anyone who replays its demand start from.
+
+    Args:
+        inputs: What to plan from.
+        requests: Size of the sample; a trace is taken as it is.
 
     Raises:
         InputError: An unknown model, a calibration set of other models or another scorer, impossible rates.
@@ -93,23 +104,23 @@ def traffic_of(inputs: PlanningInputs) -> Traffic:
             raise InputError(
                 f"calibration set: its scores are {table.scorer!r}, spec.routing.scorer is {spec.routing.scorer.id!r}"
             )
-    demand = _demand(inputs, table)
+    demand = _demand(inputs, table, requests)
     return Traffic(facts, table, demand, match(demand, table, seed=inputs.seed))
 
 
-def _demand(inputs: PlanningInputs, table: CalibrationSet) -> Demand:
+def _demand(inputs: PlanningInputs, table: CalibrationSet, requests: int) -> Demand:
     spec = inputs.cascade.spec
     rate = inputs.requests_per_second
     if rate is not None and not rate > 0:
         raise InputError(f"requests per second are {rate}; they must be above 0")
     if inputs.observed is not None:
-        return demand_of_observation(inputs.observed, table, seed=inputs.seed)
+        return demand_of_observation(inputs.observed, table, requests=requests, seed=inputs.seed)
     if inputs.trace is not None:
         return demand_of_trace(inputs.trace, len(spec.models), requests_per_second=rate)
     workload = spec.workload
     if rate is not None:
         workload = workload.model_copy(update={"requests_per_second": f"{rate:.6f}"})
-    return demand_of_manifest(workload, len(spec.models), seed=inputs.seed)
+    return demand_of_manifest(workload, len(spec.models), requests=requests, seed=inputs.seed)
 
 
 def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[PoolBudget]) -> str:

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_api.errors import InfeasibleError, InputError, Shortfall
-from cascadia_api.plan import Plan, PlanLatency, PlanQuality, PlanSolver, PlanStage, plan_id
+from cascadia_api.plan import (
+    FrontierPoint,
+    KeptReplicas,
+    Plan,
+    PlanLatency,
+    PlanQuality,
+    PlanSolver,
+    PlanStage,
+    plan_id,
+)
 from cascadia_solver import plan_document as document
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.certification import estimate_quality
@@ -37,6 +46,8 @@ Floats = NDArray[np.float64]
 
 _REQUESTS = 2500
 _SHOWN = 256
+_SHOWN_AT = (50, 90, 95, 99)
+_FRONTIER = 64
 _HOPELESS = 0.05
 """Vectors estimated at so much below the quality floor are not looked at."""
 
@@ -77,7 +88,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     names = [model.name for model in spec.models]
     if [stage.name for stage in plan.stages] != names:
         raise InputError(f"the plan is of the models {', '.join(stage.name for stage in plan.stages)}, not {names}")
-    traffic = traffic_of(inputs)
+    traffic = traffic_of(inputs, requests=_REQUESTS)
     traffic = replace(traffic, sample=_thinned(traffic.sample))
     sample = traffic.sample
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
@@ -126,10 +137,12 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     of_models = document.thresholds_of_plan(live, thresholds, len(names))
     prior = traffic.table.source == "Prior"
     budgets = pool_budgets(spec, inputs.available_gpus)
+    origin = plan.replicas_of or KeptReplicas(plan_id=plan.plan_id, requests_per_second=plan.demand.requests_per_second)
     spent = sum(os.times()[:2]) - sum(started[:2])
-    return plan.model_copy(
+    found = plan.model_copy(
         update={
-            "plan_id": plan_id({"inputs": inputs_id(inputs, traffic.table, budgets), "replicasOf": plan.plan_id}),
+            "plan_id": plan_id({"inputs": inputs_id(inputs, traffic.table, budgets), "replicasOf": origin.plan_id}),
+            "replicas_of": origin,
             "thresholds": of_models,
             "stages": _stages(plan, live, of_models, reach[best], rates[best], placed),
             "ladder": document.ladder_of_plan(rungs, live, len(names)),
@@ -141,12 +154,14 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
                 requests=None if prior else len(traffic.table),
             ),
             "latency": PlanLatency(
-                **{f"p{p}_ms": float(np.percentile(times, p)) * 1e3 for p in (50, 90, 95, 99)},
+                **{
+                    f"p{p}_ms": float(value) * 1e3
+                    for p, value in zip(_SHOWN_AT, np.percentile(times, _SHOWN_AT), strict=True)
+                },
                 source="closed form on roofline step times",
                 uncertainty_percent=max(stage.uncertainty_percent for stage in placed),
             ),
             "demand": document.demand_of_plan(traffic, live[0]),
-            "frontier": [],
             "alternatives": [],
             "solver": PlanSolver(
                 status="Feasible",
@@ -156,9 +171,25 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
                 threshold_vectors=len(grid),
                 version=SOLVER_VERSION,
             ),
-            "warnings": [*inputs.notes, "only thresholds were planned: the replicas are those of the plan before"],
+            "warnings": [*inputs.notes, f"only thresholds were planned: the replicas are those of {origin.plan_id}"],
         }
     )
+    return found.model_copy(update={"frontier": _frontier(found)})
+
+
+def _frontier(plan: Plan) -> list[FrontierPoint]:
+    """The frontier of the plan that placed the replicas, with this plan in it."""
+    others = [point.model_copy(update={"chosen": False}) if point.chosen else point for point in plan.frontier]
+    own = FrontierPoint(
+        thresholds=plan.thresholds,
+        gpus=[stage.gpus for stage in plan.stages],
+        p95_ms=plan.latency.p95_ms,
+        cost_per_hour=plan.cost_per_hour,
+        quality_mean=plan.quality.mean,
+        quality_lower_bound=plan.quality.lower_bound,
+        chosen=True,
+    )
+    return sorted([own, *others[: _FRONTIER - 1]], key=lambda point: point.p95_ms)
 
 
 def _thinned(sample: RequestSample) -> RequestSample:

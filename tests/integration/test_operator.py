@@ -345,6 +345,44 @@ def test_a_crash_and_its_end(
     assert {n: s.metadata.uid for n, s in cascades.replicas("pair").items()} == before
 
 
+def test_another_quality_target_changes_the_policy_and_no_replica(
+    gpu_nodes: GpuNodes, cascades: Cascades, operator: OperatorUnderTest, api_client: client.ApiClient
+) -> None:
+    gpu_nodes.add("gpu-2")
+    gpu_nodes.add("gpu-3")
+    core: Any = client.CoreV1Api(api_client)
+    chat = example("chat.yaml")
+    cascades.calibration("chat-calibration", EXAMPLES / "chat-calibration.jsonl")
+    operator.start()
+    cascades.apply(chat)
+    cascades.wait_ready("chat")
+    first = cascades.plan_in_force("chat")
+
+    def running() -> dict[str, Any]:
+        """What a restart or a roll-out would change."""
+        found = {n: (s.metadata.uid, s.metadata.generation) for n, s in cascades.replicas("chat").items()}
+        return found | {p.metadata.name: (p.metadata.uid, p.metadata.generation) for p in cascades.pods("chat")}
+
+    def policy() -> dict[str, Any]:
+        return json.loads(core.read_namespaced_config_map("chat-policy", cascades.namespace).data["policy.json"])
+
+    replicas, before = running(), policy()
+    chat["spec"]["objective"]["minQuality"] = "0.83"
+    cascades.apply(chat)
+    status = cascades.wait_ready("chat")["status"]
+    second = cascades.plan_in_force("chat")
+    assert second["metadata"]["name"] != first["metadata"]["name"]
+    assert second["spec"]["plan"]["replicasOf"]["planId"] == first["spec"]["plan"]["planId"]
+    assert "thresholds alone, no replica moves" in status["lastReplan"]["reason"]
+    assert running() == replicas
+    after = policy()
+    assert after["policyRevision"] > before["policyRevision"]
+    assert after["planId"] == second["spec"]["plan"]["planId"]
+    assert [s["threshold"] for s in after["stages"]] != [s["threshold"] for s in before["stages"]]
+    endpoints = [[[e["replica"] for e in s["endpoints"]] for s in p["stages"]] for p in (before, after)]
+    assert endpoints[0] == endpoints[1]
+
+
 def test_a_pinned_plan_over_several_nodes(gpu_nodes: GpuNodes, cascades: Cascades, operator: OperatorUnderTest) -> None:
     gpu_nodes.add("gpu-2")
     document = cascade_document([SMALL, LARGE], planRef={"name": "reviewed"}, uid=None)

@@ -9,7 +9,7 @@ import pytest
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.errors import InfeasibleError, Shortfall
-from cascadia_api.plan import Plan
+from cascadia_api.plan import KeptReplicas, Plan
 from cascadia_api.report import LATENCY_EDGES_MS, SCORE_EDGES, TOKEN_EDGES, Histogram, StageReport, WorkloadReport
 from cascadia_local.controller import Controller
 from cascadia_local.decision import decide
@@ -158,13 +158,39 @@ async def test_drift_counts_once_confirmed_and_the_new_plan_is_for_what_was_seen
 async def test_the_cooldown_is_waited_for_and_said_once(clock: FakeClock, tmp_path: Path) -> None:
     world = World(BEFORE, rate=20.0, new=AFTER)
     controller, events = setup(world, clock, tmp_path, cooldown_seconds=600)
+    world.new = InfeasibleError("Overloaded", "no thresholds do")
     for _ in range(5):
         await controller._look()
-    assert world.jobs == []
+    assert [job.replicas for job in world.jobs] == ["Keep"]
+    assert world.applied == []
     assert sum("cooldown" in event.text for event in events.events) == 1
     FakeClock.moment += 601
+    world.new = AFTER
     await controller._look()
     assert world.applied == [AFTER]
+
+
+async def test_thresholds_change_during_the_cooldown_and_the_placement_after_it(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    kept = KeptReplicas(plan_id=BEFORE.plan_id, requests_per_second=10.0)
+    stopgap = plan_of([(1, 1)], [(4, 1)], number=3, rate=20.0).model_copy(
+        update={"replicas_of": kept, "thresholds": [0.5, None]}
+    )
+    world = World(BEFORE, rate=20.0, new=stopgap)
+    controller, _ = setup(world, clock, tmp_path, cooldown_seconds=600)
+    for _ in range(5):
+        await controller._look()
+    assert world.applied == [stopgap]
+    assert [job.replicas for job in world.jobs] == ["Keep"]
+    world.new = AFTER
+    FakeClock.moment += 601  # the thresholds did not start the cooldown anew
+    await controller._look()
+    assert world.applied == [stopgap, AFTER]
+    assert [job.replicas for job in world.jobs] == ["Keep", "KeepIfEnough"]
+    FakeClock.moment += 601
+    await controller._look()
+    assert len(world.jobs) == 2
 
 
 async def test_advisory_proposes(clock: FakeClock, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cascadia_api.plan import Plan
 from cascadia_operator.world import StoredPlan, World
 
 __all__ = ["Choice", "PlanFailure", "Trouble", "choose_plan", "plan_in_force"]
@@ -52,6 +53,7 @@ class Choice:
         trigger: Why another plan has to be made now; empty if none has to.
         trigger_message: The facts behind the trigger.
         trouble: Why no plan answers the manifest.
+        keeping: The plan whose replicas may stay when another is made; None where all is planned anew.
     """
 
     stored: StoredPlan | None
@@ -59,6 +61,7 @@ class Choice:
     trigger: str = ""
     trigger_message: str = ""
     trouble: Trouble | None = None
+    keeping: Plan | None = None
 
 
 Check: TypeAlias = Callable[[World, PlanFailure | None], Choice | None]
@@ -157,7 +160,15 @@ def _needed(world: World, _: PlanFailure | None) -> Choice:
         message = "the calibration set changed"
     else:
         message = f"generation {world.generation} of the manifest changes what plans follow from"
-    return Choice(plan_in_force(world), trigger="SpecChanged", trigger_message=message)
+    in_force = plan_in_force(world)
+    # Only the load, the quality floor or the calibration set is another: thresholds alone may be enough.
+    keep = in_force is not None and in_force.placement == world.placement != ""
+    return Choice(
+        in_force,
+        trigger="SpecChanged",
+        trigger_message=message,
+        keeping=in_force.plan if in_force is not None and keep else None,
+    )
 
 
 _CHECKS: tuple[Check, ...] = (

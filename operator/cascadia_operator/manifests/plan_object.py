@@ -14,9 +14,11 @@ from cascadia_api.names import API_VERSION, GROUP, PLAN_KIND
 from cascadia_api.plan import Plan
 from cascadia_operator.manifests.naming import child_metadata, common_labels, plan_object_name
 
-__all__ = ["INPUTS_ANNOTATION", "inputs_digest", "plan_object"]
+__all__ = ["INPUTS_ANNOTATION", "PLACEMENT_ANNOTATION", "inputs_digest", "placement_digest", "plan_object"]
 
 INPUTS_ANNOTATION = f"{GROUP}/inputs"
+PLACEMENT_ANNOTATION = f"{GROUP}/placement-inputs"
+_FLOOR_FIELDS = frozenset({"minQuality", "confidence", "minQualityOverloaded"})
 
 _PLANNED_MODEL_FIELDS = frozenset({"name", "source", "precision", "parallelism", "minReplicas", "pools"})
 _PLANNED_POOL_FIELDS = frozenset({"name", "gpu", "maxGpus", "gpusPerNode", "pricePerGpuHour"})
@@ -42,6 +44,27 @@ def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
         "workload": spec["workload"],
         "calibration": calibration,
     }
+    return _digest(inputs)
+
+
+def placement_digest(cascade: CascadeDeployment) -> str:
+    """Digest of what replicas follow from, whatever the load and the quality floor.
+
+    Where it has not changed, thresholds alone may be enough: no engine is other than the plan in force wants it.
+    """
+    spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return _digest(
+        {
+            "models": [{k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS} for model in spec["models"]],
+            "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
+            "objective": {k: v for k, v in spec["objective"].items() if k not in _FLOOR_FIELDS},
+            "scorer": spec["routing"]["scorer"],
+            "maxEscalations": spec["routing"].get("maxEscalations"),
+        }
+    )
+
+
+def _digest(inputs: dict[str, Any]) -> str:
     document = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(document.encode()).hexdigest()[:32]
 
@@ -72,7 +95,7 @@ def plan_object(
             cascade,
             plan_object_name(cascade.metadata.name, plan.plan_id),
             common_labels(cascade.metadata.name),
-            {INPUTS_ANNOTATION: inputs},
+            {INPUTS_ANNOTATION: inputs, PLACEMENT_ANNOTATION: placement_digest(cascade)},
         ),
         "spec": spec,
     }

@@ -143,7 +143,12 @@ def _last_replan(findings: Findings) -> LastReplan | None:
         return LastReplan.model_validate(before) if before else None
     stored = choice.stored
     made = stored.created.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return LastReplan(time=made, trigger=stored.trigger, decision="Applied", reason=f"plan {stored.name}")
+    return LastReplan(time=made, trigger=stored.trigger, decision="Applied", reason=_made_words(stored))
+
+
+def _made_words(stored: StoredPlan) -> str:
+    alone = "" if stored.plan.replicas_of is None else ": thresholds alone, no replica moves"
+    return f"plan {stored.name}{alone}"
 
 
 def _display(findings: Findings, stages: list[StageStatus]) -> Display:
