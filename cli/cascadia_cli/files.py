@@ -160,7 +160,7 @@ def read_calibration(manifest: Manifest, file: str, path: str | None) -> tuple[C
         if lines is None:
             return None, notes
         calibration, problems = parse_calibration(
-            lines, models=[model.name for model in spec.models], scorer=spec.routing.scorer.id
+            lines, models=[model.name for model in spec.models], scorer=spec.routing.scorer_id
         )
     except InputError as error:
         raise error.within(source) from None

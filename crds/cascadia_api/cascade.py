@@ -288,7 +288,26 @@ class Scorer(ApiModel):
 class Streaming(ApiModel):
     """How streamed answers of stages that may still be rejected are held back."""
 
-    mode: Literal["Buffer"] = Field("Buffer", description="Buffer: hold the answer until it is scored.")
+    mode: Literal["Buffer", "Gate"] = Field(
+        "Buffer",
+        description="Buffer: hold the answer until it is scored. Gate: hold its first gateTokens tokens, decide on "
+        "them, then pass on the rest as it comes.",
+    )
+    gate_tokens: int | None = Field(
+        None, ge=1, le=4096, description="Gate: tokens to decide on. They are scored under an id of their own."
+    )
+    keep_alive_seconds: int = Field(
+        10, ge=1, le=3600, description="Silence after which the client of a held stream is sent an SSE comment, s."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(self.mode == 'Gate') == has(self.gateTokens)",
+            "mode: Gate needs gateTokens, the number of tokens to decide on (as in 64), and no other mode takes it",
+            lambda s: (s.mode == "Gate") == (s.gate_tokens is not None),
+            ".gateTokens",
+        ),
+    )
 
 
 class Routing(ApiModel):
@@ -309,6 +328,22 @@ class Routing(ApiModel):
         description="Secret with the API keys of clients: one a line, as it is or as `sha256:<hex>`; the entry's key "
         "is the keys' id. Changes need no restart. Without it any client is served.",
     )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.streaming.mode != 'Gate' || self.scorer.type == 'LogProb'",
+            "streaming.mode: Gate needs a scorer that can score the beginning of an answer: set scorer.type to "
+            "LogProb, or streaming.mode to Buffer",
+            lambda r: r.streaming.mode != "Gate" or r.scorer.type == "LogProb",
+            ".streaming.mode",
+        ),
+    )
+
+    @property
+    def scorer_id(self) -> str:
+        """Key of the scores that thresholds apply to, in calibration sets: `@n` where n tokens are scored."""
+        gate = self.streaming.gate_tokens
+        return self.scorer.id if gate is None else f"{self.scorer.id}@{gate}"
 
 
 class TokenLengths(ApiModel):

@@ -89,12 +89,19 @@ class StreamingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """How a streamed answer of a stage that may still be rejected is held back.
 
     Attributes:
-        mode: ``Buffer`` holds the whole answer until it is scored, then replays it as it came.
+        mode: ``Buffer`` holds the whole answer until it is scored, then replays it as it came. ``Gate``
+            holds and scores its first `gate_tokens` tokens, then passes on the rest as it comes.
+        gate_tokens: ``Gate`` only: tokens that are scored, of answers that come whole, too.
         keep_alive_seconds: Silence after which an SSE comment is sent, s.
     """
 
-    mode: Literal["Buffer"] = "Buffer"
+    mode: Literal["Buffer", "Gate"] = "Buffer"
+    gate_tokens: Annotated[int, Meta(ge=1, le=4096)] | None = None
     keep_alive_seconds: Annotated[float, Meta(gt=0)] = 10.0
+
+    def __post_init__(self) -> None:
+        if (self.mode == "Gate") != (self.gate_tokens is not None):
+            raise ValueError("mode Gate needs gateTokens, and no other mode takes it")
 
 
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):

@@ -68,6 +68,7 @@ class SimulationSettings:
         seed: Seed of the difficulty model.
         error_correlation: rho of the difficulty model.
         outcomes_file: Calibration set to answer from, or None.
+        scorer_id: Which of its scores the answers have.
         load_speedup: How much faster than assumed models load; demonstrations have no minutes to wait.
         stream_interval_milliseconds: Shortest time between two chunks of one stream, wall ms.
         cost: Source of the step times; the planner's.
@@ -78,6 +79,7 @@ class SimulationSettings:
     seed: int = 0
     error_correlation: float = DEFAULT_CORRELATION
     outcomes_file: Path | None = None
+    scorer_id: str = "logprob-mean"
     load_speedup: float = 1.0
     stream_interval_milliseconds: float = 20.0
     cost: CostSource = field(default_factory=Roofline)
@@ -112,6 +114,7 @@ def simulated_config(replica: EngineReplica, settings: SimulationSettings) -> Si
         error_correlation=settings.error_correlation,
         context_window=replica.model.context_window,
         outcomes_file=str(settings.outcomes_file) if settings.outcomes_file is not None else None,
+        scorer_id=settings.scorer_id,
         stream_interval_milliseconds=settings.stream_interval_milliseconds,
         clock_scale=settings.clock.scale,
         clock_epoch=settings.clock.epoch,

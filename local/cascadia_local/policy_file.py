@@ -9,7 +9,15 @@ from typing import cast
 
 from cascadia_api.cascade import CascadeDeployment, Model
 from cascadia_api.plan import Plan
-from cascadia_api.policy import Capability, Endpoint, RouterPolicy, ScorerPolicy, StagePolicy, encode_policy
+from cascadia_api.policy import (
+    Capability,
+    Endpoint,
+    RouterPolicy,
+    ScorerPolicy,
+    StagePolicy,
+    StreamingPolicy,
+    encode_policy,
+)
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.transition import Step
 
@@ -77,6 +85,11 @@ def build_policy(
         scorer=ScorerPolicy(id=plan.scorer, statistic=routing.scorer.statistic),
         on_scorer_error=routing.on_scorer_error,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
+        streaming=StreamingPolicy(
+            mode=routing.streaming.mode,
+            gate_tokens=routing.streaming.gate_tokens,
+            keep_alive_seconds=float(routing.streaming.keep_alive_seconds),
+        ),
         request_timeout_seconds=routing.request_timeout_seconds,
         pin_stages=routing.pin_stages,
     )

@@ -133,6 +133,7 @@ class Session:
             abilities={ability.name: ability for ability in abilities},
             clock=self.clock,
             outcomes_file=self.outcomes if options.replay else None,
+            scorer_id=cascade.spec.routing.scorer_id,
             stream_interval_milliseconds=STREAM_INTERVAL_MS,
         )
         port = options.port or (PREFERRED_PORT if is_free(PREFERRED_PORT) else PortAllocator().take())

@@ -80,7 +80,7 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
         cascade = parse_cascade(dict(job.cascade))
         calibration = None
         if job.calibration:
-            scorer = cascade.spec.routing.scorer.id
+            scorer = cascade.spec.routing.scorer_id
             models = [model.name for model in cascade.spec.models]
             calibration, problems = parse_calibration(job.calibration, models=models, scorer=scorer)
             if problems:

@@ -13,7 +13,7 @@ import msgspec
 
 from cascadia_router.balancing import Replica
 from cascadia_router.completion_body import CompletionRequest
-from cascadia_router.event_stream import KEEP_ALIVE, HeldStream, StraightStream
+from cascadia_router.event_stream import KEEP_ALIVE, GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Call, Fault
 from cascadia_router.http1_head import header_fields
 from cascadia_router.node import Node
@@ -69,10 +69,13 @@ class Asker(Protocol):
     def judge(self, answer: WholeAnswer | HeldStream) -> None:
         """The engine has answered."""
 
+    def judge_beginning(self, stream: GatedStream) -> None:
+        """The first tokens of the engine's stream are there: to be opened, or dropped."""
+
     def relay_events(self, data: bytes) -> None:
         """Events of the engine's stream are to go on."""
 
-    def straight_stream_ended(self, stream: StraightStream) -> None:
+    def straight_stream_ended(self, stream: StraightStream | GatedStream) -> None:
         """The engine's stream is complete as far as HTTP goes."""
 
     def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
@@ -174,7 +177,7 @@ class EngineCall(_UpstreamCall):
     def _judge(self, body: bytes) -> None:
         exchange = self._exchange
         try:
-            answer = WholeAnswer(body, exchange.request.wants_logprobs)
+            answer = WholeAnswer(body, exchange.request.wants_logprobs, exchange.cascade.gate_tokens)
         except (msgspec.DecodeError, UnicodeDecodeError):
             exchange.call_failed(Fault.MALFORMED)
             return
@@ -193,7 +196,14 @@ class EngineCall(_UpstreamCall):
                 self._stream = StraightStream(wants_usage=request.wants_usage)
                 self._decision = self._stage.decision(self._exchange.path).unscored
             else:
-                self._stream = HeldStream(wants_usage=request.wants_usage, wants_logprobs=request.wants_logprobs)
+                self._stream = self._held(request)
+
+    def _held(self, request: CompletionRequest) -> HeldStream:
+        usage, logprobs = request.wants_usage, request.wants_logprobs
+        first = self._exchange.cascade.gate_tokens
+        if first is None:
+            return HeldStream(wants_usage=usage, wants_logprobs=logprobs)
+        return GatedStream(wants_usage=usage, wants_logprobs=logprobs, first=first, choices=request.choices)
 
     def response_body(self, data: bytes) -> None:
         """See `ResponseSink`."""
@@ -209,8 +219,13 @@ class EngineCall(_UpstreamCall):
 
     def response_pump(self) -> None:
         """See `ResponseSink`."""
-        if isinstance(self._stream, StraightStream):
-            self._relay(self._stream)
+        stream = self._stream
+        if isinstance(stream, StraightStream):
+            self._relay(stream)
+        elif isinstance(stream, GatedStream) and (stream.opened or stream.decidable):
+            if not stream.opened:
+                self._exchange.judge_beginning(stream)
+            self._release(stream)
         elif self._size > MAX_HELD_BYTES:
             self.abort()
             self._exchange.call_failed(Fault.MALFORMED)
@@ -223,11 +238,19 @@ class EngineCall(_UpstreamCall):
         if out:
             self._exchange.relay_events(out)
 
+    def _release(self, stream: GatedStream) -> None:
+        out = stream.released() if stream.opened else b""
+        if out:
+            self._exchange.relay_events(out)
+
     def response_end(self) -> None:
         """See `ResponseSink`."""
         exchange, stream = self._exchange, self._stream
         if isinstance(stream, StraightStream):
             self._relay(stream)
+            exchange.straight_stream_ended(stream)
+        elif isinstance(stream, GatedStream) and stream.opened:
+            self._release(stream)
             exchange.straight_stream_ended(stream)
         elif stream is not None:
             self._held_stream_ended(stream)

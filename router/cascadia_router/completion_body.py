@@ -56,7 +56,12 @@ class _Head(Struct, gc=False):
     response_format: Raw = _ABSENT
 
 
+class _Choices(Struct, gc=False):
+    n: int | None = None
+
+
 _head_decoder = msgspec.json.Decoder(_Head)
+_choices_decoder = msgspec.json.Decoder(_Choices)
 
 
 class CompletionRequest:
@@ -117,6 +122,17 @@ class CompletionRequest:
         """See the class."""
         answer = self._head.max_completion_tokens or self._head.max_tokens or 0
         return answer if self.needs & _NOT_TEXT else len(self.body) // 4 + answer
+
+    @property
+    def choices(self) -> int | None:
+        """Choices that the answer will have; None if that is not plain from `n`, as for a list of prompts."""
+        if not self.chat and not bytes(self._head.prompt).startswith(b'"'):
+            return None
+        try:
+            asked = _choices_decoder.decode(self.body).n
+        except msgspec.DecodeError:
+            return None
+        return 1 if asked is None else asked
 
     def for_engine(self, served_model: str, *, score: bool) -> bytes:
         """Return the body that a stage's engine is sent.

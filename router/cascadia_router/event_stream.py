@@ -1,8 +1,9 @@
 """Server-sent events of a streamed completion: relayed as they come, or held until they are scored.
 
-Both take the engine's bytes as they arrive and both end the stream with the cascade's decision: in the
-engine's usage chunk where the client asked for usage, in a chunk of its own (`choices: []`) otherwise.
-openai-python, openai-node and the AI SDK take such a chunk; they also need `[DONE]` last.
+`StraightStream` relays, `HeldStream` holds the whole stream, `GatedStream` its beginning. All take the
+engine's bytes as they arrive and end the stream with the cascade's decision: in the engine's usage chunk
+where the client asked for usage, in a chunk of its own (`choices: []`) otherwise. openai-python,
+openai-node and the AI SDK take such a chunk; they also need `[DONE]` last.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Literal
 import msgspec
 from msgspec import Raw, Struct
 
-from cascadia_router.completion_body import Usage, read_answer, strip_logprobs, with_field
+from cascadia_router.completion_body import Answer, Usage, read_answer, strip_logprobs, with_field
 from cascadia_router.scoring import TokenTally, score_of
 
-__all__ = ["KEEP_ALIVE", "HeldStream", "StraightStream"]
+__all__ = ["KEEP_ALIVE", "GatedStream", "HeldStream", "StraightStream"]
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which every client skips. An empty `data:` line breaks them."""
@@ -39,7 +40,7 @@ _head_decoder = msgspec.json.Decoder(_ChunkHead)
 
 
 class _EventStream:
-    """Common to both: splits bytes into events and keeps what ends the stream.
+    """Common to all: splits bytes into events and keeps what ends the stream.
 
     Attributes:
         usage: The engine's count of tokens, once it has come.
@@ -149,15 +150,21 @@ class StraightStream(_EventStream):
 class HeldStream(_EventStream):
     """A stream that is held until it is scored, then replayed as it came or dropped.
 
+    Args:
+        wants_usage: Whether the client asked for the usage.
+        wants_logprobs: Whether the client asked for log-probabilities itself.
+        first: Score the first so many tokens only; None for all.
+
     Attributes:
-        size: Bytes held.
+        size: Bytes taken.
         unreadable: Whether an event was not an answer's chunk.
     """
 
-    def __init__(self, *, wants_usage: bool, wants_logprobs: bool) -> None:
+    def __init__(self, *, wants_usage: bool, wants_logprobs: bool, first: int | None = None) -> None:
         super().__init__(wants_usage=wants_usage)
         self.size = 0
         self.unreadable = False
+        self._first = first
         self._wants_logprobs = wants_logprobs
         self._events: list[bytes] = []
         self._tallies: dict[int, TokenTally] = {}
@@ -173,16 +180,17 @@ class HeldStream(_EventStream):
     def _take(self, event: bytes) -> None:
         payload = self._payload(event)
         if payload is None:
-            return  # a comment of the engine's: we send our own
+            self._take_comment(event)
+            return
         if payload == b"[DONE]":
             self.done = True
             return
         try:
             chunk = read_answer(payload)
-            for choice in chunk.choices:
-                self._tallies.setdefault(choice.index, TokenTally()).add(choice.logprobs)
+            self._tally(chunk)
         except msgspec.DecodeError:
             self.unreadable = True
+            self._events.append(b"data: " + payload)
             return
         if bytes(chunk.error) != b"null":
             self.failed = True
@@ -193,8 +201,18 @@ class HeldStream(_EventStream):
                 return
         self._events.append(b"data: " + (payload if self._wants_logprobs else strip_logprobs(payload, chunk)))
 
+    def _take_comment(self, event: bytes) -> None:
+        """A comment of the engine's is dropped: we send our own."""
+
+    def _tally(self, chunk: Answer) -> None:
+        for choice in chunk.choices:
+            tally = self._tallies.get(choice.index)
+            if tally is None:
+                tally = self._tallies[choice.index] = TokenTally(self._first)
+            tally.add(choice.logprobs)
+
     def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score of the whole answer; None if it cannot be scored."""
+        """Score of what has come; None if it cannot be scored."""
         return score_of(list(self._tallies.values()), statistic)
 
     def replay(self, decision: bytes) -> bytes:
@@ -205,3 +223,65 @@ class HeldStream(_EventStream):
         """
         self._events.append(self._ending(decision))
         return b"\n\n".join(self._events)
+
+
+class GatedStream(HeldStream):
+    """A stream whose first tokens are held and scored; then the rest goes on as it comes, or all is dropped.
+
+    Args:
+        wants_usage: Whether the client asked for the usage.
+        wants_logprobs: Whether the client asked for log-probabilities itself.
+        first: Tokens of each choice that are held and scored.
+        choices: Choices that the answer will have; None if unknown: it is then held to its end.
+
+    Attributes:
+        opened: Whether what comes goes on.
+        accepted_score: The score with which it was opened.
+    """
+
+    def __init__(self, *, wants_usage: bool, wants_logprobs: bool, first: int, choices: int | None) -> None:
+        super().__init__(wants_usage=wants_usage, wants_logprobs=wants_logprobs, first=first)
+        self._tokens = first
+        self._choices = choices
+        self._decision = b""
+        self._ended = False  # the end has been sent on
+        self.opened = False
+        self.accepted_score: float | None = None
+
+    @property
+    def decidable(self) -> bool:
+        """Whether the first tokens of every choice are here; a shorter answer is decided at its end."""
+        tallies = self._tallies
+        return (
+            len(tallies) == self._choices
+            and not (self.failed or self.unreadable)
+            and all(tally.count >= self._tokens for tally in tallies.values())
+        )
+
+    def open(self, score: float | None, decision: bytes) -> None:
+        """Accept the answer.
+
+        Args:
+            score: Its score.
+            decision: JSON of the `cascadia` object, for the end.
+        """
+        self.opened = True
+        self.accepted_score = score
+        self._decision = decision
+
+    def released(self) -> bytes:
+        """What may be sent on now: everything held so far, and the end once it has come."""
+        events = b"".join([event + b"\n\n" for event in self._events])
+        self._events.clear()
+        if not self.done or self._ended:
+            return events
+        self._ended = True
+        return events + self._ending(self._decision)
+
+    def _tally(self, chunk: Answer) -> None:
+        if not self.opened:
+            super()._tally(chunk)
+
+    def _take_comment(self, event: bytes) -> None:
+        if self.opened:
+            self._events.append(event)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from cascadia_router.calls import EngineCall, PeerCall
 from cascadia_router.completion_body import CompletionRequest, Usage
-from cascadia_router.event_stream import HeldStream, StraightStream
+from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
@@ -56,6 +56,9 @@ class Exchange(Routed):
     __slots__ = (
         "_arrived",
         "_connection",
+        "_dropped",
+        "_fallback",
+        "_head",
         "_http",
         "_last_status",
         "_lost_before",
@@ -97,6 +100,9 @@ class Exchange(Routed):
         self.deadline = arrived + remaining
         self.answered_by = ""
         self._rejected: _Rejected | None = None
+        self._dropped: Stage | None = None  # whose answer was rejected by its beginning, and is not at hand
+        self._fallback = False  # the answer that goes on is under its threshold, and no later stage could answer
+        self._head = b""  # header lines of the answer that goes on as it comes
         self._repeating = False
         self._last_status = 0
         self._reply_begun: Reply | None = None
@@ -168,8 +174,7 @@ class Exchange(Routed):
             if policy.on_scorer_error == "Escalate" and node.spend_escalation(now, policy.escalation_budget):
                 reason = "scorer_error"
         else:
-            if node.window.draws(cascade.sample_rate):
-                node.keep_sample(now, self.request_id, stage.name, score, answer.usage, cascade.sample_rate)
+            self._sample(now, stage, score, answer.usage)
             if stage.threshold is not None and score < stage.threshold:
                 reason = "score"
         if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
@@ -178,11 +183,52 @@ class Exchange(Routed):
         piece.accepted += not reason
         self._serve(answer, stage, score, "fallback" if reason else "answered")
 
-    def _escalate(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, reason: str) -> bool:
-        """Pass the request on; False if no later stage is there to take it."""
+    def judge_beginning(self, stream: GatedStream) -> None:
+        """The first tokens of our engine's stream are there: let the rest go on, or drop it and escalate.
+
+        It is dropped only if a later stage is there to take the request.
+        """
+        stage, call, node, cascade = self._stage, self._call, self.node, self.cascade
+        assert stage is not None
+        assert call is not None
+        now = node.now()
+        score = stream.score(cascade.statistic)
+        rejected = score is not None and stage.threshold is not None and score < stage.threshold
+        later = self._able_from(stage.index + 1)
+        if rejected and now < self.deadline and self._can_route(later):
+            call.abort()  # the engine sees the connection closed and stops
+            self._release(worked=True)
+            node.settlement.answers.append((self._asked_at, now, None, score))
+            self._sample(now, stage, score, None)
+            self._escalate(None, stage, score, "score")
+            node.window.slice(now).escalated += 1
+            return
+        self._fallback = rejected
+        self._head, decision = stage.decision(self.path).scored(score)
+        stream.open(score, decision)
+
+    def _sample(self, now: float, stage: Stage, score: float | None, usage: Usage | None) -> None:
+        rate = self.cascade.sample_rate
+        if score is not None and self.node.window.draws(rate):
+            self.node.keep_sample(now, self.request_id, stage.name, score, usage, rate)
+
+    def _escalate(
+        self, answer: WholeAnswer | HeldStream | None, stage: Stage, score: float | None, reason: str
+    ) -> bool:
+        """Pass the request on; False if no later stage is there to take it.
+
+        Args:
+            answer: The rejected answer; None if it was dropped after its beginning.
+            stage: Our stage.
+            score: The answer's score.
+            reason: For the metrics.
+        """
         path, self.path = self.path, (*self.path, stage.name)
         self.escalations_left -= 1
-        self._rejected = _Rejected(answer, stage, score)
+        if answer is None:
+            self._dropped = stage
+        else:
+            self._rejected = _Rejected(answer, stage, score)
         if not self._route(self._able_from(stage.index + 1)):
             self.path = path
             return False
@@ -226,20 +272,26 @@ class Exchange(Routed):
                 self._slow_down()
             return
         assert self._stage is not None
-        self._reply.begin_events(data, self._stage.decision(self.path).head)
+        self._reply.begin_events(data, self._head or self._stage.decision(self.path).head)
         self._slow_down()
 
-    def straight_stream_ended(self, stream: StraightStream) -> None:
+    def straight_stream_ended(self, stream: StraightStream | GatedStream) -> None:
         """Our engine's stream is complete as far as HTTP goes."""
         assert self._stage is not None
         if not stream.done:
             self.call_failed(Fault.BROKEN)
             return
         self._release(worked=True)
-        self._count_accepted(stream.usage)
+        if isinstance(stream, GatedStream):
+            now = self.node.now()
+            self.node.window.slice(now).accepted += not self._fallback
+            self.node.settlement.answers.append((self._asked_at, now, stream.usage, stream.accepted_score))
+            self._sample(now, self._stage, stream.accepted_score, stream.usage)
+        else:
+            self._count_accepted(stream.usage)
         self.answered_by = self._stage.name
         self._reply.events_end()
-        self._finish("answered")
+        self._finish("fallback" if self._fallback else "answered")
 
     def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """Bytes of a peer's answer go on as they come."""
@@ -322,6 +374,8 @@ class Exchange(Routed):
         """Nobody is left to ask: the answer at hand, or an error."""
         if self._rejected is not None:
             self._serve_rejected(self._rejected)
+        elif self._dropped is not None and self.lost < _MOST_LOST:
+            self._ask_again(self._dropped)
         elif self._replica is None:
             self._fail(503, "No stage that can take the request has a replica yet: try again.", "no_live_stage")
         elif self._last_status in {429, 503}:
@@ -341,6 +395,16 @@ class Exchange(Routed):
         """Fail open: an answer under its threshold is better than none."""
         self.path = self.path[:-1]
         self._serve(rejected.answer, rejected.stage, rejected.score, "fallback")
+
+    def _ask_again(self, stage: Stage) -> None:
+        """Fail open where the answer under its threshold is not at hand: our engine gives it anew, to its end."""
+        own = self.node.own
+        assert own is not None
+        self._dropped = None
+        self._fallback = True
+        self.path = self.path[:-1]
+        self.escalations_left = 0
+        self._ask_own(stage, own)
 
     def _fail(self, status: int, message: str, code: str) -> None:
         self._reply.fail(status, message, code, lost=self.lost - self._lost_before)

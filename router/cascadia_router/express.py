@@ -90,7 +90,7 @@ class Express:
         """See `ResponseSink`."""
         request, stage, cascade = self._request, self._stage, self._cascade
         try:
-            answer = WholeAnswer(body, request.wants_logprobs)
+            answer = WholeAnswer(body, request.wants_logprobs, cascade.gate_tokens)
         except (msgspec.DecodeError, UnicodeDecodeError):
             self.response_fault(Fault.MALFORMED)
             return

@@ -98,6 +98,7 @@ class Cascade:
         plan_line: Its plan's id as a header line.
         max_in_flight: Requests that a router holds at once.
         sample_rate: Share of scored answers kept as samples.
+        gate_tokens: How many of an answer's first tokens are scored; None for all.
         statistic: What the LogProb scorer takes of the tokens' log-probabilities.
         judged: The first stage if its answers may be rejected, and requests pass it by for no reason but
             their needs.
@@ -112,6 +113,7 @@ class Cascade:
         self.by_name = {stage.name: stage for stage in self.stages}
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
         self.max_in_flight = policy.max_in_flight
+        self.gate_tokens = policy.streaming.gate_tokens
         self.statistic = policy.scorer.statistic
         self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)

@@ -108,6 +108,20 @@ class Routed(Asker):
                     return True
         return False
 
+    def _can_route(self, stages: tuple[Stage, ...]) -> bool:
+        """Whether `_route` would find a replica."""
+        return any(replica not in self._tried for stage in stages for replica, _ in stage.live)
+
+    def _ask_own(self, stage: Stage, own: Replica) -> None:
+        """Ask our engine for one more answer, after others have failed to give a better one."""
+        now = self.node.now()
+        self._attempts = 1
+        self._stage, self._replica = stage, own
+        self._counted = True
+        own.outstanding += 1
+        own.breaker.sent(now)
+        self._ask_engine(stage, own, now)
+
     def _send(self, stage: Stage, *, even_open: bool) -> bool:
         now = self.node.now()
         replica = least_loaded(stage.live, now, exclude=self._tried, even_open=even_open)

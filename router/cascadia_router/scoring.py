@@ -54,11 +54,16 @@ def statistic_of(values: list[float], statistic: Literal["Mean", "Minimum"]) -> 
 
 
 class TokenTally:
-    """Sum and least of the log-probabilities of one choice's tokens, piece by piece."""
+    """Sum and least of the log-probabilities of one choice's tokens, piece by piece.
 
-    __slots__ = ("count", "least", "sum")
+    Args:
+        first: Count the first so many tokens only; None for all.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_first", "count", "least", "sum")
+
+    def __init__(self, first: int | None = None) -> None:
+        self._first = first
         self.count = 0
         self.sum = 0.0
         self.least = 0.0
@@ -70,6 +75,8 @@ class TokenTally:
             msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
         """
         values = log_probabilities(logprobs)
+        if self._first is not None:
+            values = values[: self._first - self.count]
         if values:
             self.count += len(values)
             self.sum += sum(values)

@@ -47,20 +47,22 @@ class WholeAnswer:
         usage: The engine's count of tokens.
     """
 
-    __slots__ = ("_answer", "_document", "_stripped", "_values", "_wants_logprobs", "usage")
+    __slots__ = ("_answer", "_document", "_first", "_stripped", "_values", "_wants_logprobs", "usage")
 
-    def __init__(self, document: bytes, wants_logprobs: bool) -> None:
+    def __init__(self, document: bytes, wants_logprobs: bool, first: int | None = None) -> None:
         """Read the answer.
 
         Args:
             document: The engine's JSON.
             wants_logprobs: Whether the client asked for log-probabilities itself.
+            first: Score the first so many tokens only; None for all.
 
         Raises:
             msgspec.DecodeError: It is not an answer.
         """
         self._document = document
         self._wants_logprobs = wants_logprobs
+        self._first = first
         self._answer: Answer | None = None
         # A JSON object ends where it ends: if what is cut out is one, starting after a key of the document,
         # the cut is right. That the key is the only one, and the only choice's, the rest shows.
@@ -90,10 +92,10 @@ class WholeAnswer:
     def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
         """Score of the answer; None if it cannot be scored."""
         if self._answer is None:
-            return statistic_of(self._values, statistic)
+            return statistic_of(self._values[: self._first], statistic)
         tallies = []
         for choice in self._answer.choices:
-            tally = TokenTally()
+            tally = TokenTally(self._first)
             try:
                 tally.add(choice.logprobs)
             except msgspec.DecodeError:

@@ -92,7 +92,7 @@ def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Tr
         accuracies = [prior_accuracy(repository(m), f.params_total) for m, f in zip(spec.models, facts, strict=True)]
         mean = float(spec.workload.output_tokens.mean)
         table = prior_table(
-            models, accuracies, scorer=spec.routing.scorer.id, output_tokens_mean=mean, seed=inputs.seed
+            models, accuracies, scorer=spec.routing.scorer_id, output_tokens_mean=mean, seed=inputs.seed
         )
     else:
         table = inputs.calibration
@@ -100,9 +100,9 @@ def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Tr
             raise InputError(
                 f"calibration set: it is of the models {', '.join(table.models)}, the manifest has {', '.join(models)}"
             )
-        if table.scorer != spec.routing.scorer.id:
+        if table.scorer != spec.routing.scorer_id:
             raise InputError(
-                f"calibration set: its scores are {table.scorer!r}, spec.routing.scorer is {spec.routing.scorer.id!r}"
+                f"calibration set: its scores are {table.scorer!r}, spec.routing.scorer is {spec.routing.scorer_id!r}"
             )
     demand = _demand(inputs, table, requests)
     return Traffic(facts, table, demand, match(demand, table, seed=inputs.seed))
@@ -153,7 +153,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
                 "percentile": objective.percentile,
                 "targets": sorted(targets),
             },
-            "scorer": spec.routing.scorer.id,
+            "scorer": spec.routing.scorer_id,
             "maxEscalations": spec.routing.max_escalations,
             "calibration": table.digest if inputs.calibration is not None else "prior",
             "demand": _demand_id(inputs),

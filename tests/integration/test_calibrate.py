@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -287,3 +288,30 @@ async def test_interrupted_it_says_how_to_go_on(calibration: Calibration) -> Non
     assert process.returncode == 130
     assert b"set.jsonl: 1 of 4 prompts are done; the same command goes on from there" in err
     assert b"Traceback" not in err
+
+
+async def test_the_first_tokens_are_scored_for_a_gate(calibration: Calibration) -> None:
+    """Under an id of their own, without which planning with that gate refuses the set."""
+
+    async def falling(engine: ScriptedEngine, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        content = [{"token": "t", "logprob": -0.1 * place} for place in range(1, 6)]
+        choice = {"index": 0, "message": {"content": "t"}, "logprobs": {"content": content}, "finish_reason": "stop"}
+        body = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
+        writer.write(http_response(200, json.dumps(body).encode()))
+
+    gated = MANIFEST + "  routing: {streaming: {mode: Gate, gateTokens: 2}}\n"
+    (calibration.folder / "pair.yaml").write_text(gated)
+    calibration.write([prompt(1)])
+    async with scripted(ScriptedEngine("small", falling), ScriptedEngine("large", falling)) as flags:
+        code, _, err = await calibration.run(*flags)
+    assert (code, err) == (0, "")
+    (row,) = calibration.rows
+    assert row["answers"]["small"]["scores"] == pytest.approx(
+        {
+            "logprob-mean": math.exp(-0.3),
+            "logprob-min": math.exp(-0.5),
+            "logprob-mean@2": math.exp(-0.15),
+            "logprob-min@2": math.exp(-0.2),
+        },
+        abs=1e-6,
+    )

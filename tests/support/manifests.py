@@ -90,6 +90,13 @@ _UNIQUE = "model names must be unique"
 _OWNED = "must not set or abbreviate an option that the operator owns"
 
 
+_GATE = "mode: Gate needs gateTokens"
+
+
+def _streaming(**fields: Any) -> Callable[[Document], object]:
+    return _set("spec", "routing", {"streaming": fields})
+
+
 def _args(*arguments: str) -> Callable[[Document], object]:
     return _set("spec", "models", 0, "engine", {"extraArgs": list(arguments)})
 
@@ -173,6 +180,9 @@ BROKEN: tuple[Broken, ...] = (
         "",
         _set("spec", "objective", "targets", [{"metric": "EndToEnd", "percentile": 93, "milliseconds": 1}]),
     ),
+    Broken("gate-without-tokens", "spec.routing.streaming.gateTokens", _GATE, _streaming(mode="Gate")),
+    Broken("tokens-without-gate", "spec.routing.streaming.gateTokens", _GATE, _streaming(gateTokens=64)),
+    Broken("gate-of-nothing", "spec.routing.streaming.gateTokens", "", _streaming(mode="Gate", gateTokens=0)),
     Broken("unknown-field", "spec.colour", "", _set("spec", "colour", "blue")),
     Broken(
         "long-name",

@@ -157,17 +157,27 @@ async def hang(engine: ScriptedEngine, seen: Seen, writer: asyncio.StreamWriter)
     await asyncio.Event().wait()
 
 
-def stream_then(ending: str, pieces: int = 2, gate: asyncio.Event | None = None) -> Behaviour:
-    """Send some events of a stream, wait for the gate if there is one, then `reset`, `stop` (no [DONE]) or `hang`."""
+def stream_then(
+    ending: str, pieces: int = 2, gate: asyncio.Event | None = None, *, logprob: float = -0.05
+) -> Behaviour:
+    """Send some events of a stream, wait for the gate if there is one, then `reset`, `stop` (no [DONE]) or `hang`.
+
+    `end` sends one more event and ends the stream properly.
+    """
 
     async def behave(engine: ScriptedEngine, seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(STREAM_HEAD)
-        for event in events(engine.name, seen, -0.05, pieces + 1)[:pieces]:
+        sent = events(engine.name, seen, logprob, pieces + 1)
+        for event in sent[:pieces]:
             writer.write(chunk(event))
         await writer.drain()
         if gate is not None:
             await gate.wait()
-        if ending == "reset":
+        if ending == "end":
+            for event in sent[pieces:]:
+                writer.write(chunk(event))
+            writer.write(b"0\r\n\r\n")
+        elif ending == "reset":
             writer.transport.abort()
         elif ending == "stop":
             writer.write(b"0\r\n\r\n")

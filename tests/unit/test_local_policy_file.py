@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cascadia_api.policy import decode_policy
+from cascadia_api.load import load_manifest
+from cascadia_api.policy import StreamingPolicy, decode_policy, encode_policy
 from cascadia_local.abilities import abilities_of
 from cascadia_local.demo_calibration import EXAMPLE_ABILITIES, example_rows
 from cascadia_local.engines import one_replica_a_stage
@@ -10,7 +12,7 @@ from cascadia_local.plan_words import plan_words
 from cascadia_local.policy_file import PolicyFile, build_policy
 from cascadia_local.simulated_engine.recorded import encode_rows
 from cascadia_solver.transition import ObservedReplica, ReplicaState, next_step
-from tests.support.embedded import pair, plan_of
+from tests.support.embedded import MANIFEST, pair, plan_of
 
 PLAN = plan_of([(1, 2)], [(4, 1)], threshold=0.8)
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -34,6 +36,18 @@ def test_the_policy_lists_ready_replicas_of_each_stage_with_their_weights() -> N
     assert "tools" in small.capabilities
     assert (policy.policy_revision, policy.plan_id, policy.request_timeout_seconds) == (3, PLAN.plan_id, 600)
     assert policy.pin_stages
+
+
+def test_how_streams_are_held_is_the_manifests() -> None:
+    step = next_step(PLAN, [], capacity={"h100": 8}, strategy="InPlace")
+    assert build_policy(pair(), PLAN, step, {}, 1).streaming == StreamingPolicy()
+    gated = MANIFEST + "  routing: {streaming: {mode: Gate, gateTokens: 64, keepAliveSeconds: 5}}\n"
+    cascade = load_manifest(gated, "gated.yaml").cascade
+    policy = build_policy(cascade, PLAN, step, {}, 1)
+    assert policy.streaming == StreamingPolicy(mode="Gate", gate_tokens=64, keep_alive_seconds=5.0)
+    assert cascade.spec.routing.scorer_id == "logprob-mean@64"
+    with pytest.raises(msgspec.ValidationError, match="gateTokens"):
+        decode_policy(encode_policy(policy).replace(b'"Gate"', b'"Buffer"'))
 
 
 def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

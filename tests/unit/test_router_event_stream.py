@@ -2,13 +2,15 @@
 
 import itertools
 import json
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascadia_router.event_stream import HeldStream, StraightStream
+from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 
 few = settings(max_examples=40, deadline=None)
 DECISION = b'{"stage":"s"}'
@@ -125,3 +127,82 @@ def test_no_bytes_break_a_stream(pieces: list[bytes]) -> None:
         straight.feed(b"data: " + piece + b"\n\n", DECISION)
     held.score("Mean")
     held.replay(DECISION)
+
+
+@few
+@given(wire, st.booleans(), st.booleans(), st.integers(1, 3))
+def test_a_gated_stream_is_whole_and_opens_at_its_tokens(
+    cuts: Any, wants_usage: bool, wants_logprobs: bool, first: int
+) -> None:
+    line_end, space, places = cuts
+    stream = GatedStream(wants_usage=wants_usage, wants_logprobs=wants_logprobs, first=first, choices=1)
+    out = b""
+    for piece in cut(encoded([*CHUNKS, USAGE, "[DONE]"], line_end, space), places):
+        stream.feed(piece)
+        if stream.decidable and not stream.opened:
+            assert stream.score("Mean") == pytest.approx(0.904837418)
+            stream.open(0.9, DECISION)
+        if stream.opened:
+            out += stream.released()
+    assert stream.done
+    assert stream.opened
+    *chunks, last, done = payloads(out)
+    assert chunks == (
+        CHUNKS if wants_logprobs else [each | {"choices": [each["choices"][0] | {"logprobs": None}]} for each in CHUNKS]
+    )
+    assert done == "[DONE]"
+    assert last["cascadia"] == {"stage": "s"}
+    assert ("usage" in last) is wants_usage
+    assert stream.usage is not None
+
+
+def tokens(*logprobs: float, index: int = 0) -> dict[str, Any]:
+    """A chunk of several tokens, as engines send them under load."""
+    content = [{"token": "t", "logprob": value} for value in logprobs]
+    return {"choices": [{"index": index, "delta": {"content": "t"}, "logprobs": {"content": content}}]}
+
+
+def test_only_the_first_tokens_are_scored_however_they_come() -> None:
+    stream = GatedStream(wants_usage=False, wants_logprobs=False, first=3, choices=1)
+    stream.feed(encoded([tokens(-0.1, -0.2)]))
+    assert not stream.decidable
+    stream.feed(encoded([tokens(-0.3, -9.0, -9.0)]))
+    assert stream.decidable
+    assert stream.score("Mean") == pytest.approx(math.exp(-0.2))
+    assert stream.score("Minimum") == pytest.approx(math.exp(-0.3))
+    stream.open(None, DECISION)
+    stream.feed(b": engine's own\n\n" + encoded([tokens(-9.0), '{"error": {"message": "x"}}']))
+    assert b": engine's own\n\n" in stream.released()
+
+
+@pytest.mark.parametrize(("choices", "decidable"), [(1, False), (2, True), (3, False), (None, False)])
+def test_every_choice_must_have_its_tokens(choices: int | None, decidable: bool) -> None:
+    stream = GatedStream(wants_usage=False, wants_logprobs=False, first=2, choices=choices)
+    stream.feed(encoded([tokens(-0.1, -0.1), tokens(-0.1, index=1)]))
+    assert not stream.decidable
+    stream.feed(encoded([tokens(-0.5, index=1)]))
+    assert stream.decidable is decidable
+    assert stream.score("Mean") == pytest.approx(math.exp(-0.3))
+
+
+def test_a_faulty_beginning_is_not_decided_on() -> None:
+    stream = GatedStream(wants_usage=False, wants_logprobs=False, first=1, choices=1)
+    stream.feed(encoded([tokens(-0.1), '{"error": {"message": "out of memory"}}']))
+    assert stream.failed
+    assert not stream.decidable
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "choices"),
+    [
+        ("chat/completions", {}, 1),
+        ("chat/completions", {"n": 3}, 3),
+        ("chat/completions", {"n": "3"}, None),
+        ("completions", {"prompt": "one"}, 1),
+        ("completions", {"prompt": "one", "n": 2}, 2),
+        ("completions", {"prompt": ["one", "two"]}, None),
+    ],
+)
+def test_how_many_choices_an_answer_will_have(path: str, extra: dict[str, Any], choices: int | None) -> None:
+    body = json.dumps({"model": "m", "messages": [], **extra}).encode()
+    assert CompletionRequest(b"/v1/" + path.encode(), body).choices == choices

@@ -32,7 +32,7 @@ from cascadia_cli.calibrating.prompts import Prompt, parse_prompts
 from cascadia_cli.calibrating.record import Record
 from cascadia_cli.calibrating.report import set_summary, stage_table, target_words
 from cascadia_cli.calibrating.session import Outcome, make_rows
-from cascadia_cli.calibrating.stages import StageAddress, check_stages, stage_addresses
+from cascadia_cli.calibrating.stages import SCORERS, StageAddress, check_stages, stage_addresses
 from cascadia_cli.failures import say
 from cascadia_cli.files import read_manifest, read_text
 
@@ -100,8 +100,8 @@ def calibrate(file: str, settings: Settings) -> int:
     if not Path(settings.target).absolute().parent.is_dir():
         raise InputError("its folder does not exist: make it first", source=settings.target)
     template = _template(settings.judge_template)
-    with Record(settings.target, names) as record:
-        outcome = asyncio.run(_run(addresses, prompts, template, record, settings))
+    with Record(settings.target, names, {*SCORERS, spec.routing.scorer_id}) as record:
+        outcome = asyncio.run(_run(spec, addresses, prompts, template, record, settings))
         record.finish(prompts)
         _report(spec, record, settings, outcome)
     return 1 if outcome.failures else 0
@@ -143,7 +143,12 @@ def _template(path: str | None) -> str:
 
 
 async def _run(
-    addresses: Sequence[StageAddress], prompts: Sequence[Prompt], template: str, record: Record, settings: Settings
+    spec: CascadeDeploymentSpec,
+    addresses: Sequence[StageAddress],
+    prompts: Sequence[Prompt],
+    template: str,
+    record: Record,
+    settings: Settings,
 ) -> Outcome:
     async with contextlib.AsyncExitStack() as closing:
 
@@ -161,7 +166,8 @@ async def _run(
         if not left:
             return Outcome()
         urls = sorted({address.url for address in addresses})
-        stages = await check_stages(addresses, {url: endpoint(url, STAGE_KEY_VARIABLE) for url in urls})
+        endpoints = {url: endpoint(url, STAGE_KEY_VARIABLE) for url in urls}
+        stages = await check_stages(addresses, endpoints, gate=spec.routing.streaming.gate_tokens)
         total = len(prompts)
         if record.rows or record.redone:
             again = f", {record.redone} are done again (cut off, or not of this prompt)" if record.redone else ""

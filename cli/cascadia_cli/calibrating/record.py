@@ -44,18 +44,20 @@ class Record:
     Args:
         path: The file; made if it is not there.
         stages: Stages that a row must have to be complete.
+        scorers: Ids of the scores that each of its answers must have.
 
     Attributes:
         rows: Complete rows by id, those of earlier runs included.
         redone: Rows of earlier runs that were dropped: cut off, of a prompt that has changed, or without a stage.
     """
 
-    def __init__(self, path: str, stages: Collection[str]) -> None:
+    def __init__(self, path: str, stages: Collection[str], scorers: Collection[str] = SCORERS) -> None:
         self.rows: dict[str, JudgedRow] = {}
         self._lines: dict[str, bytes] = {}  # as they were written
         self.redone = 0
         self._path = Path(path)
         self._stages = stages
+        self._scorers = scorers
         self._file = -1
 
     def __enter__(self) -> Self:
@@ -139,7 +141,7 @@ class Record:
     def _complete(self, row: JudgedRow) -> bool:
         answers = [row.answers.get(stage) for stage in self._stages]
         return all(
-            answer is not None and all(math.isfinite(answer.scores.get(scorer, math.nan)) for scorer in SCORERS)
+            answer is not None and all(math.isfinite(answer.scores.get(scorer, math.nan)) for scorer in self._scorers)
             for answer in answers
         )
 

@@ -35,7 +35,7 @@ def set_summary(spec: CascadeDeploymentSpec, rows: Sequence[JudgedRow]) -> dict[
     """
     from cascadia_solver.calibration_summary import mean_of, score_auroc
 
-    scorer = spec.routing.scorer.id
+    scorer = spec.routing.scorer_id
     stages = []
     for model in spec.models:
         answers = [row.answers[model.name] for row in rows]
@@ -127,7 +127,7 @@ def _target(spec: CascadeDeploymentSpec, rows: Sequence[JudgedRow]) -> dict[str,
     names = [model.name for model in spec.models]
     try:
         table, _ = parse_calibration(
-            (msgspec.json.encode(row) for row in rows), models=names, scorer=spec.routing.scorer.id
+            (msgspec.json.encode(row) for row in rows), models=names, scorer=spec.routing.scorer_id
         )
         found: TargetSummary = target_summary(spec, table)
     except InputError as error:

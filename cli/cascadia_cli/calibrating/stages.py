@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from cascadia_api.errors import InputError, Problem
 from cascadia_cli.calibrating.endpoint import AskError, Endpoint, UnusableAnswerError, base_url
 from cascadia_cli.calibrating.prompts import Prompt
-from cascadia_router.completion_body import read_answer
+from cascadia_router.completion_body import Answer, read_answer
 from cascadia_router.scoring import TokenTally, score_of
 
 __all__ = ["SCORERS", "Stage", "StageAddress", "StageAnswer", "check_stages", "stage_addresses"]
@@ -80,7 +80,7 @@ class StageAnswer:
 
     Attributes:
         text: What it said; empty if it only called tools.
-        scores: By scorer id, of `SCORERS`.
+        scores: By scorer id, of `SCORERS`; `…@64` is that of the first 64 tokens.
         input_tokens: Tokens of the prompt, as the engine counted them.
         output_tokens: Tokens of the answer.
         cut: Whether it ended at a length limit.
@@ -121,12 +121,14 @@ class Stage:
         name: Its name.
         endpoint: Where.
         model: The `model` to ask for.
+        gate: Number of first tokens that are scored, too; None: only whole answers are.
     """
 
-    def __init__(self, name: str, endpoint: Endpoint, model: str) -> None:
+    def __init__(self, name: str, endpoint: Endpoint, model: str, gate: int | None) -> None:
         self.name = name
         self._endpoint = endpoint
         self._model = model
+        self._gate = gate
 
     async def ask(self, prompt: Prompt) -> StageAnswer:
         """Ask this stage alone.
@@ -153,15 +155,11 @@ class Stage:
                 f"is named as the cascade cannot be asked alone; give its engine with --stage {self.name}=URL",
                 hopeless=True,
             )
-        tallies = [TokenTally() for _ in answer.choices]
         try:
-            for tally, choice in zip(tallies, answer.choices, strict=True):
-                tally.add(choice.logprobs)
+            scored = _scores(answer, self._gate)
         except msgspec.DecodeError as error:
             raise UnusableAnswerError(f"log-probabilities that cannot be read: {error}") from None
-        scores = {identifier: score_of(tallies, statistic) for identifier, statistic in SCORERS.items()}
-        scored = {identifier: score for identifier, score in scores.items() if score is not None}
-        if len(scored) < len(SCORERS):
+        if not scored:
             raise UnusableAnswerError("an answer without log-probabilities: does the engine support `logprobs`?")
         if answer.usage is None or answer.usage.prompt_tokens < 1 or answer.usage.completion_tokens < 1:
             raise UnusableAnswerError("an answer without `usage`, its count of tokens")
@@ -176,34 +174,51 @@ class Stage:
         )
 
 
-async def check_stages(addresses: Sequence[StageAddress], endpoints: Mapping[str, Endpoint]) -> list[Stage]:
+def _scores(answer: Answer, gate: int | None) -> dict[str, float]:
+    """Every score of an answer by its id; none if it has no log-probabilities."""
+    scores: dict[str, float] = {}
+    for first in {None, gate}:
+        tallies = [TokenTally(first) for _ in answer.choices]
+        for tally, choice in zip(tallies, answer.choices, strict=True):
+            tally.add(choice.logprobs)
+        for identifier, statistic in SCORERS.items():
+            score = score_of(tallies, statistic)
+            if score is not None:
+                scores[identifier if first is None else f"{identifier}@{first}"] = score
+    return scores
+
+
+async def check_stages(
+    addresses: Sequence[StageAddress], endpoints: Mapping[str, Endpoint], *, gate: int | None = None
+) -> list[Stage]:
     """Find out which model to ask each endpoint for, and that a running cascade has every stage.
 
     Args:
         addresses: The stages'.
         endpoints: By base URL.
+        gate: Number of first tokens that are scored, too, under ids of their own (`…@64`).
 
     Raises:
         AskError: An endpoint does not answer.
         InputError: It does not have the model, or has several and none was named.
     """
-    return [await _checked(address, endpoints[address.url]) for address in addresses]
+    return [await _checked(address, endpoints[address.url], gate) for address in addresses]
 
 
-async def _checked(address: StageAddress, endpoint: Endpoint) -> Stage:
+async def _checked(address: StageAddress, endpoint: Endpoint, gate: int | None) -> Stage:
     if address.model is not None and not address.pinned:
-        return Stage(address.name, endpoint, address.model)
+        return Stage(address.name, endpoint, address.model, gate)
     listed = await endpoint.models()
     has = ", ".join(listed) or "no model"
     if not address.pinned:
         if len(listed) != 1:
             message = f"{address.url} serves {has}: say which, as in {address.name}={address.url}#MODEL"
             raise InputError(Problem("--stage", message))
-        return Stage(address.name, endpoint, listed[0])
+        return Stage(address.name, endpoint, listed[0], gate)
     if address.name not in listed:
         message = (
             f"{address.url} serves {has}, not the stage {address.name!r}: its plan has dropped that stage or its "
             f"routers pin none; give the stage's engine with --stage {address.name}=URL"
         )
         raise InputError(Problem("--endpoint", message))
-    return Stage(address.name, endpoint, address.name)
+    return Stage(address.name, endpoint, address.name, gate)

@@ -62,7 +62,11 @@ def router_policy(
         scorer=ScorerPolicy(id=plan.scorer, type=routing.scorer.type, statistic=routing.scorer.statistic),
         on_scorer_error=routing.on_scorer_error,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
-        streaming=StreamingPolicy(mode=routing.streaming.mode),
+        streaming=StreamingPolicy(
+            mode=routing.streaming.mode,
+            gate_tokens=routing.streaming.gate_tokens,
+            keep_alive_seconds=float(routing.streaming.keep_alive_seconds),
+        ),
         request_timeout_seconds=float(routing.request_timeout_seconds),
         pin_stages=routing.pin_stages,
     )
