@@ -58,6 +58,8 @@ class StagePolicy(Struct, frozen=True, rename="camel", kw_only=True):
         served_model_name: The `model` that this stage's engine answers to.
         threshold: An answer is accepted when its raw score is ≥ this; None accepts every answer.
         endpoints: The stage's replicas. May be empty while a stage starts: it is then skipped.
+        service: Service, in the namespace of the policy's ConfigMap, whose EndpointSlices say where the
+            replicas are now and which of them are ready; None: the endpoints' addresses are all there is.
         context_window: Longest prompt + answer that the model takes, tokens; None if unknown.
         capabilities: What the model can do beyond text.
     """
@@ -66,6 +68,7 @@ class StagePolicy(Struct, frozen=True, rename="camel", kw_only=True):
     served_model_name: NonEmpty
     threshold: float | None = None
     endpoints: Annotated[list[Endpoint], Meta(max_length=512)] = msgspec.field(default_factory=list)
+    service: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] | None = None
     context_window: Annotated[int, Meta(ge=1)] | None = None
     capabilities: list[Capability] = msgspec.field(default_factory=list)
 

@@ -96,7 +96,7 @@ class AdminPort:
             ladder_position=cascade.ladder_position() if cascade else None,
             ready=not self.missing(),
             replicas=[
-                (stage, replica.name, replica.outstanding, replica.breaker.allows(now))
+                (stage, replica.name, replica.outstanding, replica.ready and replica.breaker.allows(now))
                 for stage, replica in node.replicas.all()
             ],
         )

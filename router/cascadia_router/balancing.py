@@ -81,7 +81,7 @@ class Replica:
         is_own: Whether it is the replica beside this router.
         outstanding: Requests that this router has chosen it for and that are not answered.
         breaker: Its circuit breaker.
-        ready: False while the engine is known not to serve (own replica only).
+        ready: False while it is known not to serve: by its engine (own replica), by the cluster (others).
     """
 
     __slots__ = ("breaker", "is_own", "name", "outstanding", "ready", "upstream")
@@ -93,6 +93,14 @@ class Replica:
         self.outstanding = 0
         self.breaker = Breaker()
         self.ready = True
+
+    def is_known_ready(self, *, ready: bool) -> None:
+        """The cluster says whether it takes requests; of the own replica its engine knows better."""
+        if self.is_own or ready == self.ready:
+            return
+        self.ready = ready
+        if ready:  # it has come back: what failed before says nothing of it now
+            self.breaker = Breaker()
 
 
 class ReplicaTable:

@@ -134,7 +134,7 @@ def exposition(
         policy_rejected: Policy documents refused as invalid.
         ladder_position: Index in the ladder of the thresholds in force.
         ready: What `/readyz` says.
-        replicas: Per replica known: stage, name, outstanding requests, whether its breaker is closed.
+        replicas: Per replica known: stage, name, outstanding requests, whether requests may go there.
     """
     prefix = "cascadia_router_"
     known = list(replicas)
@@ -190,7 +190,7 @@ def exposition(
             ("stage", "replica"), (((at, name), count) for at, name, count, _ in known),
         ),
         *samples(
-            f"{prefix}endpoint_available", "gauge", "0 while a replica's circuit breaker is open.",
+            f"{prefix}endpoint_available", "gauge", "0 while a replica is not ready or its circuit breaker is open.",
             ("stage", "replica"), (((at, name), closed) for at, name, _, closed in known),
         ),
     ]  # fmt: skip

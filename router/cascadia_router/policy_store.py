@@ -6,17 +6,18 @@ up here. Only where the replicas *are* is always taken from the newest policy.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import weakref
-from collections.abc import Callable
 
 import msgspec
 
 from cascadia_api.policy import RouterPolicy, StagePolicy, decode_policy
-from cascadia_router.balancing import ReplicaTable
+from cascadia_router.balancing import Replica, ReplicaTable
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.decision import DecisionText, header_text
 from cascadia_router.json_log import fields
+from cascadia_router.whereabouts import Whereabouts
 
 __all__ = ["Cascade", "PolicyStore", "Stage"]
 
@@ -34,9 +35,10 @@ class Stage:
         answered: A client's request that it answered, as `Settlement.ends` names it.
         index: Place in the cascade, from 0.
         name: Stage name.
+        policy: As written.
         served_model: The engine's name for the model.
         threshold: Least score that is accepted; None: every answer is.
-        targets: Its replicas with their weights.
+        targets: Its replicas with their weights, where they are now.
         live: The same by the newest policy that has any: where to send what is sent now.
     """
 
@@ -50,23 +52,22 @@ class Stage:
         "index",
         "live",
         "name",
+        "policy",
         "served_model",
         "targets",
         "threshold",
     )
 
-    def __init__(self, index: int, policy: StagePolicy, replicas: ReplicaTable, plan: tuple[str, int]) -> None:
+    def __init__(self, index: int, policy: StagePolicy, plan: tuple[str, int]) -> None:
         self.index = index
+        self.policy = policy
         self.name = policy.name
         self.threshold = policy.threshold
         self.served_model = policy.served_model_name
-        self.targets = tuple(
-            (replicas.replica(policy.name, endpoint.replica, endpoint.address), endpoint.weight)
-            for endpoint in policy.endpoints
-        )
+        self.targets: tuple[tuple[Replica, float], ...] = ()
         self.answered = ("client", policy.name, "answered")
         self.at_once = DecisionText(self.name, self.threshold, (), *plan)
-        self.live = self.targets
+        self.live: tuple[tuple[Replica, float], ...] = ()
         self._plan = plan
         self._decisions: dict[tuple[str, ...], DecisionText] = {}
         self._context_window = policy.context_window
@@ -104,12 +105,12 @@ class Cascade:
             their needs.
     """
 
-    def __init__(self, policy: RouterPolicy, replicas: ReplicaTable) -> None:
+    def __init__(self, policy: RouterPolicy) -> None:
         self.policy = policy
         self.name = policy.cascade
         self.revision = policy.policy_revision
         plan = (policy.plan_id, policy.policy_revision)
-        self.stages = tuple(Stage(index, stage, replicas, plan) for index, stage in enumerate(policy.stages))
+        self.stages = tuple(Stage(index, stage, plan) for index, stage in enumerate(policy.stages))
         self.by_name = {stage.name: stage for stage in self.stages}
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
         self.max_in_flight = policy.max_in_flight
@@ -135,15 +136,22 @@ class Cascade:
 
 
 class PolicyStore:
-    """Takes policy documents as they appear and remembers the last few."""
+    """Takes policy documents as they appear, remembers the last few, and knows where their replicas are.
 
-    def __init__(self, replicas: ReplicaTable, on_change: Callable[[Cascade], None] | None = None) -> None:
+    Attributes:
+        current: The policy in force; None before the first.
+        rejected: Documents refused as invalid.
+        whereabouts: What is known of replicas' places beyond the policy; `place` puts it in force.
+    """
+
+    def __init__(self, replicas: ReplicaTable) -> None:
         self.current: Cascade | None = None
         self.rejected = 0
+        self.whereabouts = Whereabouts()
         self._replicas = replicas
-        self._on_change = on_change
         self._remembered: dict[int, Cascade] = {}
         self._followed: weakref.WeakSet[Cascade] = weakref.WeakSet()  # requests follow older ones, too
+        self._taken: asyncio.Future[None] | None = None
 
     def take(self, document: bytes, source: str) -> bool:
         """Put a document in force if it is valid and newer than the one in force.
@@ -167,30 +175,67 @@ class PolicyStore:
                     extra=fields(source=source, revision=policy.policy_revision, inForce=self.current.revision),
                 )
             return False
-        self.current = Cascade(policy, self._replicas)
+        self.current = Cascade(policy)
         self._remembered[policy.policy_revision] = self.current
         self._followed.add(self.current)
-        for cascade in self._followed:
-            for stage in cascade.stages:
-                newest = self.current.by_name.get(stage.name)
-                stage.live = newest.targets if newest is not None and newest.targets else stage.targets
         while len(self._remembered) > REMEMBERED:
             del self._remembered[min(self._remembered)]
-        self._replicas.keep_only(
-            {
-                replica
-                for cascade in self._remembered.values()
-                for stage in cascade.stages
-                for replica, _ in stage.targets
-            }
-        )
+        self.place()
         log.info(
             "policy taken",
             extra=fields(source=source, revision=policy.policy_revision, plan=policy.plan_id),
         )
-        if self._on_change is not None:
-            self._on_change(self.current)
+        if self._taken is not None:
+            self._taken.set_result(None)
+            self._taken = None
         return True
+
+    def taken(self) -> asyncio.Future[None]:
+        """A future that is done once the next policy has been taken."""
+        if self._taken is None or self._taken.done():
+            self._taken = asyncio.get_running_loop().create_future()
+        return self._taken
+
+    @property
+    def services(self) -> frozenset[str]:
+        """Services whose EndpointSlices tell where the replicas of the policy in force are."""
+        stages = self.current.policy.stages if self.current is not None else []
+        return frozenset(stage.service for stage in stages if stage.service is not None)
+
+    def unplaced(self) -> set[str]:
+        """Addresses of the policy in force that nobody has told better ones for."""
+        own = self._replicas.own
+        return {
+            endpoint.address
+            for stage in (self.current.policy.stages if self.current is not None else [])
+            if not self.whereabouts.told(stage)
+            for endpoint in stage.endpoints
+            if own is None or endpoint.replica != own.name
+        }
+
+    def place(self) -> None:
+        """Send what is sent from now on to where the replicas are known to be."""
+        for cascade in self._followed:
+            for stage in cascade.stages:
+                stage.targets = self._placed(stage.policy)
+        newest = self.current.by_name if self.current is not None else {}
+        for cascade in self._followed:
+            for stage in cascade.stages:
+                now = newest.get(stage.name)
+                stage.live = now.targets if now is not None and now.targets else stage.targets
+        stages = [stage for cascade in self._remembered.values() for stage in cascade.stages]
+        self._replicas.keep_only({replica for stage in stages for replica, _ in stage.targets})
+        self.whereabouts.keep_only([stage.policy for stage in stages])
+
+    def _placed(self, stage: StagePolicy) -> tuple[tuple[Replica, float], ...]:
+        placed = []
+        for endpoint in stage.endpoints:
+            places = self.whereabouts.places(stage, endpoint)
+            for place in places:
+                replica = self._replicas.replica(stage.name, endpoint.replica, place.address)
+                replica.is_known_ready(ready=place.ready)
+                placed.append((replica, endpoint.weight / len(places)))
+        return tuple(placed)
 
     def at(self, revision: int) -> Cascade | None:
         """The policy of that revision if it is remembered, else the one in force."""

@@ -11,11 +11,14 @@ from cascadia_api.policy import RouterConfig
 from cascadia_router.admin import AdminPort
 from cascadia_router.bootstrap import check_config, read_secret
 from cascadia_router.config_map_watch import ConfigMapWatch
+from cascadia_router.endpoint_names import EndpointNames
+from cascadia_router.endpoint_slices import EndpointWatch
 from cascadia_router.engine_probe import EngineProbe
 from cascadia_router.front import ClientPort, PeerPort
 from cascadia_router.http1_client import Upstream
 from cascadia_router.http1_request import Application, Limits
 from cascadia_router.json_log import fields
+from cascadia_router.list_watch import ApiServer
 from cascadia_router.listener import Listener
 from cascadia_router.node import Node
 from cascadia_router.policy_file import PolicyFile
@@ -68,7 +71,12 @@ class Router:
             if config.policy_config_map is None:
                 sources.append(file.run())
         if config.policy_config_map is not None:
-            sources.append(ConfigMapWatch.from_environment(config.policy_config_map, node.policies).run())
+            server = ApiServer.from_environment()
+            sources.append(ConfigMapWatch(config.policy_config_map, node.policies, server).run())
+            namespace = config.policy_config_map.partition("/")[0]
+            sources.append(EndpointWatch(namespace, node.policies, server).run())
+        if config.role == "Leader":
+            sources.append(EndpointNames(node.policies).run())
         if self._probe is not None:
             sources.append(self._probe.run())
         if node.clients is not None:

@@ -15,7 +15,8 @@ from kubernetes import client
 from cascadia_api.errors import InputError
 from cascadia_api.policy import Endpoint, RouterConfig, RouterPolicy, StagePolicy, encode_policy
 from cascadia_router.balancing import ReplicaTable
-from cascadia_router.config_map_watch import ApiServer, ConfigMapWatch
+from cascadia_router.config_map_watch import ConfigMapWatch
+from cascadia_router.list_watch import ApiServer, ListWatch
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.server import Router
 from tests.support.control_plane import ControlPlane
@@ -168,7 +169,7 @@ def event(kind: str, version: str, revision: int | None = None) -> bytes:
 
 
 async def test_a_watch_goes_on_where_it_ended_and_lists_again_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ConfigMapWatch, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(ListWatch, "PAUSE_SECONDS", 0.01)
     expired = b'{"type": "ERROR", "object": {"kind": "Status", "code": 410}}\n'
     split = event("MODIFIED", "12", 2)
     api = ScriptedApi(
@@ -193,7 +194,7 @@ async def test_a_watch_goes_on_where_it_ended_and_lists_again_after_errors(monke
 
 
 async def test_a_server_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ConfigMapWatch, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(ListWatch, "PAUSE_SECONDS", 0.01)
     async with ScriptedApi([]) as gone:
         port = int(gone.url.rpartition(":")[2])
     async with watching(gone, "ns/chat") as store:

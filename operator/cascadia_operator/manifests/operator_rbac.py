@@ -26,8 +26,9 @@ def operator_rules() -> list[dict[str, Any]]:
         _rule("", ["pods"], ["list", "watch"]),
         _rule("", ["services"], [*applied, "delete"]),
         _rule("", ["serviceaccounts"], applied),
-        # To give routers the right to watch their policy, it has to have that right itself.
+        # To give routers the rights to watch their policy and endpoints, it has to have them itself.
         _rule("", ["configmaps"], [*applied, "watch"]),
+        _rule("discovery.k8s.io", ["endpointslices"], ["get", "list", "watch"]),
         _rule("rbac.authorization.k8s.io", ["roles", "rolebindings"], applied),
         _rule("", ["secrets", "events"], ["create"]),
         _rule("", ["nodes"], ["list"]),

@@ -2,7 +2,8 @@
 
 A stage's endpoints are its replicas one by one, by the DNS names of their rank 0, with the plan's weights:
 a Service would hide the replicas' outstanding requests and weights from the routers that balance by them.
-Names rather than addresses, so that a pod that comes back elsewhere needs no new policy.
+Where each of them is, and whether it is ready, routers learn from the EndpointSlices of the stage's Service;
+the names are for the time before that. So a pod that comes back elsewhere needs no new policy.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cascadia_api.policy import (
     decode_policy,
     encode_policy,
 )
-from cascadia_operator.manifests.naming import child_metadata, policy_name
+from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
 from cascadia_operator.manifests.statefulset import leader_host
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
@@ -85,6 +86,7 @@ def _stage(
             for its_stage, replica, weight in endpoints
             if its_stage == stage
         ],
+        service=stage_service_name(cascade.metadata.name, stage),
         context_window=facts.context_window if facts else None,
         capabilities=cast("list[Capability]", list(facts.capabilities)) if facts else [],
     )

@@ -1,4 +1,8 @@
-"""What the routers of a cascade may do in the cluster: watch the one ConfigMap that holds their policy."""
+"""What the routers of a cascade may do in the cluster: watch their policy, and where replicas are.
+
+The policy is one named ConfigMap. EndpointSlices have generated names, so the right is for all of the
+namespace: addresses, ports and names of pods.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,12 @@ def rbac(cascade: CascadeDeployment) -> list[dict[str, Any]]:
                 "resourceNames": [policy_name(cascade.metadata.name)],
                 # With a resource name, list and watch are granted for the matching field selector only.
                 "verbs": ["get", "list", "watch"],
-            }
+            },
+            {
+                "apiGroups": ["discovery.k8s.io"],
+                "resources": ["endpointslices"],
+                "verbs": ["get", "list", "watch"],
+            },
         ],
     }
     binding = {

@@ -160,6 +160,16 @@ class ControlPlane:
         stop_all([self._processes["controller-manager"]], timeout_s=_STOP_TIMEOUT_S)
         self._start_controller_manager()
 
+    def stop_api_server(self) -> None:
+        """Stop the API server alone: what it stored stays in etcd."""
+        stop_all([self._processes["apiserver"]], timeout_s=_STOP_TIMEOUT_S)
+
+    def start_api_server(self) -> None:
+        """Start it again, on the same port, and wait until it is ready."""
+        assert self._pki is not None
+        self._run("apiserver", "kube-apiserver", commands.apiserver(self._pki, self._port, self._etcd_port))
+        self._wait("the API server to be ready", "apiserver", self._api_ready)
+
     def set_load_seconds(self, load_seconds: float) -> None:
         """Change how long pods that start from now on take to become Ready. Pods that are loading keep their time."""
         self._load_seconds = load_seconds
