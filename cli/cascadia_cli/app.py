@@ -59,6 +59,7 @@ class Precision(StrEnum):
     fp8 = "fp8"
     int8 = "int8"
     int4 = "int4"
+    fp4 = "fp4"
 
 
 class Dataset(StrEnum):

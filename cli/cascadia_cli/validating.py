@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from cascadia_api.cascade import CascadeDeployment, Model
+from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError, Problem
 from cascadia_cli.failures import problem_line, say
 from cascadia_cli.files import read_calibration, read_manifest
@@ -47,33 +47,20 @@ def _check(file: str) -> tuple[CascadeDeployment | None, Sequence[Problem]]:
 
 def catalogue_problems(cascade: CascadeDeployment) -> list[Problem]:
     """Models and GPUs that the planner does not know."""
-    from cascadia_solver.catalogue.gpus import gpu_facts
-    from cascadia_solver.catalogue.models import model_facts
+    from cascadia_solver.catalogue.manifest import gpu_of, model_of
 
     problems: list[Problem] = []
     for index, model in enumerate(cascade.spec.models):
-        field, name = _architecture(model)
-        field = f"spec.models[{index}].source.{field}"
-        if name is None:
-            problems.append(Problem(field, "planning needs the architecture of these weights: name a repository of it"))
-            continue
         try:
-            model_facts(name)
+            model_of(model)
         except InputError as error:
-            problems.append(Problem(field, str(error)))
+            problems += error.below(f"spec.models[{index}]").problems
     for index, pool in enumerate(cascade.spec.gpus.pools):
         try:
-            gpu_facts(pool.gpu)
+            gpu_of(pool)
         except InputError as error:
-            problems.append(Problem(f"spec.gpus.pools[{index}].gpu", str(error)))
+            problems += error.below(f"spec.gpus.pools[{index}]").problems
     return problems
-
-
-def _architecture(model: Model) -> tuple[str, str | None]:
-    """The field of a model's source that says its architecture, and what it says."""
-    if model.source.hugging_face is not None:
-        return "huggingFace.repo", model.source.hugging_face.repo
-    return "pvc.architecture", model.source.pvc.architecture if model.source.pvc else None
 
 
 def _summary(cascade: CascadeDeployment) -> str:

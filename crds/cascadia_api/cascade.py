@@ -21,6 +21,7 @@ __all__ = [
     "CascadeDeployment",
     "CascadeDeploymentSpec",
     "Engine",
+    "GpuSpec",
     "Gpus",
     "LatencyTarget",
     "LocalObjectReference",
@@ -161,8 +162,13 @@ class Model(ApiModel):
 
     name: ModelName = Field(description="Stage name: short, unique, used in object names, metrics and headers.")
     source: ModelSource = Field(description="Where the weights come from.")
-    precision: Literal["bf16", "fp16", "fp8", "int8", "int4"] | None = Field(
-        None, description="Precision of the weights as served; bf16 where absent."
+    precision: Literal["bf16", "fp16", "fp8", "int8", "int4", "fp4"] | None = Field(
+        None, description="Precision of the weights as served; that of the published checkpoint where absent."
+    )
+    config_json: Annotated[str, StringConstraints(min_length=2, max_length=32_768)] | None = Field(
+        None,
+        description="The model's own config.json, as text: planning takes the architecture from it. For models that "
+        "the catalogue does not have.",
     )
     parallelism: Parallelism | None = Field(None, description="Limits on tensor and pipeline parallelism.")
     min_replicas: int | None = Field(
@@ -185,11 +191,30 @@ class Toleration(ApiModel):
     )
 
 
+class GpuSpec(ApiModel):
+    """A GPU in numbers of its datasheet, for kinds that the catalogue does not have."""
+
+    memory_gigabytes: int = Field(ge=1, le=4096, description="Device memory, 10^9 bytes.")
+    memory_gigabytes_per_second: int = Field(ge=1, le=1_000_000, description="Memory bandwidth, GB/s.")
+    bf16_teraflops: int = Field(ge=1, le=1_000_000, description="Dense 16-bit matrix arithmetic, 10^12/s.")
+    fp8_teraflops: int = Field(ge=0, le=1_000_000, description="Dense fp8 matrix arithmetic, 10^12/s; 0: it has none.")
+    link_gigabytes_per_second: int = Field(
+        ge=1, le=100_000, description="Bandwidth to the other GPUs of the node, one way, GB/s."
+    )
+    fp4_teraflops: int | None = Field(
+        None, ge=0, le=1_000_000, description="Dense fp4 matrix arithmetic, 10^12/s; none where absent."
+    )
+
+
 class Pool(ApiModel):
     """GPUs of one kind."""
 
     name: DnsLabel = Field(description="Name of the pool, unique in the manifest.")
-    gpu: Text = Field(description="GPU of the catalogue, as in `H100-SXM-80GB`; `cascadia predict --help` lists them.")
+    gpu: Text = Field(
+        description="GPU of the catalogue, as in `H100-SXM-80GB` (docs/cost-model.md lists them), or a name of your "
+        "own with gpuSpec."
+    )
+    gpu_spec: GpuSpec | None = Field(None, description="The GPU's numbers, where the catalogue does not have it.")
     max_gpus: int = Field(ge=1, le=4096, description="Most GPUs that the cascade may take from this pool: a ceiling.")
     gpus_per_node: int | None = Field(None, ge=1, le=16, description="GPUs of one node; 8 where absent.")
     price_per_gpu_hour: DecimalString | None = Field(

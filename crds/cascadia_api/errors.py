@@ -53,6 +53,12 @@ class InputError(CascadiaError):
         """Return the same error, saying which file or flag it was found in."""
         return InputError(self.problems, source=source)
 
+    def below(self, path: str) -> InputError:
+        """Return the same error, its fields named from `path` on."""
+        return InputError(
+            [Problem(f"{path}.{p.field}" if p.field else path, p.message) for p in self.problems], source=self.source
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
@@ -74,7 +80,7 @@ class InfeasibleError(CascadiaError):
 
     Attributes:
         reason: CamelCase reason, used in conditions: ``InsufficientGPUs``, ``ModelFitsNowhere``,
-            ``QualityOutOfReach``, ``LatencyOutOfReach``, ``Overloaded``.
+            ``PrecisionUnsupported``, ``QualityOutOfReach``, ``LatencyOutOfReach``, ``Overloaded``.
         shortfalls: The numbers that are missing.
         nearest: What the nearest feasible plan would be, in words; empty if there is none.
     """

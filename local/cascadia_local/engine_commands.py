@@ -13,7 +13,7 @@ from cascadia_local.llamacpp_engine import LlamaCppConfig
 from cascadia_local.processes import Command
 from cascadia_local.simulated_engine.config import SimulatedEngineConfig
 from cascadia_local.simulated_engine.difficulty import DEFAULT_CORRELATION, ModelAbility
-from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.roofline import CostSource, Roofline, Shape
 
@@ -41,7 +41,7 @@ class EngineReplica:
         listen: ``host:port`` of its engine.
         model: Facts of the stage's model.
         precision: Of its weights.
-        gpu: GPU of its pool, a name of the catalogue.
+        gpu: GPU of its pool.
         tensor_parallel: TP degree.
         pipeline_parallel: PP degree.
         gpus_per_node: GPUs of one server of its pool.
@@ -52,7 +52,7 @@ class EngineReplica:
     listen: str
     model: ModelFacts
     precision: str
-    gpu: str
+    gpu: GpuFacts
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     gpus_per_node: int = 8
@@ -97,7 +97,7 @@ def simulated_config(replica: EngineReplica, settings: SimulationSettings) -> Si
         InputError: The GPU, precision or degrees are unknown or senseless.
         InfeasibleError: The model does not fit on the replica's GPUs.
     """
-    gpu = gpu_facts(replica.gpu)
+    gpu = replica.gpu
     shape = Shape(replica.tensor_parallel, replica.pipeline_parallel)
     step = settings.cost.step_model(replica.model, gpu, shape, replica.precision, gpus_per_node=replica.gpus_per_node)
     uncertainty = settings.cost.uncertainty_percent(replica.model, gpu, shape)

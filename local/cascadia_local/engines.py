@@ -20,8 +20,8 @@ from cascadia_local.engine_commands import (
     simulated_config,
 )
 from cascadia_local.llamacpp_engine import check_installed
-from cascadia_local.policy_file import facts_of, served_name
 from cascadia_local.processes import Command
+from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of, served_name
 from cascadia_solver.transition import DesiredReplica
 
 __all__ = ["EngineKind", "EngineStarter", "engine_starter", "one_replica_a_stage"]
@@ -47,7 +47,7 @@ def engine_starter(
     """
     models = {model.name: model for model in cascade.spec.models}
     pools = {pool.name: pool for pool in cascade.spec.gpus.pools}
-    facts = {name: facts_of(model) for name, model in models.items()}
+    facts = {name: model_of(model) for name, model in models.items()}
 
     def command(desired: DesiredReplica, listen: str, path: Path) -> Command:
         pool = pools[desired.pool]
@@ -56,8 +56,8 @@ def engine_starter(
             served_model_name=served_name(models[desired.stage]),
             listen=listen,
             model=facts[desired.stage],
-            precision=models[desired.stage].precision or "bf16",
-            gpu=pool.gpu,
+            precision=precision_of(models[desired.stage], facts[desired.stage]),
+            gpu=gpu_of(pool),
             tensor_parallel=desired.tensor_parallel,
             pipeline_parallel=desired.pipeline_parallel,
             gpus_per_node=pool.gpus_per_node or 8,
@@ -103,6 +103,7 @@ def one_replica_a_stage(plan: Plan) -> Plan:
 def stage_words(cascade: CascadeDeployment) -> Mapping[str, str]:
     """What each stage runs, in words, by stage name."""
     return {
-        model.name: f"{served_name(model).rsplit('/', 1)[-1].removesuffix('-Instruct')} {model.precision or 'bf16'}"
+        model.name: f"{served_name(model).rsplit('/', 1)[-1].removesuffix('-Instruct')} "
+        + precision_of(model, model_of(model))
         for model in cascade.spec.models
     }

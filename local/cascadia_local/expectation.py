@@ -10,9 +10,9 @@ import numpy as np
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
 from cascadia_local.planning_messages import Expectation
-from cascadia_local.policy_file import facts_of
 from cascadia_local.simulated_engine.recorded import RecordedAnswer, RecordedRequest, encode_rows
 from cascadia_local.traffic import PlannedRequest, write_requests
+from cascadia_solver.catalogue.manifest import model_of
 from cascadia_solver.standing import simulate_plan
 from cascadia_solver.workload import RequestSample
 
@@ -30,7 +30,7 @@ def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Exp
         sample: The demand's requests.
     """
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
-    facts = [facts_of(model) for model in cascade.spec.models]
+    facts = [model_of(model) for model in cascade.spec.models]
     times, answered_by = simulate_plan(cascade.spec, facts, plan, sample)
     seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)
     return Expectation(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from cascadia_api.cascade import CascadeDeployment, Model
+from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
 from cascadia_api.policy import (
     Capability,
@@ -18,30 +18,10 @@ from cascadia_api.policy import (
     StreamingPolicy,
     encode_policy,
 )
-from cascadia_solver.catalogue.models import ModelFacts, model_facts
+from cascadia_solver.catalogue.manifest import model_of, served_name
 from cascadia_solver.transition import Step
 
-__all__ = ["PolicyFile", "build_policy", "facts_of", "served_name"]
-
-
-def served_name(model: Model) -> str:
-    """The `model` that a stage's engines answer to."""
-    if model.source.hugging_face is not None:
-        return model.source.hugging_face.repo
-    assert model.source.pvc is not None
-    return model.source.pvc.path.rstrip("/").rsplit("/", 1)[-1] or model.name
-
-
-def facts_of(model: Model) -> ModelFacts:
-    """Architecture of a model.
-
-    Raises:
-        InputError: The catalogue does not have it.
-    """
-    if model.source.hugging_face is not None:
-        return model_facts(model.source.hugging_face.repo)
-    assert model.source.pvc is not None
-    return model_facts(model.source.pvc.architecture or served_name(model))
+__all__ = ["PolicyFile", "build_policy"]
 
 
 def build_policy(
@@ -65,7 +45,7 @@ def build_policy(
             for replica, weight in zip(step.routed, step.weights, strict=True)
             if addresses[replica][0] == name
         ]
-        facts = facts_of(models[name])
+        facts = model_of(models[name])
         stages.append(
             StagePolicy(
                 name=name,

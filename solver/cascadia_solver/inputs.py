@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from cascadia_api.cascade import CascadeDeployment, TokenLengths
 from cascadia_api.errors import InputError
 from cascadia_api.plan import plan_id
 from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.catalogue.gpus import GPUS, GpuFacts
+from cascadia_solver.catalogue.manifest import precision_of, repository
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.observed import ObservedDemand, demand_of_observation
 from cascadia_solver.prior import prior_accuracy, prior_table
-from cascadia_solver.sites import PoolBudget, catalogue_facts, repository
+from cascadia_solver.sites import PoolBudget, catalogue_facts
 from cascadia_solver.trace import Trace
 from cascadia_solver.workload import (
     SAMPLE_REQUESTS,
@@ -129,6 +131,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
     Only what the plan depends on goes in: images, rollout or labels do not change it.
     """
     spec = inputs.cascade.spec
+    facts = catalogue_facts(spec)
     objective = spec.objective
     targets = [[t.metric, t.percentile, t.milliseconds] for t in objective.targets or ()]
     return plan_id(
@@ -138,14 +141,15 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
                 {
                     "name": model.name,
                     "architecture": repository(model),
-                    "precision": model.precision or "bf16",
+                    "precision": precision_of(model, its),
+                    **({"config": model.config_json} if model.config_json is not None else {}),
                     "limits": None if model.parallelism is None else model.parallelism.model_dump(),
                     "minReplicas": model.min_replicas or 0,
                     "pools": model.pools,
                 }
-                for model in spec.models
+                for model, its in zip(spec.models, facts, strict=True)
             ],
-            "pools": [[b.name, b.gpu.name, b.gpus, b.gpus_per_node, b.price] for b in budgets],
+            "pools": [[b.name, _gpu_id(b.gpu), b.gpus, b.gpus_per_node, b.price] for b in budgets],
             "objective": {
                 "minQuality": float(objective.min_quality),
                 "confidence": float(objective.confidence),
@@ -160,6 +164,10 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
             "seed": inputs.seed,
         }
     )
+
+
+def _gpu_id(gpu: GpuFacts) -> Any:
+    return gpu.name if gpu.name in GPUS else asdict(gpu)
 
 
 def _demand_id(inputs: PlanningInputs) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _layers_of(model: ModelFacts) -> ModelFacts:
     """The facts that step times depend on: no name, no vocabulary, no window of the whole context."""
     return replace(
         model, name="", vocab=0, context_window=0, capabilities=(), extra_params=0, tied_embeddings=False,
-        attention_in_16_bits=False,
+        attention_in_16_bits=False, native_precision="", fp4_anywhere=False,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.closed_loop import ANSWER_SHARE, closed_loop
 from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
 from cascadia_solver.scheduling_kernel import Floats
+from cascadia_solver.shapes import unsupported_precision
 from cascadia_solver.simulation import StageReplicas, simulate_closed_loop, simulate_stage
 from cascadia_solver.steptime import StepModel
 
@@ -131,6 +132,8 @@ def predict(
     if shape.tensor_parallel < 1 or model.heads % shape.tensor_parallel:
         problem = f"{shape.tensor_parallel} does not divide the {model.heads} attention heads of {model.name}"
         raise InputError(Problem("tensorParallel", f"{problem}: use a power of two"))
+    if (refused := unsupported_precision(model, gpu, precision)) is not None:
+        raise InputError(Problem("precision", refused))
     costs = source if source is not None else Roofline()
     memory = memory_use(model, gpu, shape, precision)
     uncertainty = costs.uncertainty_percent(model, gpu, shape)

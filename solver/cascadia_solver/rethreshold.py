@@ -26,7 +26,7 @@ from cascadia_api.plan import (
     plan_id,
 )
 from cascadia_solver import plan_document as document
-from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.catalogue.manifest import gpu_of, precision_of
 from cascadia_solver.certification import estimate_quality
 from cascadia_solver.closed_form import length_profile
 from cascadia_solver.infeasible import quality_out_of_reach
@@ -211,8 +211,8 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
     if pool is None:
         raise InputError(f"the plan's stage {stage.name!r} is on pool {stage.pool!r}, which the manifest does not have")
-    gpu, source = gpu_facts(pool.gpu), Roofline()
-    precision = spec.models[model].precision or "bf16"
+    gpu, source = gpu_of(pool), Roofline()
+    precision = precision_of(spec.models[model], traffic.facts[model])
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
     steps = [
         source.step_model(traffic.facts[model], gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)

@@ -1,4 +1,4 @@
-"""Which shapes one replica of a model can have on a kind of GPU."""
+"""Which shapes one replica of a model can have on a kind of GPU, and in which precisions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
 from cascadia_solver.steptime import StepModel
 
-__all__ = ["ReplicaOption", "replica_options"]
+__all__ = ["ReplicaOption", "replica_options", "unsupported_precision"]
 
 _MOST_STAGES = 8
 
@@ -27,6 +27,23 @@ class ReplicaOption(NamedTuple):
     shape: Shape
     gpus: int
     step: StepModel
+
+
+def unsupported_precision(model: ModelFacts, gpu: GpuFacts, precision: str) -> str | None:
+    """Why a GPU cannot serve a model in a precision, with the numbers; None if it can.
+
+    Floating-point weights of 8 and 4 bits need arithmetic of their kind: engines have no kernels otherwise,
+    but for MXFP4. Integer weights are dequantised anywhere.
+    """
+    rates = {"bf16": gpu.bf16_flops, "int8": gpu.int8_flops, "fp8": gpu.fp8_flops, "fp4": gpu.fp4_flops}
+    if rates.get(precision, 1.0) > 0.0 or (precision == "fp4" and model.fp4_anywhere):
+        return None
+    there = [name for name, rate in rates.items() if rate > 0.0]
+    listed = ", ".join(f"{name} {rates[name] / 1e12:.0f}" for name in there)
+    return (
+        f"{model.name} in {precision}: {gpu.name} has no {precision} arithmetic (dense teraflops: {listed}, "
+        f"{precision} 0); use {', '.join([*there, 'int4'])}, or another GPU"
+    )
 
 
 def replica_options(
@@ -56,8 +73,11 @@ def replica_options(
         source: Cost source; the roofline by default.
 
     Raises:
-        InfeasibleError: If no shape fits; says the bytes needed and there for the roomiest one.
+        InfeasibleError: If the GPU has no arithmetic of the precision, or no shape fits; says the bytes needed
+            and there for the roomiest one.
     """
+    if (refused := unsupported_precision(model, gpu, precision)) is not None:
+        raise InfeasibleError("PrecisionUnsupported", refused)
     costs = source if source is not None else Roofline()
     options: list[ReplicaOption] = []
     roomiest: tuple[float, Shape] | None = None

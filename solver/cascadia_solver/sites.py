@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import CascadeDeploymentSpec, Model
 from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
-from cascadia_solver.catalogue.gpus import GpuFacts, gpu_facts
-from cascadia_solver.catalogue.models import ModelFacts, model_facts
+from cascadia_solver.catalogue.gpus import GpuFacts
+from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of
+from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.closed_form import LengthProfile, length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
@@ -115,9 +116,9 @@ def pool_budgets(spec: CascadeDeploymentSpec, available: Mapping[str, int] | Non
     budgets = []
     for index, pool in enumerate(pools):
         try:
-            facts = gpu_facts(pool.gpu)
+            facts = gpu_of(pool)
         except InputError as error:
-            raise InputError(Problem(f"spec.gpus.pools[{index}].gpu", str(error))) from error
+            raise error.below(f"spec.gpus.pools[{index}]") from None
         free = (available or {}).get(pool.name, pool.max_gpus)
         if free < 0:
             raise InputError(f"available GPUs of pool {pool.name!r} are {free}; they cannot be negative")
@@ -130,32 +131,18 @@ def catalogue_facts(spec: CascadeDeploymentSpec) -> list[ModelFacts]:
     """Facts of each model of a manifest.
 
     Raises:
-        InputError: A model that the catalogue does not know.
+        InputError: A model that the catalogue does not know, or whose configuration is wrong.
     """
     problems: list[Problem] = []
     facts: list[ModelFacts] = []
     for index, model in enumerate(spec.models):
         try:
-            facts.append(model_facts(repository(model)))
+            facts.append(model_of(model))
         except InputError as error:
-            problems.append(Problem(f"spec.models[{index}].source", str(error)))
+            problems += error.below(f"spec.models[{index}]").problems
     if problems:
         raise InputError(problems)
     return facts
-
-
-def repository(model: Model) -> str:
-    """Repository or catalogue name that a model's architecture is known by.
-
-    Raises:
-        InputError: A volume without `architecture`.
-    """
-    if model.source.hugging_face is not None:
-        return model.source.hugging_face.repo
-    pvc = model.source.pvc
-    if pvc is None or pvc.architecture is None:
-        raise InputError("set pvc.architecture to the repository whose architecture the weights have")
-    return pvc.architecture
 
 
 def find_sites(
@@ -230,7 +217,7 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, lon
     options = replica_options(
         facts,
         budget.gpu,
-        model.precision or "bf16",
+        precision_of(model, facts),
         max_tensor_parallel=limits.max_tensor_parallel if limits is not None else None,
         max_pipeline_parallel=pipeline,
         gpus_per_node=budget.gpus_per_node,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import CascadeDeploymentSpec
 from cascadia_api.plan import Plan
-from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.catalogue.manifest import gpu_of, precision_of
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.replay import exit_stages
 from cascadia_solver.roofline import Roofline, Shape
@@ -47,11 +47,11 @@ def _replicas(spec: CascadeDeploymentSpec, facts: ModelFacts, plan: Plan, index:
     if not stage.gpus:
         return StageReplicas([], [])
     pool = next(pool for pool in spec.gpus.pools if pool.name == stage.pool)
-    source, gpu = Roofline(), gpu_facts(pool.gpu)
+    source, gpu, precision = Roofline(), gpu_of(pool), precision_of(model, facts)
     steps, weights = [], []
     for group in stage.replicas:
         shape = Shape(group.tensor_parallel, group.pipeline_parallel)
-        step = source.step_model(facts, gpu, shape, model.precision or "bf16", gpus_per_node=pool.gpus_per_node or 8)
+        step = source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
         steps += [step] * group.count
         weights += [group.weight] * group.count
     return StageReplicas(steps, weights)

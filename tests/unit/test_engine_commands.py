@@ -40,7 +40,7 @@ def replica(tensor_parallel: int = 4) -> EngineReplica:
         listen="127.0.0.1:8101",
         model=model_facts(REPO),
         precision="bf16",
-        gpu="H100-SXM-80GB",
+        gpu=gpu_facts("H100-SXM-80GB"),
         tensor_parallel=tensor_parallel,
     )
 

@@ -19,10 +19,11 @@ _PRECISION_OPTIONS: dict[str, list[str]] = {
     "bf16": ["--dtype", "bfloat16"],
     "fp16": ["--dtype", "float16"],
     "fp8": ["--quantization", "fp8"],
-    # Weights quantised to integers say how in their own config.json, which SGLang reads; naming a method that
-    # differs from it would be an error.
+    # Weights quantised to integers or to 4 bits say how in their own config.json, which SGLang reads; naming a
+    # method that differs from it would be an error.
     "int8": [],
     "int4": [],
+    "fp4": [],
 }
 
 

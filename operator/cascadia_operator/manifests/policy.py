@@ -30,7 +30,8 @@ from cascadia_api.policy import (
 from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
 from cascadia_operator.manifests.statefulset import leader_host
-from cascadia_solver.catalogue.models import ModelFacts, model_facts
+from cascadia_solver.catalogue.manifest import model_of
+from cascadia_solver.catalogue.models import ModelFacts
 
 __all__ = ["policy_config_map", "read_policy", "revised", "router_policy"]
 
@@ -94,9 +95,7 @@ def _stage(
 
 def _facts(cascade: CascadeDeployment, stage: str) -> ModelFacts | None:
     try:
-        source = model_named(cascade, stage).source
-        repo = source.hugging_face.repo if source.hugging_face else source.pvc and source.pvc.architecture
-        return model_facts(repo) if repo else None
+        return model_of(model_named(cascade, stage))
     except (InputError, KeyError):
         return None
 

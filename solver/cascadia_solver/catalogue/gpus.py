@@ -106,6 +106,7 @@ GPUS: dict[str, GpuFacts] = {
 
 _USUAL_NETWORK = 25.0
 """GB/s: one adapter of 200 Gb/s per GPU."""
+_MAY_LACK = {"fp8Teraflops", "fp4Teraflops"}
 
 
 def custom_gpu(
@@ -116,6 +117,7 @@ def custom_gpu(
     bf16_teraflops: float,
     fp8_teraflops: float,
     link_gigabytes_per_second: float,
+    fp4_teraflops: float = 0.0,
 ) -> GpuFacts:
     """A GPU that is not in the catalogue, from five numbers of its datasheet.
 
@@ -126,9 +128,10 @@ def custom_gpu(
         bf16_teraflops: Dense 16-bit matrix arithmetic.
         fp8_teraflops: Dense 8-bit matrix arithmetic; 0 if it has none.
         link_gigabytes_per_second: To the other GPUs of the node, one way.
+        fp4_teraflops: Dense 4-bit matrix arithmetic; 0 if it has none.
 
     Raises:
-        InputError: For each number that is not positive (8-bit arithmetic: negative).
+        InputError: For each number that is not positive (8- and 4-bit arithmetic: negative).
     """
     numbers = {
         "memoryGigabytes": memory_gigabytes,
@@ -136,11 +139,12 @@ def custom_gpu(
         "bf16Teraflops": bf16_teraflops,
         "fp8Teraflops": fp8_teraflops,
         "linkGigabytesPerSecond": link_gigabytes_per_second,
+        "fp4Teraflops": fp4_teraflops,
     }
     problems = [
-        Problem(field, f"must be {'at least 0' if field == 'fp8Teraflops' else 'positive'}, not {number:g}")
+        Problem(field, f"must be {'at least 0' if field in _MAY_LACK else 'positive'}, not {number:g}")
         for field, number in numbers.items()
-        if not (math.isfinite(number) and (number > 0.0 or (field == "fp8Teraflops" and number == 0.0)))
+        if not (math.isfinite(number) and (number > 0.0 or (field in _MAY_LACK and number == 0.0)))
     ]
     if problems:
         raise InputError(problems, source=name)
@@ -154,6 +158,7 @@ def custom_gpu(
         link_bandwidth=link_gigabytes_per_second * _GIGA,
         network_bandwidth=_USUAL_NETWORK * _GIGA,
         source="given",
+        fp4_flops=fp4_teraflops * _TERA,
     )
 
 

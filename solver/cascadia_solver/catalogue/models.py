@@ -68,6 +68,8 @@ class ModelFacts:
         linear_params: Parameters of one such layer's attention.
         linear_state_bytes: Bytes of one request's state in one such layer.
         attention_in_16_bits: Whether quantised checkpoints keep the attention in 16 bits.
+        native_precision: Of the published weights.
+        fp4_anywhere: Whether its 4-bit weights are also served by GPUs without such arithmetic (MXFP4).
     """
 
     name: str
@@ -98,6 +100,8 @@ class ModelFacts:
     linear_params: int = 0
     linear_state_bytes: int = 0
     attention_in_16_bits: bool = False
+    native_precision: str = "bf16"
+    fp4_anywhere: bool = False
 
     @property
     def latent_attention(self) -> bool:
@@ -271,6 +275,8 @@ def facts_from_config(
         sliding_window=window,
         window_layers=window_layers,
         attention_in_16_bits=_keeps_attention(text),
+        native_precision=_native_precision(text),
+        fp4_anywhere="mxfp4" in str(text.get("quantization_config")).casefold(),
     )
     facts = _with_linear_attention(_with_latent_attention(_with_experts(facts, fields), fields), fields)
     if fields.problems:
@@ -345,6 +351,27 @@ def _keeps_attention(text: Mapping[str, Any]) -> bool:
         return False
     excepted = quantisation.get("modules_to_not_convert") or quantisation.get("ignore") or []
     return isinstance(excepted, list) and any("self_attn" in str(module) for module in excepted)
+
+
+def _native_precision(text: Mapping[str, Any]) -> str:
+    """Precision that the configuration says its weights are stored in; bf16 where it says nothing that is known."""
+    quantisation = text.get("quantization_config")
+    if not isinstance(quantisation, Mapping):
+        return "bf16"
+    said = f"{quantisation.get('quant_method', '')} {quantisation.get('quant_algo', '')}".casefold()
+    if "fp4" in said:
+        return "fp4"
+    if "fp8" in said:
+        return "fp8"
+    kind, bits = None, quantisation.get("bits")
+    groups = quantisation.get("config_groups")  # compressed-tensors
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            kind, bits = weights.get("type"), weights.get("num_bits")
+    if bits in {4, 8}:
+        return f"fp{bits}" if kind == "float" else f"int{bits}"
+    return "bf16"
 
 
 def _ties_by_default(text: Mapping[str, Any]) -> bool:

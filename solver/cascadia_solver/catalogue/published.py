@@ -42,8 +42,11 @@ def _dense(
     }
 
 
-# Keeping the attention in 16 bits is what the checkpoint's quantization_config says.
-_ATTENTION_IN_16_BITS = {"quantization_config": {"modules_to_not_convert": ["self_attn"]}}
+# What the checkpoints' quantization_config says: the precision, and that some keep the attention in 16 bits.
+_FP8 = {"quantization_config": {"quant_method": "fp8"}}
+_NVFP4 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}
+_MXFP4 = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["self_attn"]}}
+_INT4 = {"quantization_config": {"bits": 4, "modules_to_not_convert": ["self_attn"]}}
 _TIED = {"tie_word_embeddings": True}
 
 _LLAMA_8B = (4096, 32, 32, 8, 14336, 128256)
@@ -97,7 +100,7 @@ def _gemma3(hidden: int, layers: int, heads: int, kv_heads: int, inter: int, hea
 def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
     return _dense(
         2880, layers, 64, 8, 2880, 201088, 131072,
-        head_dim=64, num_local_experts=experts, num_experts_per_tok=4, sliding_window=128, **_ATTENTION_IN_16_BITS,
+        head_dim=64, num_local_experts=experts, num_experts_per_tok=4, sliding_window=128, **_MXFP4,
         layer_types=["sliding_attention", "full_attention"] * (layers // 2),
     )  # fmt: skip
 
@@ -122,7 +125,9 @@ def _llama4(experts: int, every: int, context: int) -> dict[str, Any]:
 
 def _recent_mixtures() -> dict[str, Published]:
     """Mixtures of 2025 and 2026: Llama 4, Kimi K2, MiniMax M2, Qwen 3.5 and GLM 5."""
-    minimax = _dense(3072, 62, 48, 8, 1536, 200064, 196608, head_dim=128, num_local_experts=256, num_experts_per_tok=8)
+    minimax = _dense(
+        3072, 62, 48, 8, 1536, 200064, 196608, head_dim=128, num_local_experts=256, num_experts_per_tok=8, **_FP8
+    )
     qwen35 = _dense(
         4096, 60, 32, 2, 4096, 248320, 262144,
         head_dim=256, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=1024,
@@ -139,14 +144,33 @@ def _recent_mixtures() -> dict[str, Published]:
     names = {
         "meta-llama/Llama-4-Scout-17B-16E-Instruct": _llama4(16, 1, 10485760),
         "meta-llama/Llama-4-Maverick-17B-128E-Instruct": _llama4(128, 2, 1048576),
-        "moonshotai/Kimi-K2-Instruct": _kimi_k2(131072),
-        "moonshotai/Kimi-K2.5": _kimi_k2(262144, **_ATTENTION_IN_16_BITS),
+        "moonshotai/Kimi-K2-Instruct": _kimi_k2(131072, **_FP8),
+        "moonshotai/Kimi-K2.5": _kimi_k2(262144, **_INT4),
         "MiniMaxAI/MiniMax-M2": minimax,
         "MiniMaxAI/MiniMax-M2.5": minimax,
         "Qwen/Qwen3.5-397B-A17B": qwen35,
         "zai-org/GLM-5": glm5,
     }
     return {name: Published(config, _TOOLS) for name, config in names.items()}
+
+
+def _nvfp4(qwen3: Mapping[str, dict[str, Any]]) -> dict[str, Published]:
+    """NVIDIA's 4-bit floating-point checkpoints, for GPUs with such arithmetic."""
+    configs = {
+        "Llama-3.1-8B-Instruct": (_dense(*_LLAMA_8B, 131072), _TOOLS),
+        "Llama-3.1-405B-Instruct": (_dense(*_LLAMA_405B, 131072), _TOOLS),
+        "Llama-3.3-70B-Instruct": (_dense(*_LLAMA_70B, 131072), _TOOLS),
+        "DeepSeek-V3-0324": (_DEEPSEEK_V3, _TOOLS),
+        "DeepSeek-R1": (_DEEPSEEK_V3, ()),
+        "DeepSeek-R1-0528": (_DEEPSEEK_V3, ()),
+        **{f"Qwen3-{size}": (qwen3[size], _TOOLS) for size in ("8B", "14B", "32B", "30B-A3B", "235B-A22B")},
+    }
+    # The repositories have been renamed once; both names work.
+    return {
+        f"nvidia/{name}-{suffix}": Published(config | _NVFP4, able)
+        for name, (config, able) in configs.items()
+        for suffix in ("FP4", "NVFP4")
+    }
 
 
 def _named(names: Iterable[str], config: Mapping[str, Any], capabilities: tuple[str, ...]) -> dict[str, Published]:
@@ -190,10 +214,13 @@ def _catalogue() -> dict[str, Published]:
         "235B-A22B": _qwen3_moe(4096, 94, 64, 1536),
     }
     for size, config in qwen3.items():
-        models |= _named([f"Qwen/Qwen3-{size}", f"Qwen/Qwen3-{size}-FP8"], config, _TOOLS)
+        models |= _named([f"Qwen/Qwen3-{size}"], config, _TOOLS)
+        models |= _named([f"Qwen/Qwen3-{size}-FP8"], config | _FP8, _TOOLS)
 
-    models |= _named(["deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3-0324"], _DEEPSEEK_V3, _TOOLS)
-    models |= _named(["deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-0528"], _DEEPSEEK_V3, ())
+    deepseek = _DEEPSEEK_V3 | _FP8
+    models |= _named(["deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3-0324"], deepseek, _TOOLS)
+    models |= _named(["deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-0528"], deepseek, ())
+    models |= _nvfp4(qwen3)
     distills = {
         "Qwen-1.5B": _dense(1536, 28, 12, 2, 8960, 151936, 131072),
         "Qwen-7B": _dense(*_QWEN25_7B, 131072),
