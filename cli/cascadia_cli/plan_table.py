@@ -92,6 +92,9 @@ def _stages(plan: Plan, bar: int) -> Table:
         right = header in ("Reached by", "GPUs", "Load", "p95")
         table.add_column(header, justify="right" if right else "left", no_wrap=header != "Replicas")
     most = max((stage.gpus for stage in plan.stages), default=1) or 1
+    skips = any(stage.skipped > 0 for stage in plan.stages)
+    if skips:
+        table.add_column("Passed by", justify="right", no_wrap=True)
     for stage, colour in zip(plan.stages, _STAGE_COLOURS, strict=False):
         table.add_row(
             Text(stage.name, style=f"bold {colour}" if stage.gpus else "dim"),
@@ -102,6 +105,7 @@ def _stages(plan: Plan, bar: int) -> Table:
             Text(_bar(stage.gpus, most, bar), style=colour),
             "–" if stage.utilization is None else percent(stage.utilization),
             duration(stage.p95_ms),
+            *([percent(stage.skipped) if stage.skipped > 0 else "–"] if skips else []),
             style=None if stage.gpus else "dim",
         )
     return table

@@ -18,6 +18,7 @@ from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_deci
 __all__ = [
     "ApiKeysReference",
     "Calibration",
+    "CapabilityNeeds",
     "CascadeDeployment",
     "CascadeDeploymentSpec",
     "Engine",
@@ -387,12 +388,45 @@ class TokenLengths(ApiModel):
     )
 
 
+class CapabilityNeeds(ApiModel):
+    """Share of requests that need more than text of a model, each independently of the others.
+
+    Requests go to the first stage whose model can do what they need.
+    """
+
+    tools: DecimalString | None = Field(None, description="Share of requests with tools, 0 to 1.")
+    images: DecimalString | None = Field(None, description="Share of requests with images, 0 to 1.")
+    audio: DecimalString | None = Field(None, description="Share of requests with audio, 0 to 1.")
+    json_schema: DecimalString | None = Field(
+        None, description="Share of requests that want an answer by a JSON schema, 0 to 1."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(!has(self.tools) || double(self.tools) <= 1.0) && (!has(self.images) || double(self.images) <= 1.0) && "
+            "(!has(self.audio) || double(self.audio) <= 1.0) && "
+            "(!has(self.jsonSchema) || double(self.jsonSchema) <= 1.0)",
+            "shares of requests must lie between 0 and 1",
+            lambda n: all(as_decimal(share) <= 1 for share in n.shares().values()),
+        ),
+    )
+
+    def shares(self) -> dict[str, str]:
+        """Shares that are given, by the capability's name among the routers."""
+        named = {"tools": self.tools, "images": self.images, "audio": self.audio, "json-schema": self.json_schema}
+        return {word: share for word, share in named.items() if share is not None}
+
+
 class Workload(ApiModel):
     """The traffic to plan for until real traffic has been seen."""
 
     requests_per_second: DecimalString = Field(description="Arrival rate of requests, 1/s.")
     input_tokens: TokenLengths = Field(description="Prompt lengths.")
     output_tokens: TokenLengths = Field(description="Answer lengths of the largest model.")
+    needs: CapabilityNeeds | None = Field(
+        None,
+        description="What requests need beyond text, where neither the calibration set nor a trace says it.",
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

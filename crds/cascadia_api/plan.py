@@ -56,7 +56,12 @@ class PlanStage(ApiModel):
     threshold: Figure | None = Field(
         None, description="Answers with a raw score of at least this are accepted; absent: every answer is."
     )
-    reach: Figure = Field(description="Share of requests that get to this stage.")
+    reach: Figure = Field(description="Share of requests that this stage serves.")
+    skipped: Figure = Field(
+        0.0,
+        description="Share of requests that get this far and pass the stage by, since they exceed its model's context "
+        "window or need what it cannot do; of the last stage: that it refuses.",
+    )
     gpus: int = Field(ge=0, description="GPUs of the stage; 0: the stage is dropped.")
     pool: Identifier | None = Field(None, description="Pool that the GPUs come from; absent for a dropped stage.")
     replicas: Annotated[list[ReplicaGroup], Field(max_length=16)] = Field(description="The stage's replicas.")

@@ -32,13 +32,15 @@ def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Exp
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     facts = [model_of(model) for model in cascade.spec.models]
     times, answered_by = simulate_plan(cascade.spec, facts, plan, sample)
+    each = np.arange(len(sample))
+    taken = np.stack([sample.taken_by(model) for model in range(len(plan.stages))], axis=1)
     seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)
     return Expectation(
         end_to_end_ms={
             percent: 1000 * float(np.quantile(seconds, percent / 100, method="lower")) for percent in PERCENTILES
         },
-        quality=float(sample.quality[np.arange(len(sample)), answered_by].mean()),
-        reach={plan.stages[index].name: float((answered_by >= index).mean()) for index in live},
+        quality=float((sample.quality[each, answered_by] * taken[each, answered_by]).mean()),
+        reach={plan.stages[index].name: float(((answered_by >= index) & taken[:, index]).mean()) for index in live},
         saturated=tuple(plan.stages[index].name for index in live if times.saturated[index]),
     )
 

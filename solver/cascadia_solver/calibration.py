@@ -5,7 +5,8 @@ One JSON object a line::
     {"id": "gsm8k-17", "inputTokens": 134,
      "answers": {"small": {"scores": {"logprob-mean": 0.93}, "quality": 1.0, "outputTokens": 211}, …}}
 
-`quality` in [0, 1] is the judged worth of the answer; `scores` holds raw scores by scorer id.
+`quality` in [0, 1] is the judged worth of the answer; `scores` holds raw scores by scorer id. A request that
+needs more than text says so in `needs`: `["tools"]`, `["images"]`, `["audio"]`, `["json-schema"]`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from functools import cached_property
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from numpy.typing import NDArray
 
 from cascadia_api.errors import InputError
+from cascadia_solver.ability import needs_mask
 from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary
 
 __all__ = ["MIN_ROWS", "CalibrationAnswer", "CalibrationRow", "CalibrationSet", "calibration_line", "parse_calibration"]
@@ -53,11 +55,13 @@ class CalibrationRow(Struct, rename="camel"):
         id: Unique in the set.
         input_tokens: Length of the prompt.
         answers: By model name.
+        needs: What it needs beyond text: ``tools``, ``images``, ``audio``, ``json-schema``.
     """
 
     id: str
     input_tokens: float
     answers: dict[str, CalibrationAnswer]
+    needs: list[str] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +77,8 @@ class CalibrationSet:
         scores: Raw scores [n, C]; those of the last model may be NaN, since no threshold applies to them.
         quality: Judged worth [n, C], 0 to 1.
         source: ``Calibration``, or ``Prior`` for a table that was made up from published accuracies.
+        needs: What each request needs beyond text, as `ability.needs_mask` says [n]; None where no row says.
+        able: Which models can take each request [n, C]; None: all of them, or not yet looked up.
     """
 
     ids: Sequence[str]
@@ -83,6 +89,8 @@ class CalibrationSet:
     scores: Floats
     quality: Floats
     source: str = field(default="Calibration")
+    needs: NDArray[np.uint8] | None = None
+    able: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,6 +101,8 @@ class CalibrationSet:
         state = hashlib.sha256(repr((self.models, self.scorer, self.source, len(self))).encode())
         for array in (self.input_tokens, self.output_tokens, self.scores, self.quality):
             state.update(np.ascontiguousarray(array).tobytes())
+        if self.needs is not None:
+            state.update(self.needs.tobytes())
         return state.hexdigest()
 
 
@@ -114,6 +124,7 @@ def parse_calibration(
     """
     decoder = msgspec.json.Decoder(CalibrationRow)
     rows: list[tuple[str, float, list[float]]] = []
+    needs: list[int | None] = []
     problems: list[RowProblem] = []
     seen: set[str] = set()
     scorers: set[str] = set()
@@ -128,11 +139,13 @@ def parse_calibration(
             for answer in row.answers.values():
                 scorers.update(answer.scores)
             values = _values(row, models, scorer, seen)
+            needed = None if row.needs is UNSET else needs_mask(row.needs)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             problems.append(RowProblem(number, str(error)))
             continue
         seen.add(row.id)
         rows.append((row.id, float(row.input_tokens), values))
+        needs.append(needed)
     _check_rows(len(rows), problems, scorer, scorers)
     columns = np.array([values for _, _, values in rows]).reshape(len(rows), 3, len(models))
     result = CalibrationSet(
@@ -143,6 +156,7 @@ def parse_calibration(
         output_tokens=np.ascontiguousarray(columns[:, 0]),
         scores=np.ascontiguousarray(columns[:, 1]),
         quality=np.ascontiguousarray(columns[:, 2]),
+        needs=None if set(needs) == {None} else np.array([mask or 0 for mask in needs], dtype=np.uint8),
     )
     for index, name in enumerate(models[:-1]):
         if np.ptp(result.scores[:, index]) == 0:

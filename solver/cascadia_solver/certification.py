@@ -181,7 +181,7 @@ class QualityStudy:
         """Quality of each vector's answer to each of some requests [rows, vectors]."""
         most = max(len(grid.stages) for grid in self.grids)
         stages = np.zeros((len(vectors), most), dtype=np.int64)
-        thresholds = np.full((len(vectors), most), -np.inf)
+        thresholds = np.full((len(vectors), most), np.nan)
         place = np.searchsorted(starts, vectors, side="right") - 1
         for g in np.unique(place).tolist():
             grid, mine = self.grids[g], np.flatnonzero(place == g)
@@ -189,19 +189,25 @@ class QualityStudy:
             position = np.unravel_index(vectors[mine] - starts[g], grid.shape) if grid.shape else ()
             for j, (levels, k) in enumerate(zip(grid.levels, position, strict=True)):
                 thresholds[mine, j] = levels[k]
-        return _worth_of_answers(stages, thresholds, self.table.scores[rows], self.table.quality[rows])
+        able = self.table.able
+        taken = np.ones((len(rows), len(self.table.models)), dtype=np.bool_) if able is None else able[rows]
+        return _worth_of_answers(stages, thresholds, self.table.scores[rows], self.table.quality[rows], taken)
 
 
 @compiled
-def _worth_of_answers(stages: Integers, thresholds: Floats, scores: Floats, quality: Floats) -> Floats:
-    """Quality of the answer that is accepted, by request and vector; a threshold of -inf accepts all [n, L]."""
+def _worth_of_answers(
+    stages: Integers, thresholds: Floats, scores: Floats, quality: Floats, able: NDArray[np.bool_]
+) -> Floats:
+    """Quality of the answer that is accepted, by request and vector; the last stage has a threshold of NaN [n, L]."""
     worth = np.empty((len(scores), len(stages)))
     for r in range(len(scores)):
         for v in range(len(stages)):
             j = 0
-            while thresholds[v, j] > -np.inf and not scores[r, stages[v, j]] >= thresholds[v, j]:
+            while not np.isnan(thresholds[v, j]) and not (
+                able[r, stages[v, j]] and scores[r, stages[v, j]] >= thresholds[v, j]
+            ):
                 j += 1
-            worth[r, v] = quality[r, stages[v, j]]
+            worth[r, v] = quality[r, stages[v, j]] if able[r, stages[v, j]] else 0.0
     return worth
 
 
@@ -218,7 +224,7 @@ def estimate_quality(
     """
     count = len(table)
     weight = np.ones(count) if weights is None else weights / weights.mean()
-    replays = [Replay(grid, table.scores) for grid in grids]
+    replays = [Replay(grid, table.scores, table.able) for grid in grids]
     fold = np.random.default_rng((seed, 5)).permutation(count) % _FOLDS
     if table.source == "Prior":
         values = table.quality[None]

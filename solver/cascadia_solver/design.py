@@ -52,8 +52,8 @@ class Routed:
 
     Attributes:
         route: The route.
-        exits: Model that answers each request [n].
-        reach: Share of the requests at each stage [S].
+        exits: Model that answers each request, or refuses it [n].
+        reach: Share of the requests that each stage serves [S].
         rates: Arrival rate at each stage, 1/s [S].
         tables: Of each stage, for the requests that get there: one profile.
         latencies: Of each stage's best replicas by number of GPUs, s [S][F + 1].
@@ -158,12 +158,15 @@ def routed(
         percentile: Of latency.
         made: Stages that other routes have in common with it; those made here are added.
     """
-    exits = exit_stages(route.stages, route.thresholds, sample.scores)
+    exits = exit_stages(route.stages, route.thresholds, sample.scores, sample.able)
     stages = []
     for place, site in enumerate(sites):
         key = (site.model, site.pool, *zip(route.stages[:place], route.thresholds[:place], strict=True))
         if key not in made:
-            made[key] = _stage(site, exits >= site.model, sample, limits[site.pool], percentile)
+            visits = exits >= site.model
+            if sample.able is not None:
+                visits &= sample.able[:, site.model]
+            made[key] = _stage(site, visits, sample, limits[site.pool], percentile)
         stages.append(made[key])
     share = np.array([stage.reach for stage in stages])
     return Routed(

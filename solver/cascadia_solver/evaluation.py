@@ -80,9 +80,12 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
     stages = [StageReplicas([], []) for _ in range(models)]
     for model, replicas in zip(design.route.stages, stage_replicas(design), strict=True):
         stages[model] = replicas
-    times = simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, design.routed.exits)
+    exits = design.routed.exits
+    times = simulate_cascade(
+        stages, sample.arrivals, sample.input_tokens, sample.output_tokens, exits, able=sample.able
+    )
     service = [times.stage_service[model] for model in design.route.stages]
-    seen = path_times(times, sample, design.routed.exits)
+    seen = path_times(times, sample, exits)
     return Evaluation(
         seen.end_to_end,
         seen.first_token,

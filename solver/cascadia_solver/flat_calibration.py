@@ -4,7 +4,8 @@
 
     id,inputTokens,answers.small.quality,answers.small.outputTokens,answers.small.scores.logprob-mean,answers.large.…
 
-An empty cell (in Parquet: null or NaN) is a field that the row does not have. Other columns are ignored.
+An empty cell (in Parquet: null or NaN) is a field that the row does not have. An optional column `needs` has
+words between spaces (in Parquet also a list). Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _paths(columns: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _path(column: str) -> tuple[str, ...]:
-    if column in {"id", "inputTokens"}:
+    if column in {"id", "inputTokens", "needs"}:
         return (column,)
     head, _, rest = column.partition(".")
     model, _, field = rest.partition(".")
@@ -99,10 +100,13 @@ def _line(
 ) -> bytes | RowProblem:
     row: dict[str, Any] = {"answers": {}}
     for column, path, value in zip(columns, paths, values, strict=True):
-        if not path or value is None or value == "":
+        if not path or value is None or (isinstance(value, str) and value == ""):
             continue
         if path == ("id",):
             row["id"] = str(value)
+            continue
+        if path == ("needs",):
+            row["needs"] = value.split() if isinstance(value, str) else [str(word) for word in value]
             continue
         try:
             figure = float(value)

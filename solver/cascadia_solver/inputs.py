@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cascadia_api.cascade import CascadeDeployment, TokenLengths
 from cascadia_api.errors import InputError
 from cascadia_api.plan import plan_id
+from cascadia_solver.ability import able_models, drawn_needs, needs_shares
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.gpus import GPUS, GpuFacts
 from cascadia_solver.catalogue.manifest import precision_of, repository
@@ -31,7 +33,9 @@ from cascadia_solver.workload import (
 
 __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_of"]
 
-SOLVER_VERSION = "2"
+Bools = NDArray[np.bool_]
+
+SOLVER_VERSION = "3"
 """Grows when the same inputs may give another plan."""
 
 
@@ -107,7 +111,36 @@ def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Tr
                 f"calibration set: its scores are {table.scorer!r}, spec.routing.scorer is {spec.routing.scorer_id!r}"
             )
     demand = _demand(inputs, table, requests)
-    return Traffic(facts, table, demand, match(demand, table, seed=inputs.seed))
+    table = _with_needs(table, _stated_needs(inputs, demand), inputs.seed)
+    sample = match(demand, table, seed=inputs.seed)
+    sample = replace(sample, able=able_models(facts, sample.input_tokens, sample.output_tokens, sample.needs))
+    return Traffic(facts, replace(table, able=_able_rows(table, facts, sample)), demand, sample)
+
+
+def _stated_needs(inputs: PlanningInputs, demand: Demand) -> dict[str, float]:
+    """Share of the traffic that needs each capability, as the trace or else the manifest says."""
+    if demand.needs is not None:
+        return needs_shares(demand.needs)
+    needs = inputs.cascade.spec.workload.needs
+    return {} if needs is None else {word: float(share) for word, share in needs.shares().items()}
+
+
+def _with_needs(table: CalibrationSet, shares: Mapping[str, float], seed: int) -> CalibrationSet:
+    """The table, with needs dealt to its rows at these shares where it does not say itself what they need."""
+    if table.needs is not None or not shares:
+        return table
+    return replace(table, needs=drawn_needs(shares, len(table), np.random.default_rng((seed, 7))))
+
+
+def _able_rows(table: CalibrationSet, facts: Sequence[ModelFacts], sample: RequestSample) -> Bools | None:
+    """Which models can take each row; a prior's rows have the lengths of the requests that were matched with them."""
+    if table.source != "Prior":
+        return able_models(facts, table.input_tokens, table.output_tokens, table.needs)
+    if sample.able is None:
+        return None
+    able = np.ones(table.quality.shape, dtype=np.bool_)
+    able[sample.row] = sample.able
+    return able
 
 
 def _demand(inputs: PlanningInputs, table: CalibrationSet, requests: int) -> Demand:
@@ -179,13 +212,17 @@ def _demand_id(inputs: PlanningInputs) -> dict[str, Any]:
         state = hashlib.sha256()
         for array in (inputs.trace.arrivals, inputs.trace.input_tokens, inputs.trace.output_tokens):
             state.update(np.ascontiguousarray(array).tobytes())
+        if inputs.trace.needs is not None:
+            state.update(inputs.trace.needs.tobytes())
         return {"trace": state.hexdigest(), "rate": inputs.requests_per_second}
     workload = inputs.cascade.spec.workload
 
     def lengths(tokens: TokenLengths) -> list[int]:
         return [tokens.mean, tokens.p95]
 
+    needs = {} if workload.needs is None else workload.needs.shares()
     return {
+        "needs": {word: float(share) for word, share in needs.items()},
         "rate": inputs.requests_per_second or float(workload.requests_per_second),
         "input": lengths(workload.input_tokens),
         "output": lengths(workload.output_tokens),

@@ -64,7 +64,7 @@ def ladder(
         floor: Quality floor.
         overloaded: Lower floor that may be gone down to under overload, if any.
     """
-    replay = Replay(grid, sample.scores)
+    replay = Replay(grid, sample.scores, sample.able)
     reach = replay.reach(np.ones(len(sample)))
     load = np.stack(
         [replay.at_stage(j, np.ascontiguousarray(sample.output_tokens[:, m])) for j, m in enumerate(grid.stages)],

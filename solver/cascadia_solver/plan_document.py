@@ -58,6 +58,7 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
     route = plan.route
     thresholds = thresholds_of_plan(route.stages, route.thresholds, len(names))
     stages = [PlanStage(name=name, threshold=None, reach=0.0, gpus=0, pool=None, replicas=[]) for name in names]
+    exits, sample = plan.routed.exits, problem.sample
     for j, model in enumerate(route.stages):
         replicas = plan.replicas[j]
         total = sum(rate * count for rate, count in zip(replicas.rates, replicas.counts, strict=True))
@@ -66,6 +67,7 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
             name=names[model],
             threshold=thresholds[model],
             reach=float(plan.routed.reach[j]),
+            skipped=float(((exits >= model) & ~sample.taken_by(model)).mean()),
             gpus=replicas.gpus,
             pool=problem.budgets[route.pools[j]].name,
             replicas=[

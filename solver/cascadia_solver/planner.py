@@ -305,14 +305,14 @@ def _warnings(
         said.append(f"planned without {spec.models[model].name}: {error}")
     if best.saturated:
         said.append("the queue of a stage grew during the simulation: arrivals come in bursts beyond its capacity")
-    longest = sample.input_tokens[:, None] + sample.output_tokens
-    for model in best.design.route.stages:
-        window = traffic.facts[model].context_window
-        over = float((longest[:, model] > window).mean())
-        if over > 0:
-            said.append(
-                f"{over:.2%} of the requests exceed the context window of {spec.models[model].name} ({window} tokens)"
-            )
+    last = best.design.route.stages[-1]
+    refused = float(((best.design.routed.exits == last) & ~sample.taken_by(last)).mean())
+    if refused > 0:
+        said.append(
+            f"{refused:.2%} of the requests will be refused and count as worth nothing: no later stage can take them, "
+            f"and {spec.models[last].name} has {traffic.facts[last].context_window} tokens of context and can do "
+            f"{', '.join(traffic.facts[last].capabilities) or 'text only'}"
+        )
     if table.source == "Calibration":
         typical = float(np.median(table.output_tokens[:, traffic.demand.length_model]))
         planned = float(np.median(traffic.demand.output_tokens))

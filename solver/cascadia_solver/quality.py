@@ -68,7 +68,7 @@ def quality_of_grids(
         weights: Weights of the requests, mean 1 [n]; None where all count alike. Taken as fixed.
         seed: Seed of the bootstrap.
     """
-    replays = [Replay(grid, table.scores) for grid in grids]
+    replays = [Replay(grid, table.scores, table.able) for grid in grids]
     weight = np.ones(len(table)) if weights is None else weights / weights.mean()
     means = [replay.at_exit(table.quality * weight[:, None]) / len(table) for replay in replays]
     if table.source == "Prior":

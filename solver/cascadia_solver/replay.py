@@ -3,7 +3,8 @@
 For a cascade of some of the models and a grid of thresholds per stage, all vectors of the grid are
 replayed at once: requests are sorted into cells by the bin of each stage's score, and cumulative sums
 over the cells answer "the sum of v over the requests that get to stage j" for every vector. That costs
-one pass over the requests and one over the grid, whatever the number of vectors.
+one pass over the requests and one over the grid, whatever the number of vectors. Requests that a stage
+cannot take (see `ability`) pass it by: they are passed on at every threshold, and count nothing there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["Replay", "ThresholdGrid", "exit_stages", "threshold_grids"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 _VECTORS = 1089
 """Threshold vectors of one choice of stages: 33 quantiles for each of two thresholds."""
@@ -120,21 +122,25 @@ class Replay:
     Args:
         grid: V threshold vectors over the grid's stages.
         scores: Raw scores of all models [n, C].
+        able: Which models can take each request [n, C]; None: all of them. Others are passed by.
     """
 
-    def __init__(self, grid: ThresholdGrid, scores: Floats) -> None:
+    def __init__(self, grid: ThresholdGrid, scores: Floats, able: Bools | None = None) -> None:
         self.grid = grid
         self._requests = len(scores)
+        self._able = able
         cell = np.zeros(self._requests, dtype=np.int64)
         self._cells = [cell]
         for model, levels in zip(grid.stages, grid.levels, strict=False):
             # A request in bin b escalates at the k-th threshold exactly if b <= k: s < level[k].
             bins = np.searchsorted(levels, scores[:, model], side="right")
+            if able is not None:
+                bins[~able[:, model]] = 0  # passes by, even where every answer is accepted
             cell = cell * (len(levels) + 1) + bins
             self._cells.append(cell)
 
     def reaching(self, stage: int, values: Floats) -> Floats:
-        """Sum of `values` over the requests that get to a stage.
+        """Sum of `values` over the requests that get to a stage, those that pass it by included.
 
         Args:
             stage: Place in `grid.stages`.
@@ -155,17 +161,27 @@ class Replay:
         return kept.reshape((*values.shape[:-1], *shape))
 
     def reach(self, weights: Floats) -> Floats:
-        """Share of the weight of all requests that gets to each stage, [V, stages]."""
+        """Share of the weight of all requests that each stage serves, [V, stages]."""
         total = weights.sum()
-        shares = [self._spread(self.reaching(j, weights), j) / total for j in range(len(self.grid.stages))]
-        return np.stack([share.ravel() for share in shares], axis=1)
+        return np.stack([self.at_stage(j, weights) / total for j in range(len(self.grid.stages))], axis=1)
+
+    def passed_by(self) -> Floats:
+        """Share of all requests that gets to each stage and cannot be taken there, [V, stages]."""
+        if self._able is None:
+            return np.zeros((len(self.grid), len(self.grid.stages)))
+        barred = ~self._able
+        shares = [
+            self._spread(self.reaching(j, barred[:, model].astype(np.float64)), j).ravel() / self._requests
+            for j, model in enumerate(self.grid.stages)
+        ]
+        return np.stack(shares, axis=1)
 
     def at_stage(self, stage: int, values: Floats) -> Floats:
-        """Sum of `values` [n] over the requests that get to a stage, for every vector [V]."""
-        return self._spread(self.reaching(stage, values), stage).ravel()
+        """Sum of `values` [n] over the requests that a stage serves, for every vector [V]."""
+        return self._spread(self.reaching(stage, self._served(stage, values)), stage).ravel()
 
     def at_exit(self, values: Floats) -> Floats:
-        """Sum over all requests of the value of the model that answers them.
+        """Sum over all requests of the value of the model that answers them; 0 for one that the last refuses.
 
         Args:
             values: [..., n, C].
@@ -177,11 +193,15 @@ class Replay:
         lead = values.shape[:-2]
         total = np.zeros((*lead, *self.grid.shape))
         for j, model in enumerate(stages):
-            column = np.ascontiguousarray(values[..., model])
+            column = self._served(j, np.ascontiguousarray(values[..., model]))
             total += self._spread(self.reaching(j, column), j)
             if j + 1 < len(stages):
                 total -= self._spread(self.reaching(j + 1, column), j + 1)
         return total.reshape((*lead, len(self.grid)))
+
+    def _served(self, stage: int, values: Floats) -> Floats:
+        """Values [..., n], 0 for the requests that a stage cannot take."""
+        return values if self._able is None else values * self._able[:, self.grid.stages[stage]]
 
     def _spread(self, sums: Floats, stage: int) -> Floats:
         """Broadcast sums over the thresholds before a stage to all vectors."""
@@ -190,13 +210,16 @@ class Replay:
         return np.broadcast_to(sums.reshape((*sums.shape, *(1,) * (len(full) - stage))), (*lead, *full))
 
 
-def exit_stages(stages: Sequence[int], thresholds: Sequence[float], scores: Floats) -> Integers:
-    """Model that answers each request under one threshold vector.
+def exit_stages(
+    stages: Sequence[int], thresholds: Sequence[float], scores: Floats, able: Bools | None = None
+) -> Integers:
+    """Model that answers each request under one threshold vector, or refuses it, if the last cannot take it.
 
     Args:
         stages: Indices of the models that have a stage.
         thresholds: One a stage but the last.
         scores: Raw scores [n, C].
+        able: Which models can take each request [n, C]; None: all of them.
 
     Returns:
         Model indices [n].
@@ -205,6 +228,8 @@ def exit_stages(stages: Sequence[int], thresholds: Sequence[float], scores: Floa
     open_ = np.ones(len(scores), dtype=bool)
     for model, threshold in zip(stages, thresholds, strict=False):
         accepted = open_ & (scores[:, model] >= threshold)
+        if able is not None:
+            accepted &= able[:, model]
         answered_by[accepted] = model
         open_ &= ~accepted
     return answered_by

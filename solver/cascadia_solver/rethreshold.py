@@ -95,7 +95,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     (grid,) = threshold_grids(traffic.table, candidates=live, forced=live, max_escalations=None)
     percentile = float(spec.objective.percentile)
     placed = [_placed(inputs, traffic, model, plan.stages[model], percentile) for model in live]
-    replay = Replay(grid, sample.scores)
+    replay = Replay(grid, sample.scores, sample.able)
     every = np.ones(len(sample))
     reach = replay.reach(every)
     rates = _rates(replay, traffic, grid)
@@ -144,7 +144,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
             "plan_id": plan_id({"inputs": inputs_id(inputs, traffic.table, budgets), "replicasOf": origin.plan_id}),
             "replicas_of": origin,
             "thresholds": of_models,
-            "stages": _stages(plan, live, of_models, reach[best], rates[best], placed),
+            "stages": _stages(plan, live, of_models, (reach[best], replay.passed_by()[best]), rates[best], placed),
             "ladder": document.ladder_of_plan(rungs, live, len(names)),
             "quality": PlanQuality(
                 mean=float(quality.mean[best]),
@@ -203,6 +203,7 @@ def _thinned(sample: RequestSample) -> RequestSample:
         scores=sample.scores[rows],
         quality=sample.quality[rows],
         row=sample.row[rows],
+        able=None if sample.able is None else sample.able[rows],
     )
 
 
@@ -218,7 +219,8 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
         source.step_model(traffic.facts[model], gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
         for shape in shapes
     ]
-    profile = length_profile(sample.input_tokens, sample.output_tokens[:, model])
+    taken = sample.taken_by(model)
+    profile = length_profile(sample.input_tokens[taken], sample.output_tokens[taken, model])
     curves = load_curves(steps, [profile], percentile)
     levels = latency_levels([curves])
     counts = np.array([group.count for group in stage.replicas], dtype=np.float64)
@@ -240,7 +242,8 @@ def _rates(replay: Replay, traffic: Traffic, grid: ThresholdGrid) -> Floats:
     columns = []
     for j, model in enumerate(grid.stages):
         answers = np.ascontiguousarray(sample.output_tokens[:, model])
-        columns.append(replay.at_stage(j, answers) / answers.sum() * sample.requests_per_second)
+        typical = answers[sample.taken_by(model)].mean() * len(sample)
+        columns.append(replay.at_stage(j, answers) / typical * sample.requests_per_second)
     return np.stack(columns, axis=1)
 
 
@@ -272,11 +275,11 @@ def _latency(
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     latency = np.full(len(grid), np.inf)
     rows = np.flatnonzero(carried)
-    inputs, outputs, scores = sample.input_tokens, sample.output_tokens, sample.scores
+    inputs, outputs, scores, able = sample.input_tokens, sample.output_tokens, sample.scores, sample.able
     if len(rows):
         times = path_latency(
             grid.stages, [t[rows] for t in thresholds], [p[rows] for p in parts],
-            inputs[shown], outputs[shown], scores[shown],
+            inputs[shown], outputs[shown], scores[shown], None if able is None else able[shown],
         )  # fmt: skip
         kth = min(len(shown) - 1, int(percentile / 100 * len(shown)))
         latency[rows] = np.partition(times, kth, axis=1)[:, kth]
@@ -284,7 +287,7 @@ def _latency(
     def times_of(vector: int) -> Floats:
         one = slice(vector, vector + 1)
         chosen = [t[one] for t in thresholds], [p[one] for p in parts]
-        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores)[0])
+        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores, able)[0])
 
     return latency, times_of
 
@@ -293,16 +296,18 @@ def _stages(
     plan: Plan,
     live: Sequence[int],
     thresholds: Sequence[float | None],
-    reach: Floats,
+    shares: tuple[Floats, Floats],
     rates: Floats,
     placed: Sequence[_Placed],
 ) -> list[PlanStage]:
+    """The plan's stages with other thresholds; `shares` are of the requests that each serves and that pass it by."""
     stages = list(plan.stages)
     for j, model in enumerate(live):
         level = np.interp(rates[j], placed[j].carried, placed[j].levels)
         changed = {
             "threshold": thresholds[model],
-            "reach": float(reach[j]),
+            "reach": float(shares[0][j]),
+            "skipped": float(shares[1][j]),
             "p95_ms": float(level) * 1e3,
             "utilization": document.utilization(float(rates[j]), float(placed[j].carried[-1])),
         }

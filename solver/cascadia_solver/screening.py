@@ -94,7 +94,7 @@ def screen(
         percentile: Of end-to-end latency.
         floor: Quality floor: vectors at or above it come first where not all are looked at.
     """
-    replay = Replay(grid, sample.scores)
+    replay = Replay(grid, sample.scores, sample.able)
     rates, profiles = _stage_loads(replay, sites, sample)
     needed = np.stack(
         [_needed(site, rate, profile) for site, rate, profile in zip(sites, rates.T, profiles.T, strict=True)], axis=1
@@ -220,6 +220,7 @@ def path_latency(
     inputs: Floats,
     outputs: Floats,
     scores: Floats,
+    able: NDArray[np.bool_] | None = None,
 ) -> Floats:
     """Latency of each request along its path, in closed form.
 
@@ -230,6 +231,7 @@ def path_latency(
         inputs: Prompt lengths [n].
         outputs: Answer lengths [n, C].
         scores: Raw scores [n, C].
+        able: Which models can take each request [n, C]; None: all of them.
 
     Returns:
         Seconds [K, n].
@@ -238,9 +240,10 @@ def path_latency(
     here = np.ones(total.shape, dtype=bool)
     for j, (model, part) in enumerate(zip(stages, parts, strict=True)):
         own = part[:, 0, None] + part[:, 1, None] * inputs + part[:, 2, None] * outputs[:, model]
-        total += np.where(here, own, 0.0)
+        takes = np.True_ if able is None else able[:, model]
+        total += np.where(here & takes, own, 0.0)
         if j + 1 < len(stages):
-            here &= scores[:, model] < thresholds[j][:, None]
+            here &= (scores[:, model] < thresholds[j][:, None]) | ~takes
     return total
 
 
@@ -287,11 +290,12 @@ def _estimates(
     position = np.unravel_index(vector, grid.shape) if grid.shape else ()
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     inputs, outputs, scores = sample.input_tokens[rows], sample.output_tokens[rows], sample.scores[rows]
+    able = None if sample.able is None else sample.able[rows]
     latency = np.empty(len(vector))
     for start in range(0, len(vector), 512):
         block = slice(start, start + 512)
         times = path_latency(
-            grid.stages, [t[block] for t in thresholds], [p[block] for p in parts], inputs, outputs, scores
+            grid.stages, [t[block] for t in thresholds], [p[block] for p in parts], inputs, outputs, scores, able
         )
         kth = min(len(rows) - 1, int(percentile / 100 * len(rows)))
         latency[block] = np.partition(times, kth, axis=1)[:, kth]

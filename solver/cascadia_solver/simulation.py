@@ -184,6 +184,7 @@ def simulate_cascade(
     exit_stage: npt.ArrayLike,
     scorer_seconds: float = 0.0,
     hop_seconds: float = 0.002,
+    able: npt.NDArray[np.bool_] | None = None,
 ) -> CascadeTimes:
     """Simulate requests on their way through a cascade.
 
@@ -198,6 +199,8 @@ def simulate_cascade(
         exit_stage: Index of the stage whose answer is accepted, [n]; it must have replicas.
         scorer_seconds: Time to score an answer; the last stage's answers are not scored.
         hop_seconds: Time to pass a request on to the next stage.
+        able: Which stages can take each request, [n, stages]; None: all of them. It passes the others by, and
+            one that its exit stage cannot take is refused there at once.
 
     Raises:
         ValueError: If some request's exit stage has no replicas, or shapes disagree.
@@ -219,7 +222,12 @@ def simulate_cascade(
     utilisation = [0.0] * len(stages)
     saturated = [False] * len(stages)
     for index in live:
-        visitors = np.flatnonzero(exits >= index)
+        comes = exits >= index
+        if able is not None:
+            refused = (exits == index) & ~able[:, index]
+            end[refused] = first_byte[refused] = at_stage[refused]
+            comes &= able[:, index]
+        visitors = np.flatnonzero(comes)
         visitors = visitors[np.argsort(at_stage[visitors], kind="stable")]
         reached = np.isfinite(at_stage[visitors])
         saturated[index] = not bool(reached.all())

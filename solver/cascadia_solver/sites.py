@@ -168,17 +168,25 @@ def find_sites(
     source = Roofline()
     found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile], float]] = {}
     answer_tokens: list[Floats] = []
+    reaches: list[Floats] = []
     unfit: dict[int, InfeasibleError] = {}
-    longest = np.quantile(sample.input_tokens[:, None] + sample.output_tokens, _HELD, axis=0)
     for m, model in enumerate(spec.models):
-        profiles, tokens = _profiles(sample, m)
+        taken = sample.taken_by(m)
+        if not taken.any():
+            answer_tokens.append(np.empty(0))
+            reaches.append(np.empty(0))
+            unfit[m] = _of_no_use(facts[m])
+            continue
+        longest = float(np.quantile((sample.input_tokens + sample.output_tokens[:, m])[taken], _HELD))
+        profiles, tokens, served = _profiles(sample, m)
+        reaches.append(served)
         answer_tokens.append(tokens)
         reasons: list[InfeasibleError] = []
         for p, budget in enumerate(budgets):
             if model.pools is not None and budget.name not in model.pools:
                 continue
             try:
-                options = _options(model, facts[m], budget, limits[p], longest[m])
+                options = _options(model, facts[m], budget, limits[p], longest)
             except InfeasibleError as error:
                 reasons.append(error)
                 continue
@@ -202,7 +210,7 @@ def find_sites(
             pool=p,
             options=tuple(options),
             least_replicas=least,
-            reaches=PROFILE_REACHES[: len(tokens)],
+            reaches=reaches[m],
             answer_tokens=tokens,
             table=StageTable(options, curves[key], levels, limits[p], least),
             uncertainty_percent=uncertain,
@@ -235,16 +243,31 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, lon
     return [option for option in options if option.step.kv_capacity_tokens >= longest]
 
 
-def _profiles(sample: RequestSample, model: int) -> tuple[list[LengthProfile], Floats]:
-    """Length profiles of the hardest requests, by the scores of smaller models; and their mean answers."""
-    ordered = sample.by_length[model][:: max(1, len(sample) // _PROFILED)]
+def _of_no_use(facts: ModelFacts) -> InfeasibleError:
+    able = f"{facts.context_window} tokens of context, {', '.join(facts.capabilities) or 'text only'}"
+    return InfeasibleError("ModelFitsNowhere", f"{facts.name}: it can take none of the requests ({able})")
+
+
+def _profiles(sample: RequestSample, model: int) -> tuple[list[LengthProfile], Floats, Floats]:
+    """Length profiles of the hardest requests that a model can take, by the scores of smaller models.
+
+    Those that a smaller model cannot take count as the hardest for it.
+
+    Returns:
+        The profiles, their mean answers, and the share of all requests that each is of.
+    """
+    taken = sample.taken_by(model)
+    ordered = sample.by_length[model]
+    ordered = ordered[taken[ordered]]
+    ordered = ordered[:: max(1, len(ordered) // _PROFILED)]
     inputs, outputs = sample.input_tokens[ordered], sample.output_tokens[ordered, model]
     if model == 0:
-        return [length_profile(inputs, outputs)], np.array([outputs.mean()])
+        return [length_profile(inputs, outputs)], np.array([outputs.mean()]), np.array([taken.mean()])
     count = len(sample)
     hardness = np.zeros(count)
-    for scores in sample.scores[:, :model].T:
-        hardness[np.argsort(scores)] += np.arange(count)
+    for smaller, scores in enumerate(sample.scores[:, :model].T):
+        order = np.argsort(scores)
+        hardness[order] += np.arange(count) * sample.taken_by(smaller)[order]
     ranks = np.empty(count, dtype=np.int64)
     ranks[np.argsort(hardness, kind="stable")] = np.arange(count)
     hardest = ranks[ordered]
@@ -252,4 +275,5 @@ def _profiles(sample: RequestSample, model: int) -> tuple[list[LengthProfile], F
     return (
         [length_profile(inputs[rows], outputs[rows]) for rows in chosen],
         np.array([outputs[rows].mean() for rows in chosen]),
+        np.array([rows.mean() for rows in chosen]) * taken.mean(),
     )

@@ -37,9 +37,12 @@ def simulate_plan(
     """
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     thresholds = [-math.inf if (h := plan.stages[index].threshold) is None else h for index in live[:-1]]
-    exits = exit_stages(live, thresholds, sample.scores)
+    exits = exit_stages(live, thresholds, sample.scores, sample.able)
     stages = [_replicas(spec, facts[index], plan, index) for index in range(len(plan.stages))]
-    return simulate_cascade(stages, sample.arrivals, sample.input_tokens, sample.output_tokens, exits), exits
+    times = simulate_cascade(
+        stages, sample.arrivals, sample.input_tokens, sample.output_tokens, exits, able=sample.able
+    )
+    return times, exits
 
 
 def _replicas(spec: CascadeDeploymentSpec, facts: ModelFacts, plan: Plan, index: int) -> StageReplicas:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_api.errors import InputError
+from cascadia_solver.ability import needs_mask
 from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary
 
 __all__ = ["Trace", "parse_trace"]
@@ -35,11 +36,13 @@ class Trace:
         arrivals: Seconds since the first one [n].
         input_tokens: Prompt lengths [n].
         output_tokens: Answer lengths [n], taken to be those of the largest model.
+        needs: What each request needs beyond text, as `ability.needs_mask` says [n]; None where the trace is silent.
     """
 
     arrivals: Floats
     input_tokens: Floats
     output_tokens: Floats
+    needs: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -53,7 +56,8 @@ class Trace:
 def parse_trace(lines: Iterable[bytes | str]) -> tuple[Trace, list[RowProblem]]:
     """Read a trace: Azure's CSV, or JSONL with ``timestampMs``, ``inputTokens`` and ``outputTokens``.
 
-    Other public names of the same columns are understood (Mooncake's, Vidur's). Rows out of order are
+    Other public names of the same columns are understood (Mooncake's, Vidur's). An optional `needs` says what
+    a request needs beyond text: a list of words in JSON, words between spaces in CSV. Rows out of order are
     sorted; unusable rows are skipped.
 
     Raises:
@@ -65,7 +69,7 @@ def parse_trace(lines: Iterable[bytes | str]) -> tuple[Trace, list[RowProblem]]:
     if first is None:
         raise InputError("trace: it is empty")
     records = (_json_records if first[1].lstrip().startswith("{") else _csv_records)(chain([first], numbered))
-    rows: list[tuple[float, float, float]] = []
+    rows: list[tuple[float, float, float, float]] = []
     problems: list[RowProblem] = []
     for number, record in records:
         try:
@@ -80,7 +84,8 @@ def parse_trace(lines: Iterable[bytes | str]) -> tuple[Trace, list[RowProblem]]:
     arrivals = table[:, 0] - table[0, 0]
     if arrivals[-1] <= 0:
         raise InputError("trace: all requests have the same timestamp, so it has no arrival rate")
-    return Trace(arrivals, np.ascontiguousarray(table[:, 1]), np.ascontiguousarray(table[:, 2])), problems
+    needs = None if np.isnan(table[:, 3]).all() else np.nan_to_num(table[:, 3]).astype(np.uint8)
+    return Trace(arrivals, np.ascontiguousarray(table[:, 1]), np.ascontiguousarray(table[:, 2]), needs), problems
 
 
 def _json_records(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -105,14 +110,22 @@ def _csv_records(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Mappin
         yield number, dict(zip(names, next(csv.reader([line])), strict=False))
 
 
-def _request(record: Mapping[str, Any]) -> tuple[float, float, float]:
+def _request(record: Mapping[str, Any]) -> tuple[float, float, float, float]:
     if "" in record:
         raise ValueError(str(record[""]))
     fields = {name.strip().casefold(): value for name, value in record.items()}
     arrival = next((name for name in _ARRIVAL if name in fields), None)
     if arrival is None:
         raise ValueError("it has no timestampMs")
-    return _seconds(fields[arrival], _ARRIVAL[arrival]), _tokens(fields, _INPUT), _tokens(fields, _OUTPUT)
+    seconds = _seconds(fields[arrival], _ARRIVAL[arrival])
+    return seconds, _tokens(fields, _INPUT), _tokens(fields, _OUTPUT), _needs(fields.get("needs"))
+
+
+def _needs(value: object) -> float:
+    """Mask of what a request needs; NaN where its record does not say."""
+    if value is None:
+        return math.nan
+    return float(needs_mask([str(word) for word in value] if isinstance(value, list) else str(value).split()))
 
 
 def _seconds(value: object, unit: float) -> float:

@@ -34,6 +34,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Masks = NDArray[np.uint8]
 
 SAMPLE_REQUESTS = 10_000
 """At this many requests a simulated p95 has a relative standard deviation of 1.3 %."""
@@ -56,6 +57,8 @@ class Demand:
         output_tokens: Answer lengths of the model `length_model` [n].
         length_model: Index of the model whose answers `output_tokens` describes.
         row_weights: Weights of the calibration rows, mean 1; None where all count alike.
+        needs: What each request needs beyond text, as `ability.needs_mask` says [n]; None: what its
+            calibration row needs.
     """
 
     requests_per_second: float
@@ -65,6 +68,7 @@ class Demand:
     output_tokens: Floats
     length_model: int
     row_weights: Floats | None = None
+    needs: Masks | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,8 @@ class RequestSample:
         scores: Raw scores [n, C].
         quality: Judged worth [n, C].
         row: Calibration row that each request was matched with [n].
+        needs: What each request needs beyond text [n]; None: nothing.
+        able: Which models can take each request [n, C]; None: all of them.
     """
 
     requests_per_second: float
@@ -88,9 +94,15 @@ class RequestSample:
     scores: Floats
     quality: Floats
     row: Integers
+    needs: Masks | None = None
+    able: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.arrivals)
+
+    def taken_by(self, model: int) -> NDArray[np.bool_]:
+        """Whether a model can take each request [n]."""
+        return np.ones(len(self), dtype=np.bool_) if self.able is None else self.able[:, model]
 
     @cached_property
     def by_length(self) -> list[Integers]:
@@ -145,6 +157,7 @@ def demand_of_trace(
         arrivals=repeated * (own_rate / rate),
         input_tokens=np.tile(trace.input_tokens[window], copies),
         output_tokens=np.tile(trace.output_tokens[window], copies),
+        needs=None if trace.needs is None else np.tile(trace.needs[window], copies),
         length_model=models - 1,
     )
 
@@ -205,6 +218,7 @@ def match(demand: Demand, table: CalibrationSet, *, seed: int = 0) -> RequestSam
         scores=table.scores[row],
         quality=table.quality[row],
         row=row,
+        needs=demand.needs if demand.needs is not None or table.needs is None else table.needs[row],
     )
 
 

@@ -40,6 +40,7 @@ def cascade(
     routing: dict[str, Any] | None = None,
     model_fields: dict[str, dict[str, Any]] | None = None,
     pools: list[dict[str, Any]] | None = None,
+    workload: dict[str, Any] | None = None,
 ) -> CascadeDeployment:
     """The chat example with some of its fields changed."""
     pool = {"name": "h100", "gpu": "H100-SXM-80GB", "maxGpus": gpus, "pricePerGpuHour": "2.5"}
@@ -65,6 +66,7 @@ def cascade(
                     "requestsPerSecond": rate,
                     "inputTokens": {"mean": 1155, "p95": 3100},
                     "outputTokens": {"mean": 211, "p95": 500},
+                    **(workload or {}),
                 },
             },
         }

@@ -28,7 +28,9 @@ def rows(count: int, *, references: int = 0) -> list[JudgedRow]:
             for c, model in enumerate(MODELS)
         }
         wrong = {model: answer.quality * (n % 4 > 0) for model, answer in answers.items()}
-        made.append(JudgedRow(str(n), 9.0, answers, "Endpoint/m", "0", wrong if n < references else None))
+        made.append(
+            JudgedRow(str(n), 9.0, answers, judge="Endpoint/m", prompt="0", reference=wrong if n < references else None)
+        )
     return made
 
 

@@ -10,18 +10,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_api.errors import InputError
+from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy
+from cascadia_router.balancing import ReplicaTable
+from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.policy_store import Cascade
 from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages, threshold_grids
 from tests.support.planning import probit_table
 
 
-def walk(stages: tuple[int, ...], thresholds: tuple[float, ...], scores: np.ndarray) -> tuple[list[int], int]:
-    """Visited stages and the model that answers, one request at a time."""
-    visited = []
-    for model, threshold in zip(stages, (*thresholds, -np.inf), strict=True):
-        visited.append(model)
-        if scores[model] >= threshold or model == stages[-1]:
+def routers_of(stages: tuple[int, ...], able: np.ndarray) -> Cascade:
+    """The routers' own view of a cascade in which bit m of a request's needs is what model m takes to serve it."""
+    words = ("tools", "images", "audio", "json-schema")
+    policy = RouterPolicy(
+        cascade="chat",
+        policy_revision=1,
+        plan_id="p",
+        stages=[
+            StagePolicy(name=f"m{m}", served_model_name="m", threshold=None if m == stages[-1] else 0.5,
+                        endpoints=[Endpoint(replica=f"r{m}", address="127.0.0.1:1")],
+                        context_window=10 if able[m] else 9, capabilities=list(words[:3]))
+            for m in stages
+        ],
+    )  # fmt: skip
+    return Cascade(policy, ReplicaTable(None, None))
+
+
+def walk(
+    stages: tuple[int, ...], thresholds: tuple[float, ...], scores: np.ndarray, able: np.ndarray
+) -> tuple[list[int], int]:
+    """Stages that serve one request and the model that answers or refuses it, by the routers' `able_from`."""
+    request = CompletionRequest(b"/v1/chat/completions", b'{"model":"chat","messages":[],"max_tokens":0}')
+    request.body = b"x" * 40  # ten tokens
+    cascade, visited, place = routers_of(stages, able), [], 0
+    while True:
+        place = cascade.able_from(place, len(stages), request)[0].index
+        model = stages[place]
+        if able[model]:
+            visited.append(model)
+        if model == stages[-1] or scores[model] >= thresholds[place]:
             return visited, model
-    raise AssertionError
+        place += 1
 
 
 LEVELS = st.sampled_from([-np.inf, 0.1, 0.3, 0.5, 0.7, 1.5])
@@ -43,21 +71,23 @@ def test_replay_equals_a_loop(case: tuple[int, tuple[int, ...], list[list[float]
     models, stages, levels, seed = case
     random = np.random.default_rng(seed)
     scores = random.choice([0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.9], size=(25, models))
+    able = random.random((25, models)) < (0.7 if seed % 2 else 1.0)
     values, weights = random.random((25, models)), random.random(25)
     grid = ThresholdGrid(stages, tuple(np.array(levels[k]) for k in range(len(stages) - 1)))
-    replay = Replay(grid, scores)
+    replay = Replay(grid, scores, None if able.all() else able)
     reach, worth = replay.reach(weights), replay.at_exit(values)
     batch = replay.at_exit(np.stack([values, 2 * values]))
     assert len(grid) == len(reach) == len(worth)
     for index in range(len(grid)):
         thresholds = grid.vector(index)
-        paths = [walk(stages, thresholds, row) for row in scores]
-        assert worth[index] == pytest.approx(sum(values[r, answered] for r, (_, answered) in enumerate(paths)))
+        paths = [walk(stages, thresholds, row, can) for row, can in zip(scores, able, strict=True)]
+        worths = [values[r, answered] * able[r, answered] for r, (_, answered) in enumerate(paths)]
+        assert worth[index] == pytest.approx(sum(worths))
         assert batch[:, index] == pytest.approx([worth[index], 2 * worth[index]])
         for j, model in enumerate(stages):
             share = sum(weights[r] for r, (visited, _) in enumerate(paths) if model in visited) / weights.sum()
             assert reach[index, j] == pytest.approx(share)
-        assert exit_stages(stages, thresholds, scores).tolist() == [answered for _, answered in paths]
+        assert exit_stages(stages, thresholds, scores, able).tolist() == [answered for _, answered in paths]
 
 
 def test_vectors_are_found_again() -> None:

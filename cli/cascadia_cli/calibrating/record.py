@@ -20,7 +20,7 @@ from cascadia_solver.calibration import CalibrationRow
 __all__ = ["JudgedRow", "Record"]
 
 
-class JudgedRow(CalibrationRow, rename="camel", omit_defaults=True):
+class JudgedRow(CalibrationRow, rename="camel", omit_defaults=True, kw_only=True):
     """A row of a calibration set, and how it came about. Planning ignores these further fields.
 
     Attributes:
