@@ -203,7 +203,7 @@ def test_able_stages_fall_back_to_the_last() -> None:
     def able(first: int, **extra: Any) -> list[str]:
         body = json.dumps({"model": "chat", "messages": [], **extra}).encode()
         request = CompletionRequest(b"/v1/chat/completions", body)
-        return [stage.name for stage in cascade.able_from(first, request)]
+        return [stage.name for stage in cascade.able_from(first, len(cascade.stages), request)]
 
     assert able(0) == ["small", "large"]
     assert able(0, max_tokens=90) == ["large"]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from cascadia_api.errors import InputError
 from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy
-from cascadia_router.balancing import ReplicaTable
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.policy_store import Cascade
 from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages, threshold_grids
@@ -32,7 +31,7 @@ def routers_of(stages: tuple[int, ...], able: np.ndarray) -> Cascade:
             for m in stages
         ],
     )  # fmt: skip
-    return Cascade(policy, ReplicaTable(None, None))
+    return Cascade(policy)
 
 
 def walk(
