@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints
 from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
+from cascadia_api.scorer import Scorer
 
 __all__ = [
     "ApiKeysReference",
@@ -297,20 +298,6 @@ class Objective(ApiModel):
     )
 
 
-class Scorer(ApiModel):
-    """What scores an answer."""
-
-    type: Literal["LogProb"] = Field("LogProb", description="LogProb: the engine's own token log-probabilities.")
-    statistic: Literal["Mean", "Minimum"] = Field(
-        "Mean", description="Mean: exp of the mean token log-probability. Minimum: the least token probability."
-    )
-
-    @property
-    def id(self) -> str:
-        """Key of its scores in calibration sets."""
-        return "logprob-mean" if self.statistic == "Mean" else "logprob-min"
-
-
 class Streaming(ApiModel):
     """How streamed answers of stages that may still be rejected are held back."""
 
@@ -342,6 +329,9 @@ class Routing(ApiModel):
     scorer: Scorer = Field(default_factory=Scorer, description="What scores an answer.")
     on_scorer_error: Literal["Escalate", "Accept"] = Field(
         "Escalate", description="When an answer cannot be scored: Escalate (within a budget, then accept) or Accept."
+    )
+    escalation_budget_percent: int = Field(
+        10, ge=0, le=100, description="Largest share of a stage's requests that scorer errors may escalate, %."
     )
     streaming: Streaming = Field(default_factory=Streaming, description="How streamed answers are held back.")
     max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
     "POLICY_SCHEMA_VERSION",
@@ -80,12 +80,15 @@ class ScorerPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         id: The scorer's id: the key under which calibration sets hold its scores.
         type: The only built-in type so far is ``LogProb``.
         statistic: LogProb only. ``Mean``: exp of the mean token log-probability, in (0, 1].
-            ``Minimum``: the least token probability.
+            ``Minimum``: the least token probability. ``Quantile``: the `quantile` of the tokens'
+            probabilities. ``Margin``: mean difference in probability of the two likeliest candidates.
+        quantile: Of the statistic ``Quantile``, and of no other.
     """
 
     id: NonEmpty = "logprob-mean"
     type: Literal["LogProb"] = "LogProb"
-    statistic: Literal["Mean", "Minimum"] = "Mean"
+    statistic: Literal["Mean", "Minimum", "Quantile", "Margin"] = "Mean"
+    quantile: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
 
 
 class StreamingPolicy(Struct, frozen=True, rename="camel", kw_only=True):

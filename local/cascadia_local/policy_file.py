@@ -13,11 +13,11 @@ from cascadia_api.policy import (
     Capability,
     Endpoint,
     RouterPolicy,
-    ScorerPolicy,
     StagePolicy,
     StreamingPolicy,
     encode_policy,
 )
+from cascadia_api.scorer import scorer_policy
 from cascadia_solver.catalogue.manifest import model_of, served_name
 from cascadia_solver.transition import Step
 
@@ -62,8 +62,9 @@ def build_policy(
         plan_id=plan.plan_id,
         stages=stages,
         ladder=_ladder(plan, step.stages),
-        scorer=ScorerPolicy(id=plan.scorer, statistic=routing.scorer.statistic),
+        scorer=scorer_policy(routing.scorer, plan.scorer),
         on_scorer_error=routing.on_scorer_error,
+        escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,

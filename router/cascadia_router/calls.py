@@ -155,7 +155,8 @@ class EngineCall(_UpstreamCall):
         """Send the request."""
         exchange, upstream = self._exchange, replica.upstream
         request = exchange.request
-        body = request.for_engine(self._stage.served_model, score=not self._final)
+        needed = 0 if self._final else exchange.cascade.scorer.logprobs
+        body = request.for_engine(self._stage.served_model, score=needed > 0, candidates=needed if needed > 1 else 0)
         message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s" % (
             request.path,
             upstream.host_line,
@@ -174,10 +175,22 @@ class EngineCall(_UpstreamCall):
             return
         self._judge(body)
 
+    def _candidates(self) -> int | None:
+        """How many candidates a token the client asked for, if the engine was asked for more."""
+        request, needed = self._exchange.request, self._exchange.cascade.scorer.logprobs
+        if self._final or needed < 2 or not request.wants_logprobs:
+            return None
+        return asked if (asked := request.candidates) < needed else None
+
     def _judge(self, body: bytes) -> None:
         exchange = self._exchange
         try:
-            answer = WholeAnswer(body, exchange.request.wants_logprobs, exchange.cascade.gate_tokens)
+            answer = WholeAnswer(
+                body,
+                exchange.request.wants_logprobs,
+                exchange.cascade.gate_tokens,
+                candidates=self._candidates(),
+            )
         except (msgspec.DecodeError, UnicodeDecodeError):
             exchange.call_failed(Fault.MALFORMED)
             return
@@ -200,10 +213,18 @@ class EngineCall(_UpstreamCall):
 
     def _held(self, request: CompletionRequest) -> HeldStream:
         usage, logprobs = request.wants_usage, request.wants_logprobs
-        first = self._exchange.cascade.gate_tokens
+        cascade, candidates = self._exchange.cascade, self._candidates()
+        first, margins = cascade.gate_tokens, cascade.scorer.logprobs > 1
         if first is None:
-            return HeldStream(wants_usage=usage, wants_logprobs=logprobs)
-        return GatedStream(wants_usage=usage, wants_logprobs=logprobs, first=first, choices=request.choices)
+            return HeldStream(wants_usage=usage, wants_logprobs=logprobs, margins=margins, candidates=candidates)
+        return GatedStream(
+            wants_usage=usage,
+            wants_logprobs=logprobs,
+            first=first,
+            choices=request.choices,
+            margins=margins,
+            candidates=candidates,
+        )
 
     def response_body(self, data: bytes) -> None:
         """See `ResponseSink`."""

@@ -12,7 +12,17 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-__all__ = ["Answer", "BodyError", "Choice", "CompletionRequest", "Usage", "read_answer", "strip_logprobs", "with_field"]
+__all__ = [
+    "Answer",
+    "BodyError",
+    "Choice",
+    "CompletionRequest",
+    "Usage",
+    "keep_candidates",
+    "read_answer",
+    "strip_logprobs",
+    "with_field",
+]
 
 _ABSENT = Raw(b"")
 _NULL = Raw(b"null")
@@ -134,13 +144,16 @@ class CompletionRequest:
             return None
         return 1 if asked is None else asked
 
-    def for_engine(self, served_model: str, *, score: bool) -> bytes:
+    def for_engine(self, served_model: str, *, score: bool, candidates: int = 0) -> bytes:
         """Return the body that a stage's engine is sent.
 
         Args:
             served_model: Replaces `model`.
-            score: Whether the answer will be scored, which takes the tokens' log-probabilities.
+            score: Whether the answer will be scored by its tokens' log-probabilities.
+            candidates: How many of each token's candidates the score needs.
         """
+        if score and candidates:
+            return self._with_candidates(served_model, candidates)
         adds_logprobs = score and not self.wants_logprobs
         if not self.stream and (self._head.logprobs is UNSET or not adds_logprobs):
             around = self.around_model()
@@ -150,12 +163,40 @@ class CompletionRequest:
         fields["model"] = Raw(_encoder.encode(served_model))
         if adds_logprobs:
             fields["logprobs"] = _TRUE if self.chat else _ONE
+        self._ask_usage(fields)
+        return _encoder.encode(fields)
+
+    def _with_candidates(self, served_model: str, candidates: int) -> bytes:
+        fields = _fields_decoder.decode(self.body)
+        fields["model"] = Raw(_encoder.encode(served_model))
+        most = Raw(b"%d" % max(candidates, self.candidates))
+        if self.chat:
+            fields["logprobs"] = _TRUE
+            fields["top_logprobs"] = most
+        else:
+            fields["logprobs"] = most
+        self._ask_usage(fields)
+        return _encoder.encode(fields)
+
+    def _ask_usage(self, fields: dict[str, Raw]) -> None:
         if self.stream and not self.wants_usage:
             options = fields.get("stream_options", _NULL)
             merged = _fields_decoder.decode(options) if bytes(options) != b"null" else {}
             merged["include_usage"] = _TRUE
             fields["stream_options"] = Raw(_encoder.encode(merged))
-        return _encoder.encode(fields)
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates a token the client asked for, 0 if it asked for none."""
+        if not self.wants_logprobs:
+            return 0
+        asked = self._head.logprobs if not self.chat else _fields_decoder.decode(self.body).get("top_logprobs", _NULL)
+        if isinstance(asked, Raw):
+            try:
+                asked = msgspec.json.decode(asked, type=int)
+            except msgspec.DecodeError:
+                return 0
+        return int(asked) if isinstance(asked, int) else 0
 
     def around_model(self) -> tuple[bytes, bytes] | None:
         """The body before and after its field `model`, found by search alone; None where that could err.
@@ -256,6 +297,30 @@ def strip_logprobs(document: bytes, answer: Answer) -> bytes:
         pieces += (document[start:found], b"null")
         start = found + len(raw)
     return b"".join((*pieces, document[start:])) if pieces else document
+
+
+def keep_candidates(document: bytes, count: int) -> bytes:
+    """Return an answer or a chunk with at most so many candidates a token: as many as its client asked for.
+
+    Args:
+        document: A valid answer.
+        count: The number.
+    """
+    fields = _fields_decoder.decode(document)
+    choices = msgspec.json.decode(fields["choices"], type=list[dict[str, Raw]])
+    for choice in choices:
+        logprobs = msgspec.json.decode(choice.get("logprobs", _NULL))
+        if not isinstance(logprobs, dict):
+            continue
+        for token in logprobs.get("content") or ():
+            token["top_logprobs"] = (token.get("top_logprobs") or [])[:count]
+        if logprobs.get("top_logprobs"):
+            logprobs["top_logprobs"] = [
+                token and {key: token[key] for key in sorted(token, key=token.__getitem__, reverse=True)[:count]}
+                for token in logprobs["top_logprobs"]
+            ]
+        choice["logprobs"] = Raw(_encoder.encode(logprobs))
+    return _encoder.encode({**fields, "choices": choices})
 
 
 def _value_at(document: bytes, raw: bytes, start: int) -> int:

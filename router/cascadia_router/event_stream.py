@@ -8,13 +8,11 @@ openai-node and the AI SDK take such a chunk; they also need `[DONE]` last.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import Raw, Struct
 
-from cascadia_router.completion_body import Answer, Usage, read_answer, strip_logprobs, with_field
-from cascadia_router.scoring import TokenTally, score_of
+from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
+from cascadia_router.scoring import TokenStatistic, TokenTally, worst
 
 __all__ = ["KEEP_ALIVE", "GatedStream", "HeldStream", "StraightStream"]
 
@@ -154,18 +152,30 @@ class HeldStream(_EventStream):
         wants_usage: Whether the client asked for the usage.
         wants_logprobs: Whether the client asked for log-probabilities itself.
         first: Score the first so many tokens only; None for all.
+        margins: Whether the score is of the tokens' margins.
+        candidates: How many candidates a token the client asked for, if the engine was asked for more.
 
     Attributes:
         size: Bytes taken.
         unreadable: Whether an event was not an answer's chunk.
     """
 
-    def __init__(self, *, wants_usage: bool, wants_logprobs: bool, first: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        wants_usage: bool,
+        wants_logprobs: bool,
+        first: int | None = None,
+        margins: bool = False,
+        candidates: int | None = None,
+    ) -> None:
         super().__init__(wants_usage=wants_usage)
         self.size = 0
         self.unreadable = False
         self._first = first
         self._wants_logprobs = wants_logprobs
+        self._margins = margins
+        self._candidates = candidates
         self._events: list[bytes] = []
         self._tallies: dict[int, TokenTally] = {}
 
@@ -199,7 +209,13 @@ class HeldStream(_EventStream):
             if not chunk.choices:
                 self._usage_payload = payload
                 return
-        self._events.append(b"data: " + (payload if self._wants_logprobs else strip_logprobs(payload, chunk)))
+        self._events.append(b"data: " + self._as_asked(payload, chunk))
+
+    def _as_asked(self, payload: bytes, chunk: Answer) -> bytes:
+        """A chunk with the log-probabilities that the client asked for, and no others."""
+        if not self._wants_logprobs:
+            return strip_logprobs(payload, chunk)
+        return payload if self._candidates is None else keep_candidates(payload, self._candidates)
 
     def _take_comment(self, event: bytes) -> None:
         """A comment of the engine's is dropped: we send our own."""
@@ -208,12 +224,12 @@ class HeldStream(_EventStream):
         for choice in chunk.choices:
             tally = self._tallies.get(choice.index)
             if tally is None:
-                tally = self._tallies[choice.index] = TokenTally(self._first)
+                tally = self._tallies[choice.index] = TokenTally(self._first, margins=self._margins)
             tally.add(choice.logprobs)
 
-    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score of what has come; None if it cannot be scored."""
-        return score_of(list(self._tallies.values()), statistic)
+    def score(self, statistic: TokenStatistic) -> float | None:
+        """Score of what has come, by its log-probabilities; None if it cannot be scored."""
+        return worst([tally.score(statistic) for tally in self._tallies.values()])
 
     def replay(self, decision: bytes) -> bytes:
         """The whole stream, decision included.
@@ -233,14 +249,31 @@ class GatedStream(HeldStream):
         wants_logprobs: Whether the client asked for log-probabilities itself.
         first: Tokens of each choice that are held and scored.
         choices: Choices that the answer will have; None if unknown: it is then held to its end.
+        margins: See `HeldStream`.
+        candidates: See `HeldStream`.
 
     Attributes:
         opened: Whether what comes goes on.
         accepted_score: The score with which it was opened.
     """
 
-    def __init__(self, *, wants_usage: bool, wants_logprobs: bool, first: int, choices: int | None) -> None:
-        super().__init__(wants_usage=wants_usage, wants_logprobs=wants_logprobs, first=first)
+    def __init__(
+        self,
+        *,
+        wants_usage: bool,
+        wants_logprobs: bool,
+        first: int,
+        choices: int | None,
+        margins: bool = False,
+        candidates: int | None = None,
+    ) -> None:
+        super().__init__(
+            wants_usage=wants_usage,
+            wants_logprobs=wants_logprobs,
+            first=first,
+            margins=margins,
+            candidates=candidates,
+        )
         self._tokens = first
         self._choices = choices
         self._decision = b""
@@ -255,7 +288,7 @@ class GatedStream(HeldStream):
         return (
             len(tallies) == self._choices
             and not (self.failed or self.unreadable)
-            and all(tally.count >= self._tokens for tally in tallies.values())
+            and all(len(tally.values) >= self._tokens for tally in tallies.values())
         )
 
     def open(self, score: float | None, decision: bytes) -> None:

@@ -13,17 +13,17 @@ that may reject come here only where something is not as usual: see `express`.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from cascadia_router.calls import EngineCall, PeerCall
-from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
+from cascadia_router.judging import Judged, Rejected
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.reply import Reply
-from cascadia_router.routing import Routed
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Exchange"]
@@ -34,21 +34,10 @@ _MOST_LOST = 2
 """A request that was being worked on when an engine or router was lost is repeated once, never more."""
 
 
-class _Rejected(NamedTuple):
-    """The best answer so far, kept while a later stage is asked."""
-
-    answer: WholeAnswer | HeldStream
-    stage: Stage
-    score: float | None
-
-
-class Exchange(Routed):
+class Exchange(Judged):
     """One request in this router.
 
     Attributes:
-        request_id: Its id, the same on each hop.
-        path: Stages whose answers were rejected, in order.
-        deadline: Service time (monotonic), s.
         lost: Engines and routers that were lost while they worked on it.
         answered_by: Stage whose answer the client gets; empty until known.
     """
@@ -56,21 +45,14 @@ class Exchange(Routed):
     __slots__ = (
         "_arrived",
         "_connection",
-        "_dropped",
-        "_fallback",
-        "_head",
         "_http",
         "_last_status",
         "_lost_before",
         "_port",
-        "_rejected",
         "_repeating",
         "_reply_begun",
         "answered_by",
-        "deadline",
         "lost",
-        "path",
-        "request_id",
     )
 
     def __init__(
@@ -89,20 +71,13 @@ class Exchange(Routed):
         pinned: bool = False,
         end: int | None = None,
     ) -> None:
-        super().__init__(node, request, cascade, escalations_left, pinned, end)
+        self._arrived = arrived = http.arrived * node.scale
+        super().__init__(node, request, cascade, escalations_left, pinned, end, request_id, path, arrived + remaining)
         self._connection = connection
         self._http = http
-        self.request_id = request_id
         self._port = port
-        self.path = path
         self.lost = self._lost_before = lost
-        self._arrived = arrived = http.arrived * node.scale
-        self.deadline = arrived + remaining
         self.answered_by = ""
-        self._rejected: _Rejected | None = None
-        self._dropped: Stage | None = None  # whose answer was rejected by its beginning, and is not at hand
-        self._fallback = False  # the answer that goes on is under its threshold, and no later stage could answer
-        self._head = b""  # header lines of the answer that goes on as it comes
         self._repeating = False
         self._last_status = 0
         self._reply_begun: Reply | None = None
@@ -135,106 +110,6 @@ class Exchange(Routed):
         stages = (pinned,) if pinned is not None else self._able_from(0)
         if not self._route(stages):
             self._give_up()
-
-    # -- judging ----------------------------------------------------------------------------------
-
-    def judge(self, answer: WholeAnswer | HeldStream) -> None:
-        """The engine has answered: accept or escalate."""
-        if not self._final:
-            self.decide(answer, answer.score(self.cascade.statistic))
-            return
-        stage = self._stage
-        assert stage is not None
-        self._release(worked=True)
-        self._count_accepted(answer.usage)
-        self._serve(answer, stage, None, "answered")
-
-    def _count_accepted(self, usage: Usage | None) -> None:
-        """Count an answer of our engine that is accepted whatever it is."""
-        if not self.pinned:
-            now = self.node.now()
-            self.node.window.slice(now).accepted += 1
-            self.node.settlement.answers.append((self._asked_at, now, usage, None))
-
-    def decide(self, answer: WholeAnswer | HeldStream, score: float | None) -> None:
-        """Accept or escalate an answer with this score; None if it could not be scored."""
-        stage = self._stage
-        assert stage is not None
-        node, cascade = self.node, self.cascade
-        now = node.now()
-        piece = node.window.slice(now)
-        self._release(worked=True)
-        node.settlement.answers.append((self._asked_at, now, answer.usage, score))
-        reason = ""
-        if score is None:
-            node.metrics.scorer_errors[stage.name] += 1
-            piece.scorer_errors += 1
-            node.budget.count(now)
-            policy = cascade.policy
-            if policy.on_scorer_error == "Escalate" and node.spend_escalation(now, policy.escalation_budget):
-                reason = "scorer_error"
-        else:
-            self._sample(now, stage, score, answer.usage)
-            if stage.threshold is not None and score < stage.threshold:
-                reason = "score"
-        if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
-            piece.escalated += 1
-            return
-        piece.accepted += not reason
-        self._serve(answer, stage, score, "fallback" if reason else "answered")
-
-    def judge_beginning(self, stream: GatedStream) -> None:
-        """The first tokens of our engine's stream are there: let the rest go on, or drop it and escalate.
-
-        It is dropped only if a later stage is there to take the request.
-        """
-        stage, call, node, cascade = self._stage, self._call, self.node, self.cascade
-        assert stage is not None
-        assert call is not None
-        now = node.now()
-        score = stream.score(cascade.statistic)
-        rejected = score is not None and stage.threshold is not None and score < stage.threshold
-        later = self._able_from(stage.index + 1)
-        if rejected and now < self.deadline and self._can_route(later):
-            call.abort()  # the engine sees the connection closed and stops
-            self._release(worked=True)
-            node.settlement.answers.append((self._asked_at, now, None, score))
-            self._sample(now, stage, score, None)
-            self._escalate(None, stage, score, "score")
-            node.window.slice(now).escalated += 1
-            return
-        self._fallback = rejected
-        self._head, decision = stage.decision(self.path).scored(score)
-        stream.open(score, decision)
-
-    def _sample(self, now: float, stage: Stage, score: float | None, usage: Usage | None) -> None:
-        rate = self.cascade.sample_rate
-        if score is not None and self.node.window.draws(rate):
-            self.node.keep_sample(now, self.request_id, stage.name, score, usage, rate)
-
-    def _escalate(
-        self, answer: WholeAnswer | HeldStream | None, stage: Stage, score: float | None, reason: str
-    ) -> bool:
-        """Pass the request on; False if no later stage is there to take it.
-
-        Args:
-            answer: The rejected answer; None if it was dropped after its beginning.
-            stage: Our stage.
-            score: The answer's score.
-            reason: For the metrics.
-        """
-        path, self.path = self.path, (*self.path, stage.name)
-        self.escalations_left -= 1
-        if answer is None:
-            self._dropped = stage
-        else:
-            self._rejected = _Rejected(answer, stage, score)
-        if not self._route(self._able_from(stage.index + 1)):
-            self.path = path
-            return False
-        assert self._stage is not None
-        self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1
-        return True
 
     # -- answering --------------------------------------------------------------------------------
 
@@ -391,7 +266,7 @@ class Exchange(Routed):
         else:
             self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
 
-    def _serve_rejected(self, rejected: _Rejected) -> None:
+    def _serve_rejected(self, rejected: Rejected) -> None:
         """Fail open: an answer under its threshold is better than none."""
         self.path = self.path[:-1]
         self._serve(rejected.answer, rejected.stage, rejected.score, "fallback")
@@ -420,13 +295,18 @@ class Exchange(Routed):
         """Look at the time, service s (monotonic). One sweep looks at all requests: they have no timers."""
         if now >= self.deadline:
             self._drop_call()
-            self._out_of_time()
+            if self._scoring is not None:
+                self.score_is_late(*self._scoring)
+            else:
+                self._out_of_time()
         elif self._holds and self.request.stream and not self._reply.begun:
             self._reply.keep_alive(now, self.cascade.policy.streaming.keep_alive_seconds)
 
     def client_gone(self) -> None:
         """See `InFlight`."""
         self._drop_call()
+        if self._scoring is not None:
+            self._scoring[1].abort()
         self._finish("disconnected")
 
     def client_paused(self) -> None:

@@ -94,9 +94,9 @@ class Express:
         except (msgspec.DecodeError, UnicodeDecodeError):
             self.response_fault(Fault.MALFORMED)
             return
-        score = answer.score(cascade.statistic)
-        if score is None or stage.threshold is None or score < stage.threshold:
-            self._hand_over().decide(answer, score)
+        score = cascade.scorer.at_once(request, answer)
+        if not isinstance(score, float) or stage.threshold is None or score < stage.threshold:
+            self._hand_over().weigh(answer, score)
             return
         node, replica, settlement, window = self._node, self._replica, self._node.settlement, self._node.window
         now = monotonic() * node.scale

@@ -7,7 +7,7 @@ hundred series is written in well under a millisecond. The catalogue is docs/met
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
@@ -55,7 +55,9 @@ class Metrics:
         requests: By (port, stage that answered, outcome).
         escalations: By (from, to, reason).
         retries: By stage.
-        scorer_errors: By stage.
+        scorer_errors: By (stage, scorer, reason).
+        unscored: Answers that could not be scored, by (stage, what became of them).
+        scorer_seconds: By scorer, of those that ask somebody.
         faults: Failed calls by (stage, fault).
         refused: Requests that were never begun, by reason.
         scores: Scores at the own stage.
@@ -67,7 +69,9 @@ class Metrics:
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.escalations: Counter[tuple[str, str, str]] = Counter()
         self.retries: Counter[str] = Counter()
-        self.scorer_errors: Counter[str] = Counter()
+        self.scorer_errors: Counter[tuple[str, str, str]] = Counter()
+        self.unscored: Counter[tuple[str, str]] = Counter()
+        self.scorer_seconds: defaultdict[str, BucketCounts] = defaultdict(lambda: BucketCounts(LATENCY_BUCKETS))
         self.faults: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[str] = Counter()
         self.scores = BucketCounts(SCORE_BUCKETS)
@@ -160,8 +164,16 @@ def exposition(
             ("stage", "fault"), metrics.faults.items(),
         ),
         *samples(
-            f"{prefix}scorer_errors_total", "counter", "Answers of the own stage that could not be scored.",
-            ("stage",), (((name,), count) for name, count in metrics.scorer_errors.items()),
+            f"{prefix}scorer_errors_total", "counter", "Answers of the own stage that could not be scored, by reason.",
+            ("stage", "scorer", "reason"), metrics.scorer_errors.items(),
+        ),
+        *samples(
+            f"{prefix}unscored_total", "counter", "What became of the answers that could not be scored.",
+            ("stage", "decision"), metrics.unscored.items(),
+        ),
+        *histogram(
+            f"{prefix}scorer_seconds", "Time from a scorer's question to its answer, service seconds.",
+            ("scorer",), (((name,), child) for name, child in metrics.scorer_seconds.items()),
         ),
         *histogram(
             f"{prefix}scores", "Scores of the own stage's answers.", ("stage",), [((stage,), metrics.scores)]

@@ -19,6 +19,7 @@ from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
+from cascadia_router.scorers.building import Workbench
 from cascadia_router.settlement import Settlement
 from cascadia_router.window import Window
 
@@ -45,6 +46,7 @@ class Node:
         clients: Who may call the client port; None: everybody.
         own: The replica beside it; None for an entry router or a follower.
         replicas: All replicas it knows.
+        workbench: Makes the policies' scorers.
         policies: The policy in force and those before.
         metrics: Counters.
         window: The workload of the last minutes.
@@ -65,7 +67,8 @@ class Node:
             self.own = Replica(config.replica or "", Upstream(config.engine), is_own=True)
             self.own.ready = False  # until the engine has said otherwise
         self.replicas = ReplicaTable(self.own, config.stage)
-        self.policies = PolicyStore(self.replicas)
+        self.workbench = Workbench()
+        self.policies = PolicyStore(self.replicas, self.workbench)
         self.metrics = Metrics()
         self.window = Window(self.now())
         self.budget = EscalationBudget()

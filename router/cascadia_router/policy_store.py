@@ -17,6 +17,8 @@ from cascadia_router.balancing import Replica, ReplicaTable
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.decision import DecisionText, header_text
 from cascadia_router.json_log import fields
+from cascadia_router.scorers.building import Workbench
+from cascadia_router.scorers.protocol import Scorer
 from cascadia_router.whereabouts import Whereabouts
 
 __all__ = ["Cascade", "PolicyStore", "Stage"]
@@ -100,12 +102,12 @@ class Cascade:
         max_in_flight: Requests that a router holds at once.
         sample_rate: Share of scored answers kept as samples.
         gate_tokens: How many of an answer's first tokens are scored; None for all.
-        statistic: What the LogProb scorer takes of the tokens' log-probabilities.
-        judged: The first stage if its answers may be rejected, and requests pass it by for no reason but
-            their needs.
+        scorer: What scores answers.
+        judged: The first stage if its answers may be rejected, requests pass it by for no reason but their
+            needs, and its scorer needs each token's log-probability.
     """
 
-    def __init__(self, policy: RouterPolicy) -> None:
+    def __init__(self, policy: RouterPolicy, scorer: Scorer) -> None:
         self.policy = policy
         self.name = policy.cascade
         self.revision = policy.policy_revision
@@ -115,11 +117,12 @@ class Cascade:
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
         self.max_in_flight = policy.max_in_flight
         self.gate_tokens = policy.streaming.gate_tokens
-        self.statistic = policy.scorer.statistic
+        self.scorer = scorer
         self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)
         may_reject = policy.max_escalations > 0 and len(self.stages) > 1 and self.stages[0].threshold is not None
-        self.judged = self.stages[0] if may_reject and not self._windowed else None
+        usual = not self._windowed and scorer.logprobs == 1
+        self.judged = self.stages[0] if may_reject and usual else None
 
     def able_from(self, first: int, end: int, request: CompletionRequest) -> tuple[Stage, ...]:
         """Stages from `first` to before `end` that can answer the request; the last if none can: estimates err."""
@@ -144,11 +147,12 @@ class PolicyStore:
         whereabouts: What is known of replicas' places beyond the policy; `place` puts it in force.
     """
 
-    def __init__(self, replicas: ReplicaTable) -> None:
+    def __init__(self, replicas: ReplicaTable, workbench: Workbench | None = None) -> None:
         self.current: Cascade | None = None
         self.rejected = 0
         self.whereabouts = Whereabouts()
         self._replicas = replicas
+        self._workbench = workbench or Workbench()
         self._remembered: dict[int, Cascade] = {}
         self._followed: weakref.WeakSet[Cascade] = weakref.WeakSet()  # requests follow older ones, too
         self._taken: asyncio.Future[None] | None = None
@@ -175,7 +179,7 @@ class PolicyStore:
                     extra=fields(source=source, revision=policy.policy_revision, inForce=self.current.revision),
                 )
             return False
-        self.current = Cascade(policy)
+        self.current = Cascade(policy, self._workbench.scorer(policy.scorer))
         self._remembered[policy.policy_revision] = self.current
         self._followed.add(self.current)
         while len(self._remembered) > REMEMBERED:

@@ -1,20 +1,27 @@
-"""Score of an answer from its tokens' log-probabilities.
+"""Scores of an answer from its tokens' log-probabilities.
 
-`Mean` is the exponential of the mean token log-probability, the geometric mean of the tokens'
-probabilities; `Minimum` is the least token's probability. An answer of several choices scores as its
-worst choice: all of them are returned.
+Of each choice the tokens' log-probabilities (or margins) are reduced to one number in [0, 1]:
+
+- `Mean`: exp of the mean log-probability, the geometric mean of the tokens' probabilities;
+- `Minimum`: the least token's probability;
+- `Quantile`: the q-quantile of the tokens' probabilities, log-linear between two tokens; it does not
+  fall with an answer's length, as the least does (Gupta et al., https://arxiv.org/abs/2404.10136);
+- `Margin`: the mean, over the tokens, of the two likeliest candidates' difference in probability.
+
+An answer of several choices scores as its worst choice: all of them are returned.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct
 
-__all__ = ["TokenTally", "log_probabilities", "score_of", "statistic_of"]
+__all__ = ["TokenStatistic", "TokenTally", "log_probabilities", "margins", "worst"]
 
 
 class _Token(Struct, gc=False):
@@ -28,8 +35,21 @@ class _Logprobs(Struct, gc=False):
     token_logprobs: list[float | None] | None = None
 
 
+class _Candidates(Struct, gc=False):
+    logprob: float
+    top_logprobs: list[_Token] | None = None
+
+
+class _Choosing(Struct, gc=False):
+    """`logprobs` of a choice with each token's candidates."""
+
+    content: list[_Candidates] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
 _logprob = attrgetter("logprob")
 _decoder = msgspec.json.Decoder(_Logprobs | None)
+_choosing_decoder = msgspec.json.Decoder(_Choosing | None)
 
 
 def log_probabilities(document: bytes | Raw) -> list[float]:
@@ -46,56 +66,102 @@ def log_probabilities(document: bytes | Raw) -> list[float]:
     return [value for value in piece.token_logprobs or () if value is not None]
 
 
-def statistic_of(values: list[float], statistic: Literal["Mean", "Minimum"]) -> float | None:
-    """Score in [0, 1] of one choice with these log-probabilities ≤ 0; None if there are none."""
-    if not values:
-        return None
-    return math.exp(sum(values) / len(values) if statistic == "Mean" else min(values))
+def margins(document: bytes | Raw) -> list[float]:
+    """Margins, in [0, 1], of the tokens in one `logprobs` value that come with two candidates or more.
+
+    Raises:
+        msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
+    """
+    piece = _choosing_decoder.decode(document)
+    if piece is None:
+        return []
+    candidates: list[list[float]]
+    if piece.content is not None:
+        candidates = [list(map(_logprob, token.top_logprobs or ())) for token in piece.content]
+    else:
+        candidates = [list(token.values()) for token in piece.top_logprobs or () if token]
+    return [_margin(values) for values in candidates if len(values) > 1]
+
+
+def _margin(values: list[float]) -> float:
+    first, second = sorted(values, reverse=True)[:2]
+    return min(math.exp(first), 1.0) - min(math.exp(second), 1.0)
+
+
+class TokenStatistic:
+    """What a scorer takes of an answer's tokens.
+
+    Args:
+        kind: See the module.
+        quantile: `Quantile` only: q, in [0, 1].
+
+    Attributes:
+        margins: Whether it is of margins, not of log-probabilities.
+    """
+
+    __slots__ = ("_kind", "_quantile", "margins")
+
+    def __init__(self, kind: Literal["Mean", "Minimum", "Quantile", "Margin"], quantile: float = 0.1) -> None:
+        self._kind = kind
+        self._quantile = quantile
+        self.margins = kind == "Margin"
+
+    def of(self, values: list[float]) -> float | None:
+        """Score in [0, 1] of one choice with these log-probabilities ≤ 0, or margins; None if there are none."""
+        if not values:
+            return None
+        kind = self._kind
+        if kind == "Mean":
+            return math.exp(sum(values) / len(values))
+        if kind == "Minimum":
+            return math.exp(min(values))
+        if kind == "Margin":
+            return math.fsum(values) / len(values)
+        ordered = sorted(values)
+        place = self._quantile * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return math.exp(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
 
 
 class TokenTally:
-    """Sum and least of the log-probabilities of one choice's tokens, piece by piece.
+    """What the statistics need of one choice's tokens, piece by piece.
 
     Args:
-        first: Count the first so many tokens only; None for all.
+        first: Keep those of the first so many tokens only; None for all.
+        margins: Whether to keep the margins, too.
+
+    Attributes:
+        values: Log-probabilities.
+        margins: Margins; empty unless they are kept.
     """
 
-    __slots__ = ("_first", "count", "least", "sum")
+    __slots__ = ("_first", "_keeps_margins", "margins", "values")
 
-    def __init__(self, first: int | None = None) -> None:
+    def __init__(self, first: int | None = None, *, margins: bool = False) -> None:
         self._first = first
-        self.count = 0
-        self.sum = 0.0
-        self.least = 0.0
+        self._keeps_margins = margins
+        self.values: list[float] = []
+        self.margins: list[float] = []
 
-    def add(self, logprobs: Raw) -> None:
+    def add(self, logprobs: bytes | Raw) -> None:
         """Count the tokens of one `logprobs` value.
 
         Raises:
             msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
         """
-        values = log_probabilities(logprobs)
-        if self._first is not None:
-            values = values[: self._first - self.count]
-        if values:
-            self.count += len(values)
-            self.sum += sum(values)
-            self.least = min(self.least, min(values))  # noqa: PLW3301 - without unpacking a list into arguments
+        values, first = log_probabilities(logprobs), self._first
+        self.values += values if first is None else values[: first - len(self.values)]
+        if self._keeps_margins:
+            values = margins(logprobs)
+            self.margins += values if first is None else values[: first - len(self.margins)]
 
-    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score in [0, 1] for log-probabilities ≤ 0; None if there were no tokens."""
-        if not self.count:
-            return None
-        return math.exp(self.sum / self.count if statistic == "Mean" else self.least)
+    def score(self, statistic: TokenStatistic) -> float | None:
+        """Score in [0, 1]; None if there were no tokens."""
+        return statistic.of(self.margins if statistic.margins else self.values)
 
 
-def score_of(tallies: list[TokenTally], statistic: Literal["Mean", "Minimum"]) -> float | None:
-    """Score of an answer with these choices; None if one of them cannot be scored."""
-    least: float | None = None
-    for tally in tallies:
-        score = tally.score(statistic)
-        if score is None:
-            return None
-        if least is None or score < least:
-            least = score
-    return least
+def worst(scores: Sequence[float | None]) -> float | None:
+    """Score of an answer whose choices have these scores; None if one of them cannot be scored."""
+    known = [score for score in scores if score is not None]
+    return min(known) if known and len(known) == len(scores) else None

@@ -7,13 +7,11 @@ and both parts are decoded, which scans each byte once. Any other answer is deco
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from cascadia_router.completion_body import Answer, Usage, read_answer, strip_logprobs, with_field
-from cascadia_router.scoring import TokenTally, log_probabilities, score_of, statistic_of
+from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
+from cascadia_router.scoring import TokenStatistic, TokenTally, log_probabilities, margins, worst
 
 __all__ = ["WholeAnswer"]
 
@@ -47,15 +45,18 @@ class WholeAnswer:
         usage: The engine's count of tokens.
     """
 
-    __slots__ = ("_answer", "_document", "_first", "_stripped", "_values", "_wants_logprobs", "usage")
+    __slots__ = ("_answer", "_candidates", "_document", "_first", "_stripped", "_values", "_wants_logprobs", "usage")
 
-    def __init__(self, document: bytes, wants_logprobs: bool, first: int | None = None) -> None:
+    def __init__(
+        self, document: bytes, wants_logprobs: bool, first: int | None = None, *, candidates: int | None = None
+    ) -> None:
         """Read the answer.
 
         Args:
             document: The engine's JSON.
             wants_logprobs: Whether the client asked for log-probabilities itself.
             first: Score the first so many tokens only; None for all.
+            candidates: How many candidates a token the client asked for, if the engine was asked for more.
 
         Raises:
             msgspec.DecodeError: It is not an answer.
@@ -63,6 +64,7 @@ class WholeAnswer:
         self._document = document
         self._wants_logprobs = wants_logprobs
         self._first = first
+        self._candidates = candidates
         self._answer: Answer | None = None
         # A JSON object ends where it ends: if what is cut out is one, starting after a key of the document,
         # the cut is right. That the key is the only one, and the only choice's, the rest shows.
@@ -89,19 +91,26 @@ class WholeAnswer:
             raise msgspec.ValidationError("the answer has no choices")
         self.usage = answer.usage
 
-    def score(self, statistic: Literal["Mean", "Minimum"]) -> float | None:
-        """Score of the answer; None if it cannot be scored."""
-        if self._answer is None:
-            return statistic_of(self._values[: self._first], statistic)
-        tallies = []
-        for choice in self._answer.choices:
-            tally = TokenTally(self._first)
-            try:
+    def score(self, statistic: TokenStatistic) -> float | None:
+        """Score of the answer by its log-probabilities; None if it cannot be scored."""
+        if self._answer is None and not statistic.margins:
+            return statistic.of(self._values[: self._first])
+        try:
+            if self._answer is None:
+                return statistic.of(margins(self._cut())[: self._first])
+            tallies = []
+            for choice in self._answer.choices:
+                tally = TokenTally(self._first, margins=statistic.margins)
                 tally.add(choice.logprobs)
-            except msgspec.DecodeError:
-                return None
-            tallies.append(tally)
-        return score_of(tallies, statistic)
+                tallies.append(tally)
+        except msgspec.DecodeError:
+            return None
+        return worst([tally.score(statistic) for tally in tallies])
+
+    def _cut(self) -> bytes:
+        """The `logprobs` value that was cut out."""
+        left = self._document.index(_KEY) + _VALUE
+        return self._document[left : len(self._document) - (len(self._stripped) - left - len(b"null"))]
 
     def replay(self, decision: bytes) -> bytes:
         """The body to send, decision included.
@@ -111,6 +120,8 @@ class WholeAnswer:
         """
         if self._wants_logprobs:
             document = self._document
+            if self._candidates is not None:
+                document = keep_candidates(document, self._candidates)
         elif self._answer is None:
             document = self._stripped
         else:

@@ -197,7 +197,9 @@ async def test_unscorable_answers_escalate_within_the_budget(tmp_path: Path) -> 
     async with chain_of(tmp_path, *two_stages(answer(scored=False)), escalation_budget=0.25) as chain:
         stages = [(await http(chain.client("small"), CHAT, chat())).headers["x-cascadia-stage"] for _ in range(8)]
         assert stages == ["large", "small", "small", "small", "small", "small", "small", "large"]
-        assert chain.router("small").node.metrics.scorer_errors == {"small": 8}
+        metrics = chain.router("small").node.metrics
+        assert metrics.scorer_errors == {("small", "logprob-mean", "no_logprobs"): 8}
+        assert metrics.unscored == {("small", "escalate"): 2, ("small", "budget_spent"): 6}
         chain.put(chain.make_policy(2, on_scorer_error="Accept"))
         assert (await http(chain.client("small"), CHAT, chat())).headers["x-cascadia-stage"] == "small"
 

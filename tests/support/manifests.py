@@ -183,6 +183,12 @@ BROKEN: tuple[Broken, ...] = (
     Broken("gate-without-tokens", "spec.routing.streaming.gateTokens", _GATE, _streaming(mode="Gate")),
     Broken("tokens-without-gate", "spec.routing.streaming.gateTokens", _GATE, _streaming(gateTokens=64)),
     Broken("gate-of-nothing", "spec.routing.streaming.gateTokens", "", _streaming(mode="Gate", gateTokens=0)),
+    Broken(
+        "quantile-of-the-mean",
+        "spec.routing.scorer.quantile",
+        "quantile is for statistic: Quantile",
+        _set("spec", "routing", {"scorer": {"type": "LogProb", "quantile": "0.2"}}),
+    ),
     Broken("unknown-field", "spec.colour", "", _set("spec", "colour", "blue")),
     Broken(
         "long-name",

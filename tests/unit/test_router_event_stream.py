@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
+from cascadia_router.scoring import TokenStatistic
 
 few = settings(max_examples=40, deadline=None)
 DECISION = b'{"stage":"s"}'
+MEAN = TokenStatistic("Mean")
 
 
 def chunk(text: str, logprob: float | None = -0.1, **extra: Any) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def test_a_held_stream_is_replayed_whole(cuts: Any, wants_usage: bool, wants_log
     assert stream.done
     assert not stream.failed
     assert not stream.unreadable
-    assert stream.score("Mean") == pytest.approx(0.904837418)
+    assert stream.score(MEAN) == pytest.approx(0.904837418)
     assert stream.usage is not None
     assert stream.usage.completion_tokens == 2
     *chunks, last, done = payloads(stream.replay(DECISION))
@@ -125,7 +127,7 @@ def test_no_bytes_break_a_stream(pieces: list[bytes]) -> None:
     for piece in pieces:
         held.feed(b"data: " + piece + b"\n\n")
         straight.feed(b"data: " + piece + b"\n\n", DECISION)
-    held.score("Mean")
+    held.score(MEAN)
     held.replay(DECISION)
 
 
@@ -140,7 +142,7 @@ def test_a_gated_stream_is_whole_and_opens_at_its_tokens(
     for piece in cut(encoded([*CHUNKS, USAGE, "[DONE]"], line_end, space), places):
         stream.feed(piece)
         if stream.decidable and not stream.opened:
-            assert stream.score("Mean") == pytest.approx(0.904837418)
+            assert stream.score(MEAN) == pytest.approx(0.904837418)
             stream.open(0.9, DECISION)
         if stream.opened:
             out += stream.released()
@@ -168,8 +170,8 @@ def test_only_the_first_tokens_are_scored_however_they_come() -> None:
     assert not stream.decidable
     stream.feed(encoded([tokens(-0.3, -9.0, -9.0)]))
     assert stream.decidable
-    assert stream.score("Mean") == pytest.approx(math.exp(-0.2))
-    assert stream.score("Minimum") == pytest.approx(math.exp(-0.3))
+    assert stream.score(MEAN) == pytest.approx(math.exp(-0.2))
+    assert stream.score(TokenStatistic("Minimum")) == pytest.approx(math.exp(-0.3))
     stream.open(None, DECISION)
     stream.feed(b": engine's own\n\n" + encoded([tokens(-9.0), '{"error": {"message": "x"}}']))
     assert b": engine's own\n\n" in stream.released()
@@ -182,7 +184,7 @@ def test_every_choice_must_have_its_tokens(choices: int | None, decidable: bool)
     assert not stream.decidable
     stream.feed(encoded([tokens(-0.5, index=1)]))
     assert stream.decidable is decidable
-    assert stream.score("Mean") == pytest.approx(math.exp(-0.3))
+    assert stream.score(MEAN) == pytest.approx(math.exp(-0.3))
 
 
 def test_a_faulty_beginning_is_not_decided_on() -> None:

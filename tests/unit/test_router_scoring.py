@@ -6,14 +6,17 @@ import math
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_router.calls import WholeAnswer
 from cascadia_router.completion_body import BodyError, CompletionRequest, read_answer, strip_logprobs, with_field
+from cascadia_router.scoring import TokenStatistic
 
 CHAT = b"/v1/chat/completions"
+MEAN = TokenStatistic("Mean")
 few = settings(max_examples=40, deadline=None)
 logprob = st.floats(min_value=-30, max_value=0)
 scalars = (
@@ -53,13 +56,75 @@ def whole(answer: dict[str, Any], *, wants_logprobs: bool = False) -> WholeAnswe
 @given(st.lists(logprob, min_size=1, max_size=20))
 def test_mean_and_minimum_are_those_of_the_tokens(tokens: list[float]) -> None:
     answer = whole(chat_answer(tokens))
-    assert answer.score("Mean") == pytest.approx(math.exp(sum(tokens) / len(tokens)))
-    assert answer.score("Minimum") == pytest.approx(math.exp(min(tokens)))
+    assert answer.score(MEAN) == pytest.approx(math.exp(sum(tokens) / len(tokens)))
+    assert answer.score(TokenStatistic("Minimum")) == pytest.approx(math.exp(min(tokens)))
+
+
+@few
+@given(st.lists(logprob, min_size=1, max_size=30), st.floats(0, 1))
+def test_a_quantile_is_numpys_and_within_the_tokens_probabilities(tokens: list[float], q: float) -> None:
+    score = whole(chat_answer(tokens)).score(TokenStatistic("Quantile", q))
+    assert score == pytest.approx(math.exp(np.quantile(tokens, q)))
+    assert math.exp(min(tokens)) * (1 - 1e-9) <= score <= math.exp(max(tokens)) * (1 + 1e-9)
+
+
+def with_candidates(*tokens: list[float], chat: bool = True) -> dict[str, Any]:
+    """An answer whose tokens have these candidates; the first of each was chosen."""
+    if chat:
+        content = [
+            {"token": "t", "logprob": c[0], "top_logprobs": [{"token": str(i), "logprob": x} for i, x in enumerate(c)]}
+            for c in tokens
+        ]
+        return {"choices": [{"index": 0, "message": {"content": "a"}, "logprobs": {"content": content}}]}
+    tops = [{str(i): x for i, x in enumerate(c)} for c in tokens]
+    logprobs = {"tokens": ["t"] * len(tokens), "token_logprobs": [c[0] for c in tokens], "top_logprobs": tops}
+    return {"choices": [{"index": 0, "text": "a", "logprobs": logprobs}]}
+
+
+@few
+@given(st.lists(st.lists(logprob, min_size=2, max_size=4), min_size=1, max_size=10), st.booleans(), st.booleans())
+def test_the_margin_is_the_mean_difference_of_the_two_likeliest(
+    tokens: list[list[float]], chat: bool, compact: bool
+) -> None:
+    document = json.dumps(with_candidates(*tokens, chat=chat), separators=(",", ":") if compact else None).encode()
+    score = WholeAnswer(document, wants_logprobs=False).score(TokenStatistic("Margin"))
+    best = np.exp([sorted(each, reverse=True)[:2] for each in tokens])
+    assert score == pytest.approx(float(np.mean(best[:, 0] - best[:, 1])), abs=1e-12)
+    assert score is not None
+    assert 0 <= score <= 1
+
+
+def test_a_margin_takes_two_candidates() -> None:
+    assert whole(chat_answer([-0.1, -0.2])).score(TokenStatistic("Margin")) is None
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("asked", [0, 1, 3])
+def test_candidates_that_only_the_score_needs_are_asked_for_and_taken_out_again(chat: bool, asked: int) -> None:
+    body: dict[str, Any] = {"model": "chat", "messages": [], "prompt": "x"}
+    if asked and chat:
+        body |= {"logprobs": True, "top_logprobs": asked}
+    elif asked:
+        body |= {"logprobs": asked}
+    request = CompletionRequest(CHAT if chat else b"/v1/completions", json.dumps(body).encode())
+    sent = json.loads(request.for_engine("served", score=True, candidates=2))
+    assert sent["top_logprobs" if chat else "logprobs"] == max(asked, 2)
+    assert sent["logprobs"]
+    answer = with_candidates(*[[-0.1, -2.0, -3.0, -4.0][: max(asked, 2)]] * 2, chat=chat)
+    candidates = asked if 0 < asked < 2 else None
+    document = WholeAnswer(json.dumps(answer).encode(), request.wants_logprobs, candidates=candidates).replay(b"{}")
+    logprobs = json.loads(document)["choices"][0]["logprobs"]
+    if not asked:
+        assert logprobs is None
+    elif chat:
+        assert [len(token["top_logprobs"]) for token in logprobs["content"]] == [asked, asked]
+    else:
+        assert [len(token) for token in logprobs["top_logprobs"]] == [asked, asked]
 
 
 def test_several_choices_score_as_the_worst() -> None:
-    assert whole(chat_answer([-0.1], [-0.7])).score("Mean") == pytest.approx(math.exp(-0.7))
-    assert whole(chat_answer([-0.1], None)).score("Mean") is None
+    assert whole(chat_answer([-0.1], [-0.7])).score(MEAN) == pytest.approx(math.exp(-0.7))
+    assert whole(chat_answer([-0.1], None)).score(MEAN) is None
 
 
 @pytest.mark.parametrize(
@@ -68,12 +133,12 @@ def test_several_choices_score_as_the_worst() -> None:
 def test_answers_without_usable_log_probabilities_cannot_be_scored(logprobs: Any) -> None:
     answer = chat_answer([-0.1])
     answer["choices"][0]["logprobs"] = logprobs
-    assert whole(answer).score("Mean") is None
+    assert whole(answer).score(MEAN) is None
 
 
 def test_completions_skip_the_first_token_of_an_echoed_prompt() -> None:
     answer = {"choices": [{"index": 0, "text": "a", "logprobs": {"token_logprobs": [None, -0.2, -0.4]}}]}
-    assert whole(answer).score("Mean") == pytest.approx(math.exp(-0.3))
+    assert whole(answer).score(MEAN) == pytest.approx(math.exp(-0.3))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from cascadia_router.completion_body import Usage, read_answer
 from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_head import PLAIN_ANSWER, PLAIN_POST, header_fields
 from cascadia_router.metrics import Metrics
-from cascadia_router.scoring import log_probabilities
+from cascadia_router.scoring import TokenStatistic, log_probabilities
 from cascadia_router.settlement import Settlement
 from cascadia_router.whole_answer import WholeAnswer
 from cascadia_router.window import Window
@@ -45,6 +45,7 @@ class Reading:
         self.keep_alive = self.parser.should_keep_alive()
 
 
+MEAN = TokenStatistic("Mean")
 LINES = [
     b"Host: a",
     b"Accept: */*",
@@ -191,7 +192,7 @@ def test_an_answer_cut_in_two_is_the_answer(
         tokens = log_probabilities(raw.logprobs)
         scores.append(math.exp(sum(tokens) / len(tokens)) if tokens else None)
     expected = None if None in scores else min(score for score in scores if score is not None)
-    assert answer.score("Mean") == (None if expected is None else pytest.approx(expected))
+    assert answer.score(MEAN) == (None if expected is None else pytest.approx(expected))
 
 
 def test_batches_count_what_single_counts_would() -> None:

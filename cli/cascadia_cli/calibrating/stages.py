@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
@@ -13,11 +13,11 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_cli.calibrating.endpoint import AskError, Endpoint, UnusableAnswerError, base_url
 from cascadia_cli.calibrating.prompts import Prompt
 from cascadia_router.completion_body import Answer, read_answer
-from cascadia_router.scoring import TokenTally, score_of
+from cascadia_router.scoring import TokenStatistic, TokenTally, worst
 
 __all__ = ["SCORERS", "Stage", "StageAddress", "StageAnswer", "check_stages", "stage_addresses"]
 
-SCORERS: dict[str, Literal["Mean", "Minimum"]] = {"logprob-mean": "Mean", "logprob-min": "Minimum"}
+SCORERS = {"logprob-mean": TokenStatistic("Mean"), "logprob-min": TokenStatistic("Minimum")}
 """Statistic by scorer id: every one that the router can compute from log-probabilities."""
 
 
@@ -182,7 +182,7 @@ def _scores(answer: Answer, gate: int | None) -> dict[str, float]:
         for tally, choice in zip(tallies, answer.choices, strict=True):
             tally.add(choice.logprobs)
         for identifier, statistic in SCORERS.items():
-            score = score_of(tallies, statistic)
+            score = worst([tally.score(statistic) for tally in tallies])
             if score is not None:
                 scores[identifier if first is None else f"{identifier}@{first}"] = score
     return scores

@@ -21,12 +21,12 @@ from cascadia_api.policy import (
     Capability,
     Endpoint,
     RouterPolicy,
-    ScorerPolicy,
     StagePolicy,
     StreamingPolicy,
     decode_policy,
     encode_policy,
 )
+from cascadia_api.scorer import scorer_policy
 from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
 from cascadia_operator.manifests.statefulset import leader_host
@@ -61,8 +61,9 @@ def router_policy(
         plan_id=plan.plan_id,
         stages=[_stage(cascade, stage, threshold, endpoints) for stage, threshold in thresholds.items()],
         ladder=[[step.thresholds[place] for place in places] for step in plan.ladder],
-        scorer=ScorerPolicy(id=plan.scorer, type=routing.scorer.type, statistic=routing.scorer.statistic),
+        scorer=scorer_policy(routing.scorer, plan.scorer),
         on_scorer_error=routing.on_scorer_error,
+        escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,

@@ -1,0 +1,205 @@
+"""Whether an answer is good enough: what the scorer says of it, and what follows from that.
+
+A scorer may have to ask somebody. Meanwhile the request holds the answer and no call; the client, the
+deadline and a scorer's failure are looked after as ever.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.event_stream import GatedStream, HeldStream
+from cascadia_router.node import Node
+from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.routing import Routed
+from cascadia_router.scorers.protocol import Outcome, Pending, Unscored
+from cascadia_router.whole_answer import WholeAnswer
+
+__all__ = ["Judged", "Rejected"]
+
+
+class Rejected(NamedTuple):
+    """The best answer so far, kept while a later stage is asked."""
+
+    answer: WholeAnswer | HeldStream
+    stage: Stage
+    score: float | None
+
+
+class Judged(Routed):
+    """The part of an `Exchange` that judges our engine's answers.
+
+    Attributes:
+        deadline: Service time (monotonic), s.
+        path: Stages whose answers were rejected, in order.
+        request_id: Its id, the same on each hop.
+    """
+
+    __slots__ = (
+        "_answered_at",
+        "_dropped",
+        "_fallback",
+        "_head",
+        "_rejected",
+        "_scoring",
+        "deadline",
+        "path",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        request: CompletionRequest,
+        cascade: Cascade,
+        escalations_left: int,
+        pinned: bool,
+        end: int | None,
+        request_id: str,
+        path: tuple[str, ...],
+        deadline: float,
+    ) -> None:
+        super().__init__(node, request, cascade, escalations_left, pinned, end)
+        self.request_id = request_id
+        self.path = path
+        self.deadline = deadline
+        self._rejected: Rejected | None = None
+        self._dropped: Stage | None = None  # whose answer was rejected by its beginning, and is not at hand
+        self._fallback = False  # the answer that goes on is under its threshold, and no later stage could answer
+        self._head = b""  # header lines of the answer that goes on as it comes
+        self._answered_at = 0.0
+        self._scoring: tuple[WholeAnswer | HeldStream, Pending] | None = None  # our engine has answered
+
+    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, outcome: str) -> None:
+        """Send a held answer."""
+
+    @property
+    def served_model(self) -> str:
+        """See `Case`."""
+        assert self._stage is not None
+        return self._stage.served_model
+
+    def judge(self, answer: WholeAnswer | HeldStream) -> None:
+        """The engine has answered: accept or escalate."""
+        if not self._final:
+            self.weigh(answer, self.cascade.scorer.at_once(self.request, answer))
+            return
+        stage = self._stage
+        assert stage is not None
+        self._release(worked=True)
+        self._count_accepted(answer.usage)
+        self._serve(answer, stage, None, "answered")
+
+    def _count_accepted(self, usage: Usage | None) -> None:
+        """Count an answer of our engine that is accepted whatever it is."""
+        if not self.pinned:
+            now = self.node.now()
+            self.node.window.slice(now).accepted += 1
+            self.node.settlement.answers.append((self._asked_at, now, usage, None))
+
+    def weigh(self, answer: WholeAnswer | HeldStream, outcome: Outcome | None) -> None:
+        """The engine has answered, and the scorer has said this of it at once; None: it has to ask somebody."""
+        self._release(worked=True)
+        self._answered_at = self.node.now()
+        if outcome is None:
+            self._scoring = (answer, self.cascade.scorer.ask(self, answer))
+        else:
+            self._decide(answer, outcome)
+
+    def scored(self, outcome: Outcome) -> None:
+        """See `Case`."""
+        if self._scoring is not None:
+            answer, _ = self._scoring
+            self._scoring = None
+            self._decide(answer, outcome)
+
+    def score_is_late(self, answer: WholeAnswer | HeldStream, pending: Pending) -> None:
+        """No time is left to wait for a score: the answer at hand is better than none."""
+        pending.abort()
+        self._scoring = None
+        self._decide(answer, Unscored(self.cascade.scorer.id, "deadline"))
+
+    def _decide(self, answer: WholeAnswer | HeldStream, outcome: Outcome) -> None:
+        """Accept or escalate."""
+        stage, now = self._stage, self.node.now()
+        assert stage is not None
+        piece = self.node.window.slice(now)
+        score = outcome if isinstance(outcome, float) else None
+        self.node.settlement.answers.append((self._asked_at, self._answered_at, answer.usage, score))
+        self._sample(now, stage, score, answer.usage)
+        reason = self._objection(now, stage, outcome)
+        if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
+            piece.escalated += 1
+            return
+        piece.accepted += not reason
+        self._serve(answer, stage, score, "fallback" if reason else "answered")
+
+    def judge_beginning(self, stream: GatedStream) -> None:
+        """The first tokens of our engine's stream are there: let the rest go on, or drop it and escalate.
+
+        It is dropped only if a later stage is there to take the request.
+        """
+        stage, call, node = self._stage, self._call, self.node
+        assert stage is not None
+        assert call is not None
+        now = node.now()
+        outcome = self.cascade.scorer.at_once(self.request, stream)
+        score = outcome if isinstance(outcome, float) else None
+        reason = self._objection(now, stage, outcome)
+        later = self._able_from(stage.index + 1)
+        if reason and now < self.deadline and self._can_route(later):
+            call.abort()  # the engine sees the connection closed and stops
+            self._release(worked=True)
+            node.settlement.answers.append((self._asked_at, now, None, score))
+            self._sample(now, stage, score, None)
+            self._escalate(None, stage, score, reason)
+            node.window.slice(now).escalated += 1
+            return
+        self._fallback = bool(reason)
+        self._head, decision = stage.decision(self.path).scored(score)
+        stream.open(score, decision)
+
+    def _objection(self, now: float, stage: Stage, outcome: Outcome | None) -> str:
+        """Why an answer is not good enough; empty if it is."""
+        if isinstance(outcome, float):
+            return "score" if stage.threshold is not None and outcome < stage.threshold else ""
+        node, policy = self.node, self.cascade.policy
+        if outcome is not None:
+            node.metrics.scorer_errors[stage.name, outcome.scorer, outcome.reason] += 1
+        node.window.slice(now).scorer_errors += 1
+        node.budget.count(now)
+        escalates = policy.on_scorer_error == "Escalate"
+        spent = escalates and not node.spend_escalation(now, policy.escalation_budget)
+        decision = "budget_spent" if spent else "escalate" if escalates else "accept"
+        node.metrics.unscored[stage.name, decision] += 1
+        return "scorer_error" if decision == "escalate" else ""
+
+    def _sample(self, now: float, stage: Stage, score: float | None, usage: Usage | None) -> None:
+        rate = self.cascade.sample_rate
+        if score is not None and self.node.window.draws(rate):
+            self.node.keep_sample(now, self.request_id, stage.name, score, usage, rate)
+
+    def _escalate(
+        self, answer: WholeAnswer | HeldStream | None, stage: Stage, score: float | None, reason: str
+    ) -> bool:
+        """Pass the request on; False if no later stage is there to take it.
+
+        Args:
+            answer: The rejected answer; None if it was dropped after its beginning.
+            stage: Our stage.
+            score: The answer's score.
+            reason: For the metrics.
+        """
+        path, self.path = self.path, (*self.path, stage.name)
+        self.escalations_left -= 1
+        if answer is None:
+            self._dropped = stage
+        else:
+            self._rejected = Rejected(answer, stage, score)
+        if not self._route(self._able_from(stage.index + 1)):
+            self.path = path
+            return False
+        assert self._stage is not None
+        self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1
+        return True
