@@ -119,7 +119,8 @@ def test_a_plain_request_is_what_llhttp_reads(first: bytes, fields: list[bytes],
         return
     read = Reading(data, answer=False)
     assert (read.ends, read.url, read.body, read.keep_alive) == (1, head[1], body, True)
-    assert header_fields(data) == dict(read.fields)
+    # white space around a value is no part of it: llhttp leaves what is behind
+    assert header_fields(data) == {name: value.strip() for name, value in read.fields}
     steering = {b"x-request-id", b"traceparent", b"tracestate", b"x-cascadia-max-stage", b"x-cascadia-deadline-ms"}
     traced = steering & {name for name, _ in read.fields}
     assert bool(traced) == bool(head[2] or head[5])
@@ -137,7 +138,8 @@ def test_a_plain_answer_is_what_llhttp_reads(first: bytes, fields: list[bytes], 
         return
     read = Reading(data, answer=True)
     assert (read.ends, read.body, read.keep_alive) == (1, body, True)
-    assert header_fields(data) == dict(read.fields)
+    # white space around a value is no part of it: llhttp leaves what is behind
+    assert header_fields(data) == {name: value.strip() for name, value in read.fields}
 
 
 def test_plain_messages_are_taken() -> None:
