@@ -1,5 +1,7 @@
 """Which replica a request goes to: least outstanding ÷ weight, among those that work.
 
+Of many replicas, two drawn by weight and the own one are compared (*power of two choices*).
+
 `Replica` is this router's view of one replica of a stage: how many of this router's requests it holds,
 and a passive circuit breaker fed by how they ended. Replicas outlive policies, so that a policy change
 forgets neither.
@@ -7,11 +9,15 @@ forgets neither.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Collection, Sequence
+from functools import cached_property
+from itertools import accumulate
+from random import random
 
 from cascadia_router.http1_client import Upstream
 
-__all__ = ["Breaker", "Replica", "ReplicaTable", "least_loaded"]
+__all__ = ["Breaker", "Replica", "ReplicaTable", "Targets", "choose", "least_loaded"]
 
 
 class Breaker:
@@ -136,6 +142,57 @@ class ReplicaTable:
         return known
 
 
+class Targets(tuple[tuple[Replica, float], ...]):
+    """The replicas of a stage with their weights, ready for a choice among many of them."""
+
+    FEW = 8
+    """Up to so many are all looked at."""
+
+    @cached_property
+    def own(self) -> tuple[Replica, float] | None:
+        """The one beside this router."""
+        return next((target for target in self if target[0].is_own), None)
+
+    @cached_property
+    def _cumulative(self) -> list[float]:
+        return list(accumulate(weight for _, weight in self))
+
+    def candidates(self) -> Sequence[tuple[Replica, float]]:
+        """Replicas to compare: all if they are few, else the own one and two drawn by weight."""
+        if len(self) <= self.FEW:
+            return self
+        total = self._cumulative[-1]
+        # As `random.choices`: the last one's share includes what rounding leaves.
+        drawn = [self[min(bisect(self._cumulative, random() * total), len(self) - 1)] for _ in range(2)]  # noqa: S311
+        return drawn if self.own is None else [self.own, *drawn]
+
+
+def choose(
+    targets: Targets,
+    now: float,
+    *,
+    exclude: Collection[Replica] = (),
+    even_open: bool = False,
+) -> Replica | None:
+    """Return the replica that a request goes to, or None: the least loaded of the candidates.
+
+    Each router knows only of what it has sent itself, and so do its siblings: among many replicas the least
+    loaded of a random few is better than the least loaded of all, which several routers find to be the same.
+    For the simulations behind that, see docs/resilience.md.
+
+    Args:
+        targets: Replicas of one stage with their plan weights.
+        now: Service time, s.
+        exclude: Replicas that this request has tried already.
+        even_open: Whether to take a replica although its breaker is open or its engine not ready.
+    """
+    if len(targets) > Targets.FEW:
+        found = least_loaded(targets.candidates(), now, exclude=exclude, even_open=even_open)
+        if found is not None:
+            return found
+    return least_loaded(targets, now, exclude=exclude, even_open=even_open)
+
+
 def least_loaded(
     targets: Sequence[tuple[Replica, float]],
     now: float,
@@ -145,7 +202,8 @@ def least_loaded(
 ) -> Replica | None:
     """Return the replica with the least outstanding ÷ weight, or None.
 
-    Ties go to the own replica, which saves a hop, then to the larger weight, then to the first.
+    Ties go to the own replica, which saves a hop, else by lot, weighted: routers that hold nothing would
+    otherwise all choose the same.
 
     Args:
         targets: Replicas of one stage with their plan weights.
@@ -159,13 +217,17 @@ def least_loaded(
             return None
         return replica
     best: Replica | None = None
-    best_key = (0.0, True, 0.0)
+    least = tied = 0.0
     for replica, weight in targets:
-        if replica in exclude:
+        load = replica.outstanding / weight
+        if best is not None and (load > least or (load == least and best.is_own)):
             continue
-        if not even_open and not (replica.ready and replica.breaker.allows(now)):
+        if replica in exclude or not (even_open or (replica.ready and replica.breaker.allows(now))):
             continue
-        key = (replica.outstanding / weight, not replica.is_own, -weight)
-        if best is None or key < best_key:
-            best, best_key = replica, key
+        if best is None or load < least or replica.is_own:
+            best, least, tied = replica, load, weight
+        else:
+            tied += weight
+            if random() * tied < weight:  # noqa: S311 - a lot, not a secret
+                best = replica
     return best

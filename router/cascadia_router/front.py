@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from cascadia_router.balancing import least_loaded
+from cascadia_router.balancing import choose
 from cascadia_router.bounds import BoundError, read_bounds
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
@@ -151,7 +151,7 @@ class ClientPort(_Port):
             stage is not None
             and body.model == cascade.name
             and not (own is None or body.stream or body.needs or request.traced)
-            and least_loaded(stage.live, now) is own
+            and choose(stage.live, now) is own
             and not own.breaker.open_until
             and cascade.stages[1].live
         ):

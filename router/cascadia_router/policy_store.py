@@ -13,7 +13,7 @@ import weakref
 import msgspec
 
 from cascadia_api.policy import RouterPolicy, StagePolicy, decode_policy
-from cascadia_router.balancing import Replica, ReplicaTable
+from cascadia_router.balancing import ReplicaTable, Targets
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.decision import DecisionText, header_text
 from cascadia_router.json_log import fields
@@ -66,10 +66,10 @@ class Stage:
         self.name = policy.name
         self.threshold = policy.threshold
         self.served_model = policy.served_model_name
-        self.targets: tuple[tuple[Replica, float], ...] = ()
+        self.targets = Targets()
         self.answered = ("client", policy.name, "answered")
         self.at_once = DecisionText(self.name, self.threshold, (), *plan)
-        self.live: tuple[tuple[Replica, float], ...] = ()
+        self.live = self.targets
         self._plan = plan
         self._decisions: dict[tuple[str, ...], DecisionText] = {}
         self._context_window = policy.context_window
@@ -231,7 +231,7 @@ class PolicyStore:
         self._replicas.keep_only({replica for stage in stages for replica, _ in stage.targets})
         self.whereabouts.keep_only([stage.policy for stage in stages])
 
-    def _placed(self, stage: StagePolicy) -> tuple[tuple[Replica, float], ...]:
+    def _placed(self, stage: StagePolicy) -> Targets:
         placed = []
         for endpoint in stage.endpoints:
             places = self.whereabouts.places(stage, endpoint)
@@ -239,7 +239,7 @@ class PolicyStore:
                 replica = self._replicas.replica(stage.name, endpoint.replica, place.address)
                 replica.is_known_ready(ready=place.ready)
                 placed.append((replica, endpoint.weight / len(places)))
-        return tuple(placed)
+        return Targets(placed)
 
     def at(self, revision: int) -> Cascade | None:
         """The policy of that revision if it is remembered, else the one in force."""

@@ -6,7 +6,7 @@ reports its failure. So one request meets at most two replicas of a stage.
 
 from __future__ import annotations
 
-from cascadia_router.balancing import Replica, least_loaded
+from cascadia_router.balancing import Replica, choose
 from cascadia_router.calls import Asker, EngineCall, PeerCall
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.http1_client import Call
@@ -124,7 +124,7 @@ class Routed(Asker):
 
     def _send(self, stage: Stage, *, even_open: bool) -> bool:
         now = self.node.now()
-        replica = least_loaded(stage.live, now, exclude=self._tried, even_open=even_open)
+        replica = choose(stage.live, now, exclude=self._tried, even_open=even_open)
         if replica is None:
             return False
         self._attempts = self._attempts + 1 if stage is self._stage else 1

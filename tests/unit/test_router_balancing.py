@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy, encode_policy
-from cascadia_router.balancing import Breaker, Replica, ReplicaTable, least_loaded
+from cascadia_router.balancing import Breaker, Replica, ReplicaTable, Targets, choose, least_loaded
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
@@ -36,12 +37,48 @@ def test_the_least_outstanding_over_weight_is_chosen(loads: list[tuple[int, floa
     )
 
 
-def test_ties_go_to_the_own_replica_then_to_the_larger_weight() -> None:
+def test_ties_go_to_the_own_replica() -> None:
     heavy, light, own = replica("heavy"), replica("light"), replica("own", own=True)
-    assert least_loaded([(light, 1.0), (heavy, 2.0), (own, 0.5)], 0.0) is own
-    assert least_loaded([(light, 1.0), (heavy, 2.0)], 0.0) is heavy
+    for order in ([(light, 1.0), (heavy, 2.0), (own, 0.5)], [(own, 0.5), (heavy, 2.0), (light, 1.0)]):
+        assert least_loaded(order, 0.0) is own
     own.outstanding = 1
     assert least_loaded([(light, 1.0), (own, 1.0)], 0.0) is light
+
+
+def test_other_ties_go_by_lot_in_proportion_to_weight() -> None:
+    targets = [(replica(str(weight)), weight) for weight in (1.0, 2.0, 5.0)]
+    drawn = Counter(least_loaded(targets, 0.0) for _ in range(4000))
+    for each, weight in targets:
+        assert drawn[each] == pytest.approx(500 * weight, abs=130), "five standard deviations"
+
+
+def test_of_many_replicas_the_own_and_two_by_weight_are_compared() -> None:
+    targets = Targets((replica(str(index), index), 1.0 + index % 2) for index in range(20))
+    seen = Counter(each for _ in range(2000) for each, _ in targets.candidates())
+    assert sum(seen.values()) == 4000
+    assert len(seen) == len(targets)
+    heavy = sum(count for each, count in seen.items() if int(each.name) % 2)
+    assert heavy == pytest.approx(4000 * 2 / 3, abs=150)
+    own = replica("own", own=True)
+    with_own = Targets((*targets, (own, 1.0)))
+    assert all(choose(with_own, 0.0) is own for _ in range(50)), "it holds nothing"
+    own.ready = False
+    assert choose(with_own, 0.0) is not own
+    free, _ = targets[0]
+    busy = [each for each, _ in targets if each is not free]
+    assert all(choose(targets, 0.0, exclude=busy) is free for _ in range(50)), "whoever is left is found"
+    assert choose(targets, 0.0, exclude=[each for each, _ in targets]) is None
+
+
+def test_routers_that_know_only_their_own_requests_do_not_herd() -> None:
+    """Forty routers with one request each: nobody knows of the others, and still nobody is overrun."""
+    for replicas in (4, 20):
+        taken: Counter[str] = Counter()
+        for _ in range(40):
+            chosen = choose(Targets((replica(str(index)), 1.0) for index in range(replicas)), 0.0)
+            assert chosen is not None
+            taken[chosen.name] += 1
+        assert max(taken.values()) <= 40 / replicas + 20
 
 
 def test_replicas_tried_or_out_are_left_out() -> None:
