@@ -26,9 +26,10 @@ class Breaker:
     Attributes:
         failures: Failures since the last success.
         open_until: Service time before which nothing is sent, s; 0 while closed.
+        silent: Whether it accepts connections and does not answer (`peer_watch`): nothing is sent then.
     """
 
-    __slots__ = ("_ejections", "_trial_since", "failures", "open_until")
+    __slots__ = ("_ejections", "_trial_since", "failures", "open_until", "silent")
 
     THRESHOLD = 3
     """Consecutive failures that open it."""
@@ -40,11 +41,14 @@ class Breaker:
     def __init__(self) -> None:
         self.failures = 0
         self.open_until = 0.0
+        self.silent = False
         self._ejections = 0
         self._trial_since: float | None = None
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent now."""
+        if self.silent:
+            return False
         if not self.open_until:
             return True
         if now < self.open_until:

@@ -218,7 +218,7 @@ class Exchange(Judged):
         # A killed process may still accept connections while it closes those it has: a repeat that is lost
         # to it, too, was lost to the same death.
         repeated, self._repeating = self._repeating, False
-        self.lost += lost + (fault is Fault.LOST and not repeated)
+        self.lost += lost + (fault is Fault.SILENT or (fault is Fault.LOST and not repeated))
         if self._reply_begun is not None and self._reply_begun.begun:
             self._release(worked=False)
             self._interrupt("The answer broke off: its server was lost.")

@@ -199,11 +199,14 @@ class ClientPort(_Port):
 
 
 class PeerPort(_Port):
-    """The stage port: requests that another router has chosen this one for."""
+    """The stage port: requests that another router has chosen this one for; and whether this one lives."""
 
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         node = self.node
+        if request.path == b"/healthz" and request.method == b"GET":
+            connection.respond(200, b"ok\n", content_type=b"text/plain")
+            return
         try:
             hop = verify(request.headers, request.body, node.secret, time.time())
         except SignatureError as error:

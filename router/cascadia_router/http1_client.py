@@ -38,6 +38,8 @@ class Fault(enum.Enum):
     """No connection: the request was not sent."""
     LOST = "lost"
     """The connection was lost before the answer's head: the request may have been worked on."""
+    SILENT = "silent"
+    """The server accepts connections and does not answer: the request may have been worked on."""
     BROKEN = "broken"
     """The connection was lost within the answer."""
     MALFORMED = "malformed"
@@ -74,6 +76,7 @@ class Upstream:
     Attributes:
         address: ``host:port``.
         host_line: The `Host` header's line for requests to it.
+        heard: Times that something has come from it.
         idle: Connections whose call is complete and that can carry another, the last used last.
     """
 
@@ -83,6 +86,7 @@ class Upstream:
         self.host = host.strip("[]")
         self.port = int(port)
         self.host_line = b"host: " + address.encode("idna" if not address.isascii() else "ascii") + b"\r\n"
+        self.heard = 0
         self.idle: list[Call] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._open: set[Call] = set()
@@ -133,6 +137,11 @@ class Upstream:
         oldest = monotonic() - IDLE_SECONDS
         while self.idle and self.idle[0].kept_since < oldest:
             self.idle.pop(0).close()
+
+    def lose(self) -> None:
+        """The server is silent: fail the calls under way, and keep no connection."""
+        for call in list(self._open):
+            call.lose()
 
     def close(self) -> None:
         """Close all connections; calls under way are dropped without a word to their sinks."""
@@ -228,6 +237,10 @@ class Call(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def lose(self) -> None:
+        """Fail the call under way: the server is silent."""
+        self._fail(Fault.BROKEN if self._head_done else Fault.SILENT)
+
     def close(self) -> None:
         """Close a connection that carries no call."""
         self._spoilt = True
@@ -264,6 +277,7 @@ class Call(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        self._upstream.heard += 1
         sink = self._sink
         if sink is None:  # nobody asked: not a connection to trust with another call
             self.close()

@@ -21,6 +21,7 @@ from cascadia_router.json_log import fields
 from cascadia_router.list_watch import ApiServer
 from cascadia_router.listener import Listener
 from cascadia_router.node import Node
+from cascadia_router.peer_watch import PeerWatch
 from cascadia_router.policy_file import PolicyFile
 
 __all__ = ["Router"]
@@ -79,6 +80,8 @@ class Router:
             sources.append(EndpointNames(node.policies).run())
         if self._probe is not None:
             sources.append(self._probe.run())
+        if config.role == "Leader":
+            sources.append(PeerWatch(node).run())
         if node.clients is not None:
             node.clients.keys.read()
             sources.append(node.clients.keys.run())
