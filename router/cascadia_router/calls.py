@@ -275,12 +275,12 @@ class EngineCall(_UpstreamCall):
             exchange.straight_stream_ended(stream)
         elif stream is not None:
             self._held_stream_ended(stream)
-        elif self._status >= 500:
-            exchange.call_failed(Fault.STATUS, status=self._status)
-        elif self._status != 200:
-            exchange.refused_by_engine(self._status, self._content_type, b"".join(self._parts))
-        else:
+        elif self._status == 200:
             self._judge(b"".join(self._parts))
+        elif 400 <= self._status < 500:
+            exchange.refused_by_engine(self._status, self._content_type, b"".join(self._parts))
+        else:  # 204 and redirects, too, are no answer to a completion
+            exchange.call_failed(Fault.STATUS, status=self._status)
 
     def _held_stream_ended(self, stream: HeldStream) -> None:
         if stream.failed:

@@ -327,6 +327,8 @@ class Call(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is complete."""
         status = self._parser.get_status_code()
+        if not 100 <= status < 600:  # no status that HTTP has
+            status = 502
         if status < 200 or self._complete or self._sink is None:
             return
         self._head_done = True

@@ -2,7 +2,10 @@
 
 Requests that come whole in one read go past all this (`http1_head`); what is here takes them in any
 pieces, with llhttp. Everything a peer can make grow has a limit: header bytes and count, body bytes,
-bytes on the wire per message (chunk framing, trailers).
+bytes on the wire per message (chunk framing, trailers), waiting requests, and the bodies of all connections together.
+
+Stricter than llhttp where a message could be read in two ways: the only transfer coding is `chunked`, once, over
+HTTP/1.1; no message both offers an upgrade and is chunked; and only HTTP/1.0 and 1.1 are spoken.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from typing import NamedTuple, cast
 
 import httptools
 
-from cascadia_router.http1_request import Limits, Request
+from cascadia_router.http1_request import Limits, Request, Room
 from cascadia_router.outbox import Outbox
 
 __all__ = ["Receiving", "Refusal"]
+
+
+_VERSIONS = frozenset({"1.0", "1.1"})
 
 
 class Refusal(NamedTuple):
@@ -35,10 +41,13 @@ class Receiving:
     """
 
     __slots__ = (
+        "_ambiguous",
         "_body",
         "_body_bytes",
         "_busy",
         "_close_after",
+        "_field_bytes",
+        "_field_count",
         "_headers",
         "_headers_done",
         "_limits",
@@ -48,13 +57,17 @@ class Receiving:
         "_queue",
         "_raw_missing",
         "_refused",
+        "_room",
+        "_room_taken",
         "_since",
         "_target",
         "_transport",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, room: Room) -> None:
         self._limits = limits
+        self._room = room
+        self._room_taken = 0  # by bodies on this connection, from their first byte until they are answered
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Request | Refusal] = deque()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
@@ -69,6 +82,9 @@ class Receiving:
     def _start_message(self) -> None:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
+        self._field_bytes = 0  # names and values of the head's fields, and after it of the trailers
+        self._field_count = 0
+        self._ambiguous = False
         self._headers_done = False
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -113,33 +129,49 @@ class Receiving:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is dropped."""
-        if not self._headers_done:
-            self._headers[name.lower()] = value
+        self._field_bytes += len(name) + len(value)
+        self._field_count += 1
+        if self._headers_done:
+            if self._field_bytes > self._limits.header_bytes or self._field_count > self._limits.headers:
+                self._refuse_headers()
+            return
+        name = name.lower()
+        if name == b"transfer-encoding" and (name in self._headers or value.lower() != b"chunked"):
+            self._ambiguous = True
+        self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         """The head is complete: settle what can be settled before the body."""
         self._headers_done = True
         headers, limits = self._headers, self._limits
-        if len(headers) > limits.headers or self._head_is_over(limits.header_bytes):
+        if self._field_count > limits.headers or len(self._target) + self._field_bytes > limits.header_bytes:
             self._refuse_headers()
+        self._field_count = self._field_bytes = 0
+        chunked = b"transfer-encoding" in headers
+        if self._ambiguous or (chunked and (b"upgrade" in headers or self._parser.get_http_version() != "1.1")):
+            self._refuse(400, "The only transfer coding is `chunked`, once, over HTTP/1.1.", "malformed_request")
         length = headers.get(b"content-length")
         if length is not None and int(length) > limits.body_bytes:
             self._refuse_body()
         elif not self._refused and headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
             self._outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _head_is_over(self, limit: int) -> bool:
-        if self._message_bytes <= limit:
-            return False
-        return len(self._target) + sum(len(name) + len(value) for name, value in self._headers.items()) > limit
-
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
         self._body_bytes += len(data)
         if self._body_bytes > self._limits.body_bytes:
             self._refuse_body()
-        elif not self._refused:
+        elif not self._refused and self._has_room(len(data)):
             self._body.append(data)
+
+    def _has_room(self, size: int) -> bool:
+        """Take room for a piece of a body; the request is refused if there is none."""
+        if self._room.take(size):
+            self._room_taken += size
+            return True
+        message = f"The router holds {self._room.used} bytes of requests already: try again later."
+        self._refuse(429, message, "too_many_requests")
+        return False
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -162,11 +194,21 @@ class Receiving:
             keep_alive=parser.should_keep_alive(),
         )
         # HTTP/1.0 keeps no connection unasked, and asking for the version costs a formatted string.
-        request.chunked = (
-            request.keep_alive and b"connection" not in self._headers
-        ) or parser.get_http_version() != "1.0"
+        if not (request.keep_alive and b"connection" not in self._headers):
+            version = parser.get_http_version()
+            if version not in _VERSIONS:
+                self._refuse(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", "malformed_request")
+                return
+            request.chunked = version == "1.1"
         self._start_message()
-        self._queue.append(request)
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        if len(self._queue) < self._limits.pipelined:
+            self._queue.append(request)
+        else:
+            message = f"Over {self._limits.pipelined} requests wait on this connection: wait for answers."
+            self._refuse(429, message, "too_many_requests")
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Serve a request that offers another protocol (Java's client offers h2c) as plain HTTP/1.1."""
@@ -174,23 +216,28 @@ class Receiving:
         if not length:  # complete, and in the queue; what follows is unknown ground
             self._close_after = True
             return
-        if b"transfer-encoding" in self._headers:
-            self._refuse(400, "A chunked body cannot go with Upgrade.", "malformed_request")
-            return
         self._raw_missing = length
         self._raw_body(rest)
 
     def _raw_body(self, data: bytes) -> None:
-        if self._refused:
+        data = data[: self._raw_missing]
+        if self._refused or not self._has_room(len(data)):
             return
-        self._body.append(data[: self._raw_missing])
-        self._raw_missing -= len(self._body[-1])
+        self._body.append(data)
+        self._raw_missing -= len(data)
         if not self._raw_missing:
             method, body = self._parser.get_method(), b"".join(self._body)
             request = Request.parsed(method, self._target, self._headers, body, self._since, keep_alive=False)
             self._start_message()
-            self._queue.append(request)
+            self._enqueue(request)
             self._close_after = True
+
+    def _free_room(self) -> None:
+        """Give back the room of bodies that are neither waiting nor still coming."""
+        waiting = sum(len(request.body) for request in self._queue if isinstance(request, Request))
+        waiting += sum(map(len, self._body))
+        self._room.used -= self._room_taken - waiting
+        self._room_taken = waiting
 
     # -- refusing ---------------------------------------------------------------------------------
 

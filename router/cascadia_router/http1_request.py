@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from cascadia_router.clients import Client
 from cascadia_router.http1_head import header_fields
 
-__all__ = ["Answering", "Application", "InFlight", "Limits", "Request"]
+__all__ = ["Answering", "Application", "InFlight", "Limits", "Request", "Room"]
 
 JSON = b"application/json"
 
@@ -19,7 +19,12 @@ class Limits(NamedTuple):
         header_bytes: Most bytes of a request's names and values of headers, and of its target.
         headers: Most headers of a request.
         body_bytes: Most bytes of a body.
+        pipelined: Most requests that wait on a connection while one is being answered.
+        connections: Most connections of a port; more are closed at once.
+        head_seconds: Longest time in which a request's head must have arrived, wall s.
         receive_seconds: Longest time in which a request must have arrived, wall s.
+        send_seconds: Longest time in which a peer that has left more than a socket's buffer unread reads
+            nothing, wall s.
         idle_seconds: Longest time between two requests, wall s.
         linger_seconds: How long a refused request's remaining bytes are read and thrown away, so that
             the peer gets to read the refusal, wall s.
@@ -28,9 +33,35 @@ class Limits(NamedTuple):
     header_bytes: int = 64 * 1024
     headers: int = 100
     body_bytes: int = 8 * 1024 * 1024
+    pipelined: int = 256
+    connections: int = 8192
+    head_seconds: float = 15.0
     receive_seconds: float = 60.0
+    send_seconds: float = 60.0
     idle_seconds: float = 300.0
     linger_seconds: float = 2.0
+
+
+class Room:
+    """Memory for the bodies of requests, shared by all connections of a router.
+
+    Attributes:
+        most: Bytes in all.
+        used: Bytes that are taken.
+    """
+
+    __slots__ = ("most", "used")
+
+    def __init__(self, most: int = 64 * 1024 * 1024) -> None:
+        self.most = most
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Take so many bytes; False if there is no room, and nothing is taken then."""
+        if self.used + size > self.most:
+            return False
+        self.used += size
+        return True
 
 
 class Request:

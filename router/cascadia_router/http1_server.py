@@ -21,7 +21,7 @@ import httptools
 
 from cascadia_router.http1_head import PLAIN_POST
 from cascadia_router.http1_receiving import Receiving, Refusal
-from cascadia_router.http1_request import JSON, Application, InFlight, Limits, Request
+from cascadia_router.http1_request import JSON, Application, InFlight, Limits, Request, Room
 from cascadia_router.openai_errors import error_body
 from cascadia_router.outbox import Outbox
 
@@ -29,7 +29,10 @@ __all__ = ["JSON", "ServerConnection"]
 
 log = logging.getLogger("cascadia.router.http")
 
-STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+STATUS_LINES = {status: b"HTTP/1.1 %d \r\n" % status for status in range(100, 600)}
+STATUS_LINES |= {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_SMALL_BODY = 4096
+"""Bodies up to this size are bounded by the number of requests that a router holds: they take no `Room`."""
 _SHORTEST_LINE = len(b"a:\r\n")
 _LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
@@ -39,6 +42,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
 
     __slots__ = (
         "_application",
+        "_choked_since",
         "_chunked",
         "_connections",
         "_fresh",
@@ -50,13 +54,16 @@ class ServerConnection(Receiving, asyncio.Protocol):
         "in_flight",
     )
 
-    def __init__(self, application: Application, limits: Limits, connections: set[ServerConnection]) -> None:
-        super().__init__(limits)
+    def __init__(
+        self, application: Application, limits: Limits, connections: set[ServerConnection], room: Room
+    ) -> None:
+        super().__init__(limits, room)
         self._application = application
         self._connections = connections  # the listener's, this one among them while it is open
         self.in_flight: InFlight | None = None
         self._fresh = True  # what comes next is the first of a request, and nothing else is under way
         self._paused = False
+        self._choked_since = 0.0  # when the peer last left too much unread; 0: it has caught up
         self._lingering = False
         self._head = b""
         self._keep_alive = True
@@ -69,26 +76,38 @@ class ServerConnection(Receiving, asyncio.Protocol):
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)
         self._outbox = Outbox.of_running_loop()
-        self._connections.add(self)
+        if len(self._connections) >= self._limits.connections:
+            self._refused = True
+            self._transport.abort()
+        else:
+            self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """See `asyncio.Protocol`."""
         self._connections.discard(self)
         self._refused = True
         self._queue.clear()
+        self._body.clear()
+        self._free_room()
         in_flight, self.in_flight = self.in_flight, None
         if in_flight is not None:
             in_flight.client_gone()
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
+        self._choked_since = monotonic()
         if self.in_flight is not None:
             self.in_flight.client_paused()
+        elif not self._busy:
+            self._hold()
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
+        self._choked_since = 0.0
         if self.in_flight is not None:
             self.in_flight.client_resumed()
+        elif not self._busy:
+            self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -99,9 +118,13 @@ class ServerConnection(Receiving, asyncio.Protocol):
                 target, traced, credentials, length, traced_too, credentials_too = head.groups()
                 end = head.end()
                 size = len(data) - end
-                if size == int(length) <= limits.body_bytes and (
-                    end < _SHORTEST_LINE * limits.headers or data.count(b"\n", 0, end) <= limits.headers + 2
+                if (
+                    size == int(length) <= limits.body_bytes
+                    and (end < _SHORTEST_LINE * limits.headers or data.count(b"\n", 0, end) <= limits.headers + 2)
+                    and (size <= _SMALL_BODY or self._room.take(size))
                 ):
+                    if size > _SMALL_BODY:
+                        self._room_taken += size
                     request = Request(target, data, data[end:], monotonic(), bool(traced or traced_too))
                     request.authorization = (credentials if credentials_too is None else credentials_too) or b""
                     self._fresh = self._no_body = False
@@ -119,14 +142,20 @@ class ServerConnection(Receiving, asyncio.Protocol):
             return
         if self._queue and not self._busy:
             self._dispatch()
-        if self._busy and (self._queue or self._message_bytes) and not self._paused:
+        if self._busy and (self._queue or self._message_bytes):
+            self._hold()
+
+    def _hold(self) -> None:
+        """Read no further for now."""
+        if not (self._paused or self._transport.is_closing()):
+            self._fresh = False
             self._paused = True
             self._transport.pause_reading()
 
     # -- answering --------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        if self._busy or not self._queue or self._transport.is_closing():
+        if self._busy or not self._queue or self._choked_since or self._transport.is_closing():
             return
         request = self._queue.popleft()
         if isinstance(request, Refusal):
@@ -134,7 +163,8 @@ class ServerConnection(Receiving, asyncio.Protocol):
             self._no_body = False
             self._keep_alive = False
             self._lingering = True
-            self.respond(request.status, error_body(request.status, request.message, code=request.code))
+            head = b"retry-after: 1\r\n" if request.status == 429 else b""
+            self.respond(request.status, error_body(request.status, request.message, code=request.code), head)
             return
         self._take(request)
 
@@ -249,7 +279,9 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self.in_flight = None
         self._busy = False
         self._since = monotonic()
-        if self._keep_alive and not (self._paused or self._queue or self._message_bytes):
+        if self._room_taken:
+            self._free_room()
+        if self._keep_alive and not (self._paused or self._queue or self._message_bytes or self._choked_since):
             self._fresh = not self._refused
             return
         if self._lingering:
@@ -258,10 +290,20 @@ class ServerConnection(Receiving, asyncio.Protocol):
                 self._transport.write_eof()
         elif not self._keep_alive:
             self.close()
-        elif self._queue:
+        if self._choked_since:
+            self._hold()  # no more requests from whoever reads no answers
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the next request, or read on if none waits."""
+        if self._transport.is_closing():
+            return
+        if self._queue:
             asyncio.get_running_loop().call_soon(self._dispatch)
-        if self._paused and not self._transport.is_closing() and not self._queue:
+        elif self._paused:
             self._paused = False
+            self._fresh = not (self._refused or self._message_bytes)
             self._transport.resume_reading()
 
     # -- the listener's side ----------------------------------------------------------------------
@@ -271,8 +313,9 @@ class ServerConnection(Receiving, asyncio.Protocol):
         return not (self._busy or self._queue or self._message_bytes)
 
     def close(self) -> None:
-        """Close once what was written is sent."""
+        """Close once what was written is sent; a peer that does not read it is waited for as `expire` says."""
         self._outbox.flush()
+        self._since = monotonic()
         self._transport.close()
 
     def abort(self) -> None:
@@ -280,16 +323,23 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self._transport.abort()
 
     def expire(self, now: float) -> None:
-        """Close if the peer takes too long to send, or has been idle too long."""
+        """Close if the peer takes too long to send or to read, or has been idle too long."""
         age = now - self._since
-        if self._lingering:
-            if not self._busy and age > self._limits.linger_seconds:
+        limits = self._limits
+        if self._choked_since and now - self._choked_since > limits.send_seconds:
+            self.abort()
+        elif self._transport.is_closing():
+            if age > limits.send_seconds:
+                self.abort()
+        elif self._lingering:
+            if not self._busy and age > limits.linger_seconds:
                 self.abort()
         elif self._busy or self._queue:
             return
         elif self._message_bytes:
-            if age > self._limits.receive_seconds:
-                self._refuse(408, f"The request took over {self._limits.receive_seconds:g} s to arrive.", "timeout")
+            longest = limits.receive_seconds if self._headers_done else min(limits.head_seconds, limits.receive_seconds)
+            if age > longest:
+                self._refuse(408, f"The request took over {longest:g} s to arrive.", "timeout")
                 self._dispatch()
-        elif age > self._limits.idle_seconds:
+        elif age > limits.idle_seconds:
             self.close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 
-from cascadia_router.http1_request import Application, Limits
+from cascadia_router.http1_request import Application, Limits, Room
 from cascadia_router.http1_server import ServerConnection
 
 __all__ = ["Listener"]
@@ -14,9 +15,17 @@ __all__ = ["Listener"]
 class Listener:
     """One listening port with its connections."""
 
-    def __init__(self, application: Application, limits: Limits) -> None:
+    def __init__(self, application: Application, limits: Callable[[], Limits], room: Room) -> None:
+        """Prepare a port.
+
+        Args:
+            application: Answers its requests.
+            limits: Returns what a connection that comes now may ask for.
+            room: For the bodies of requests; other ports may share it.
+        """
         self.application = application
-        self.limits = limits
+        self._limits = limits
+        self._room = room
         self.connections: set[ServerConnection] = set()
         self._server: asyncio.Server | None = None
 
@@ -29,7 +38,7 @@ class Listener:
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ServerConnection(self.application, self.limits, self.connections),
+            lambda: ServerConnection(self.application, self._limits(), self.connections, self._room),
             host.strip("[]"),
             int(port),
             backlog=1024,

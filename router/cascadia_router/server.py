@@ -16,7 +16,7 @@ from cascadia_router.endpoint_slices import EndpointWatch
 from cascadia_router.engine_probe import EngineProbe
 from cascadia_router.front import ClientPort, PeerPort
 from cascadia_router.http1_client import Upstream
-from cascadia_router.http1_request import Application, Limits
+from cascadia_router.http1_request import Application, Limits, Room
 from cascadia_router.json_log import fields
 from cascadia_router.list_watch import ApiServer
 from cascadia_router.listener import Listener
@@ -50,6 +50,7 @@ class Router:
         self.node = Node(config, read_secret(config))
         self.addresses: dict[str, str] = {}
         self._limits = limits or Limits(body_bytes=config.max_body_bytes)
+        self._room = Room()
         engine = Upstream(config.engine) if config.engine is not None else None
         self._probe = EngineProbe(self.node, engine) if engine is not None else None
         self._probe_upstream = engine
@@ -95,7 +96,7 @@ class Router:
         log.info("listening", extra=fields(stage=config.stage, replica=config.replica, **self.addresses))
 
     async def _listen(self, name: str, address: str, application: Application) -> Listener:
-        listener = Listener(application, self._limits)
+        listener = Listener(application, lambda: self._limits, self._room)
         try:
             self.addresses[name] = await listener.start(address)
         except OSError as error:

@@ -2,96 +2,12 @@
 
 import asyncio
 import itertools
-from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_router.http1_client import Call, Fault, Upstream
-from cascadia_router.http1_request import Limits, Request
-from cascadia_router.http1_server import ServerConnection
-
-LIMITS = Limits(header_bytes=400, headers=8, body_bytes=300)
-
-
-class Wire:
-    """A transport that keeps what is written."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.closed = False
-        self.paused = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        pass
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-
-class Echo:
-    """Answers each request with its body."""
-
-    closing = False
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def handle(self, connection: ServerConnection, request: Request) -> None:
-        self.requests.append(request)
-        connection.respond(200, request.body)
-
-
-class Responses:
-    """Reads the responses that were written."""
-
-    def __init__(self, written: bytes) -> None:
-        self.statuses: list[int] = []
-        while written:
-            head, separator, rest = written.partition(b"\r\n\r\n")
-            assert separator
-            self.statuses.append(int(head.split(b" ")[1]))
-            length = next((line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")), None)
-            written = rest[int(length[16:]) :] if length else rest
-
-
-def serve(pieces: list[bytes]) -> tuple[Echo, Wire]:
-    async def run() -> tuple[Echo, Wire]:
-        echo, wire = Echo(), Wire()
-        connection = ServerConnection(echo, LIMITS, set())
-        connection.connection_made(wire)  # type: ignore[arg-type]
-        for piece in pieces:
-            if wire.closed:
-                break
-            connection.data_received(piece)
-            for _ in range(3 * len(piece)):
-                if not connection._queue:
-                    break
-                await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        connection.connection_lost(None)
-        return echo, wire
-
-    return asyncio.run(run())
-
+from tests.support.wire import LIMITS, Sink, Wire, serve, statuses_of
 
 GOOD = b"POST /x?y=1 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"
 CHUNKED = b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2;ext=1\r\nlo\r\n0\r\nx-t: 1\r\n\r\n"
@@ -128,9 +44,7 @@ fragments = st.sampled_from(
 def test_any_bytes_are_answered_refused_or_waited_for(pieces: list[bytes]) -> None:
     echo, wire = serve(pieces)
     statuses = (
-        [status for status in Responses(wire.written).statuses if status != 100]
-        if b"HEAD" not in b"".join(pieces)
-        else []
+        [status for status in statuses_of(wire.written) if status != 100] if b"HEAD" not in b"".join(pieces) else []
     )
     assert all(status == 200 or 400 <= status < 500 for status in statuses)
     assert all(status == 200 for status in statuses[:-1]), "nothing is served after a refusal"
@@ -146,36 +60,9 @@ def test_requests_are_the_same_however_they_are_cut(messages: list[bytes], place
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     echo, wire = serve([data[start:end] for start, end in itertools.pairwise(edges) if end > start])
     assert [request.body for request in echo.requests] == [b"hello"] * len(messages)
-    assert Responses(wire.written).statuses == [200] * len(messages)
+    assert statuses_of(wire.written) == [200] * len(messages)
     assert not wire.closed
     assert not wire.paused
-
-
-class Sink:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.heard: list[Any] = []
-        self.body = b""
-
-    def response_whole(self, head: bytes, body: bytes) -> None:
-        self.heard += [200, "end"]
-        self.body += body
-
-    def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
-        self.heard.append(status)
-
-    def response_body(self, data: bytes) -> None:
-        self.body += data
-
-    def response_pump(self) -> None:
-        pass
-
-    def response_end(self) -> None:
-        self.heard.append("end")
-
-    def response_fault(self, fault: Fault) -> None:
-        self.heard.append(fault)
 
 
 answers = st.sampled_from(
