@@ -12,7 +12,8 @@ from typing import Protocol
 import msgspec
 
 from cascadia_router.balancing import Replica
-from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.decision import Spent
 from cascadia_router.event_stream import KEEP_ALIVE, GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Call, Fault
 from cascadia_router.http1_head import header_fields
@@ -59,6 +60,7 @@ class Asker(Protocol):
     pinned: bool
     request: CompletionRequest
     request_id: str
+    spent: tuple[Spent, ...]
 
     def traced_lines(self) -> bytes:
         """Header lines that go with the request."""
@@ -78,7 +80,7 @@ class Asker(Protocol):
     def straight_stream_ended(self, stream: StraightStream | GatedStream) -> None:
         """The engine's stream is complete as far as HTTP goes."""
 
-    def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
+    def refused_by_engine(self, status: int, body: bytes) -> None:
         """The engine found the request wrong (4xx)."""
 
     def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
@@ -138,7 +140,7 @@ class EngineCall(_UpstreamCall):
             goes straight through.
     """
 
-    __slots__ = ("_content_type", "_decision", "_final", "_size", "_stage", "_stream")
+    __slots__ = ("_final", "_size", "_stage", "_stream")
 
     def __init__(self, exchange: Asker, stage: Stage, *, final: bool) -> None:
         self._exchange = exchange
@@ -202,12 +204,10 @@ class EngineCall(_UpstreamCall):
         self._parts: list[bytes] = []
         self._size = 0
         self._stream: HeldStream | StraightStream | None = None
-        self._content_type = headers.get(b"content-type", b"application/json")
         request = self._exchange.request
-        if status == 200 and request.stream and self._content_type.startswith(b"text/event-stream"):
+        if status == 200 and request.stream and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             if self._final:
-                self._stream = StraightStream(wants_usage=request.wants_usage)
-                self._decision = self._stage.decision(self._exchange.path).unscored
+                self._stream = StraightStream(wants_usage=request.wants_usage, decide=self._decide)
             else:
                 self._stream = self._held(request)
 
@@ -225,6 +225,11 @@ class EngineCall(_UpstreamCall):
             margins=margins,
             candidates=candidates,
         )
+
+    def _decide(self, usage: Usage | None) -> bytes:
+        """The `cascadia` object of an answer that is accepted whatever it is."""
+        exchange = self._exchange
+        return self._stage.decision(exchange.path).document(None, usage, exchange.spent)
 
     def response_body(self, data: bytes) -> None:
         """See `ResponseSink`."""
@@ -255,7 +260,7 @@ class EngineCall(_UpstreamCall):
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        out = stream.feed(data, self._decision)
+        out = stream.feed(data)
         if out:
             self._exchange.relay_events(out)
 
@@ -278,7 +283,7 @@ class EngineCall(_UpstreamCall):
         elif self._status == 200:
             self._judge(b"".join(self._parts))
         elif 400 <= self._status < 500:
-            exchange.refused_by_engine(self._status, self._content_type, b"".join(self._parts))
+            exchange.refused_by_engine(self._status, b"".join(self._parts))
         else:  # 204 and redirects, too, are no answer to a completion
             exchange.call_failed(Fault.STATUS, status=self._status)
 
@@ -319,6 +324,7 @@ class PeerCall(_UpstreamCall):
             exchange.pinned,
             exchange.lost,
             "" if exchange.end == len(stages) else stages[exchange.end - 1].name,
+            exchange.spent,
         )
         message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
             request.path,
@@ -416,4 +422,4 @@ class PeerCall(_UpstreamCall):
     def _keep_tail(self, data: bytes) -> None:
         """Keep the end of a stream whose headers left before its decision, to learn who answered."""
         if self._tail is not None:
-            self._tail = (self._tail + data)[-1024:]
+            self._tail = (self._tail + data)[-4096:]

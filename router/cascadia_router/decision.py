@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-__all__ = ["DecisionText", "header_text"]
+from cascadia_router.completion_body import Usage
+
+__all__ = ["DecisionText", "Spent", "header_text"]
+
+Spent = tuple[str, int, int]
+"""Tokens that a stage's complete answer took: stage, prompt tokens, completion tokens."""
+_SPENT = b'"promptTokens":%d,"completionTokens":%d'
+_NOTHING = Usage()
 
 
 class _AfterScore(Struct, rename="camel"):
@@ -21,7 +28,7 @@ def header_text(text: str) -> bytes:
 
 
 class DecisionText:
-    """What answers of one stage that came one way say: all but the score, ready for the wire.
+    """What answers of one stage that came one way say: all but the score and the tokens, ready for the wire.
 
     Args:
         stage: The answering stage.
@@ -32,20 +39,39 @@ class DecisionText:
 
     Attributes:
         head: Header lines of an answer without a score; the plan's line comes with every answer.
-        unscored: The `cascadia` object of an answer without a score.
     """
 
-    __slots__ = ("_after", "_before", "head", "unscored")
+    __slots__ = ("_scored", "_unscored", "head")
 
     def __init__(self, stage: str, threshold: float | None, path: tuple[str, ...], plan_id: str, revision: int) -> None:
         way = ">".join((*path, stage))
         self.head = b"x-cascadia-stage: %s\r\nx-cascadia-path: %s\r\n" % (header_text(stage), header_text(way))
-        self._before = b'{"stage":%s,"score":' % msgspec.json.encode(stage)  # `stage` first: relays look for it
-        self._after = b"," + msgspec.json.encode(_AfterScore(threshold, way, plan_id, revision))[1:]
-        self.unscored = self._before + b"null" + self._after
+        name = msgspec.json.encode(stage).replace(b"%", b"%%")
+        before = b'{"stage":%s,"score":' % name  # `stage` first: relays look for it
+        after = msgspec.json.encode(_AfterScore(threshold, way, plan_id, revision))[1:-1].replace(b"%", b"%%")
+        after = b',%s,"usage":{%s,"stages":{%%s%s:{%s}}}}' % (after, _SPENT, name, _SPENT)
+        self._scored = b"%s%%a%s" % (before, after)
+        self._unscored = b"%snull%s" % (before, after)
 
-    def scored(self, score: float | None) -> tuple[bytes, bytes]:
-        """Header lines and `cascadia` object of an answer with this score."""
-        if score is None:
-            return self.head, self.unscored
-        return b"%sx-cascadia-score: %.6f\r\n" % (self.head, score), b"%s%a%s" % (self._before, score, self._after)
+    def lines(self, score: float | None) -> bytes:
+        """Header lines of an answer with this score."""
+        return self.head if score is None else b"%sx-cascadia-score: %.6f\r\n" % (self.head, score)
+
+    def document(self, score: float | None, usage: Usage | None, spent: tuple[Spent, ...] = ()) -> bytes:
+        """JSON of the `cascadia` object.
+
+        Args:
+            score: The answer's.
+            usage: Its tokens, as far as its engine said.
+            spent: Those of the answers before it, which were rejected.
+        """
+        if usage is None:
+            usage = _NOTHING
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        if not spent and score is not None:
+            return self._scored % (score, prompt, completion, b"", prompt, completion)
+        stages = b"".join(b"%s:{%s}," % (msgspec.json.encode(name), _SPENT % (p, c)) for name, p, c in spent)
+        all_prompts = prompt + sum(each[1] for each in spent)
+        all_completions = completion + sum(each[2] for each in spent)
+        counts = (all_prompts, all_completions, stages, prompt, completion)
+        return self._unscored % counts if score is None else self._scored % (score, *counts)

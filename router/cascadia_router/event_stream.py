@@ -8,6 +8,8 @@ openai-node and the AI SDK take such a chunk; they also need `[DONE]` last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -102,15 +104,19 @@ class _EventStream:
 
 
 class StraightStream(_EventStream):
-    """A stream that goes to the client chunk by chunk."""
+    """A stream that goes to the client chunk by chunk.
 
-    def feed(self, data: bytes, decision: bytes) -> bytes:
-        """Take bytes of the engine; return what to send on now.
+    Args:
+        wants_usage: Whether the client asked for usage.
+        decide: Gives the JSON of the `cascadia` object at the end, when the tokens are known.
+    """
 
-        Args:
-            data: As read.
-            decision: JSON of the `cascadia` object, for the end if it is in these bytes.
-        """
+    def __init__(self, *, wants_usage: bool, decide: Callable[[Usage | None], bytes]) -> None:
+        super().__init__(wants_usage=wants_usage)
+        self._decide = decide
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the engine, as read; return what to send on now."""
         if (
             data.endswith(b"\n\n")
             and not (b"[D" in data or b"[]" in data or b"\r" in data or self._tail)
@@ -128,7 +134,7 @@ class StraightStream(_EventStream):
             payload = self._payload(event)
             if payload == b"[DONE]":
                 self.done = True
-                kept.append(self._ending(decision))
+                kept.append(self._ending(self._decide(self.usage)))
             elif payload is None or not self._takes_usage(payload):
                 kept.append(event + b"\n\n")
         return b"".join(kept)
@@ -276,7 +282,7 @@ class GatedStream(HeldStream):
         )
         self._tokens = first
         self._choices = choices
-        self._decision = b""
+        self._decide: Callable[[Usage | None], bytes] | None = None
         self._ended = False  # the end has been sent on
         self.opened = False
         self.accepted_score: float | None = None
@@ -291,16 +297,21 @@ class GatedStream(HeldStream):
             and all(len(tally.values) >= self._tokens for tally in tallies.values())
         )
 
-    def open(self, score: float | None, decision: bytes) -> None:
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens that the score was taken from, of all choices."""
+        return sum(len(tally.values) for tally in self._tallies.values())
+
+    def open(self, score: float | None, decide: Callable[[Usage | None], bytes]) -> None:
         """Accept the answer.
 
         Args:
             score: Its score.
-            decision: JSON of the `cascadia` object, for the end.
+            decide: See `StraightStream`.
         """
         self.opened = True
         self.accepted_score = score
-        self._decision = decision
+        self._decide = decide
 
     def released(self) -> bytes:
         """What may be sent on now: everything held so far, and the end once it has come."""
@@ -308,8 +319,9 @@ class GatedStream(HeldStream):
         self._events.clear()
         if not self.done or self._ended:
             return events
+        assert self._decide is not None
         self._ended = True
-        return events + self._ending(self._decision)
+        return events + self._ending(self._decide(self.usage))
 
     def _tally(self, chunk: Answer) -> None:
         if not self.opened:

@@ -17,11 +17,13 @@ from typing import Literal
 
 from cascadia_router.calls import EngineCall, PeerCall
 from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.decision import Spent
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.judging import Judged, Rejected
 from cascadia_router.node import Node
+from cascadia_router.openai_errors import engine_error
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.reply import Reply
 from cascadia_router.whole_answer import WholeAnswer
@@ -70,9 +72,12 @@ class Exchange(Judged):
         lost: int = 0,
         pinned: bool = False,
         end: int | None = None,
+        spent: tuple[Spent, ...] = (),
     ) -> None:
         self._arrived = arrived = http.arrived * node.scale
-        super().__init__(node, request, cascade, escalations_left, pinned, end, request_id, path, arrived + remaining)
+        super().__init__(
+            node, request, cascade, escalations_left, pinned, end, request_id, path, spent, arrived + remaining
+        )
         self._connection = connection
         self._http = http
         self._port = port
@@ -127,8 +132,9 @@ class Exchange(Judged):
 
     def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, outcome: str) -> None:
         """Send a held answer."""
-        head, decision = stage.decision(self.path).scored(score)
-        body = answer.replay(decision)
+        said = stage.decision(self.path)
+        head = said.lines(score)
+        body = answer.replay(said.document(score, answer.usage, self.spent))
         self.answered_by = stage.name
         if isinstance(answer, HeldStream):
             self._reply.replay(body, head)
@@ -197,12 +203,12 @@ class Exchange(Judged):
         self._reply.relay_end(status, head, length, data)
         self._finish("answered" if status < 400 else "refused_by_engine")
 
-    def refused_by_engine(self, status: int, content_type: bytes, body: bytes) -> None:
+    def refused_by_engine(self, status: int, body: bytes) -> None:
         """Our engine found the request wrong (4xx): its answer stands, for a larger model would too."""
         self._release(worked=True)
         assert self._stage is not None
         self.answered_by = self._stage.name
-        self._reply.refuse(status, content_type, body, self._stage.decision(self.path).head)
+        self._reply.refuse(status, engine_error(status, body), self._stage.decision(self.path).head)
         self._finish("refused_by_engine")
 
     # -- failing ----------------------------------------------------------------------------------
@@ -268,7 +274,7 @@ class Exchange(Judged):
 
     def _serve_rejected(self, rejected: Rejected) -> None:
         """Fail open: an answer under its threshold is better than none."""
-        self.path = self.path[:-1]
+        self.path, self.spent = self.path[:-1], self.spent[:-1]
         self._serve(rejected.answer, rejected.stage, rejected.score, "fallback")
 
     def _ask_again(self, stage: Stage) -> None:
@@ -277,7 +283,7 @@ class Exchange(Judged):
         assert own is not None
         self._dropped = None
         self._fallback = True
-        self.path = self.path[:-1]
+        self.path, self.spent = self.path[:-1], self.spent[:-1]
         self.escalations_left = 0
         self._ask_own(stage, own)
 

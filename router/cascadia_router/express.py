@@ -104,9 +104,11 @@ class Express:
         if replica.breaker.failures:
             replica.breaker.succeeded()
         node.let_go(self)
-        lines, decision = stage.at_once.scored(score)
+        said = stage.at_once
         self._connection.respond(
-            200, answer.replay(decision), b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, lines)
+            200,
+            answer.replay(said.document(score, answer.usage)),
+            b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, said.lines(score)),
         )
         piece = window.newest if now < window.until else window.slice(now)
         piece.accepted += 1

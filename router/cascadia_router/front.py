@@ -250,4 +250,5 @@ class PeerPort(_Port):
                 hop.lost,
                 hop.pinned,
                 last.index + 1 if last is not None else None,
+                hop.spent,
             ).process(stage, node.own)

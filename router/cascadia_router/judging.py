@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.decision import Spent
 from cascadia_router.event_stream import GatedStream, HeldStream
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
@@ -33,6 +34,7 @@ class Judged(Routed):
     Attributes:
         deadline: Service time (monotonic), s.
         path: Stages whose answers were rejected, in order.
+        spent: What these took.
         request_id: Its id, the same on each hop.
     """
 
@@ -46,6 +48,7 @@ class Judged(Routed):
         "deadline",
         "path",
         "request_id",
+        "spent",
     )
 
     def __init__(
@@ -58,11 +61,13 @@ class Judged(Routed):
         end: int | None,
         request_id: str,
         path: tuple[str, ...],
+        spent: tuple[Spent, ...],
         deadline: float,
     ) -> None:
         super().__init__(node, request, cascade, escalations_left, pinned, end)
         self.request_id = request_id
         self.path = path
+        self.spent = spent
         self.deadline = deadline
         self._rejected: Rejected | None = None
         self._dropped: Stage | None = None  # whose answer was rejected by its beginning, and is not at hand
@@ -129,7 +134,7 @@ class Judged(Routed):
         self.node.settlement.answers.append((self._asked_at, self._answered_at, answer.usage, score))
         self._sample(now, stage, score, answer.usage)
         reason = self._objection(now, stage, outcome)
-        if reason and now < self.deadline and self._escalate(answer, stage, score, reason):
+        if reason and now < self.deadline and self._escalate(answer, stage, score, reason, answer.usage):
             piece.escalated += 1
             return
         piece.accepted += not reason
@@ -153,12 +158,13 @@ class Judged(Routed):
             self._release(worked=True)
             node.settlement.answers.append((self._asked_at, now, None, score))
             self._sample(now, stage, score, None)
-            self._escalate(None, stage, score, reason)
+            self._escalate(None, stage, score, reason, Usage(completion_tokens=stream.scored_tokens))
             node.window.slice(now).escalated += 1
             return
         self._fallback = bool(reason)
-        self._head, decision = stage.decision(self.path).scored(score)
-        stream.open(score, decision)
+        said, spent = stage.decision(self.path), self.spent
+        self._head = said.lines(score)
+        stream.open(score, lambda usage: said.document(score, usage, spent))
 
     def _objection(self, now: float, stage: Stage, outcome: Outcome | None) -> str:
         """Why an answer is not good enough; empty if it is."""
@@ -181,7 +187,12 @@ class Judged(Routed):
             self.node.keep_sample(now, self.request_id, stage.name, score, usage, rate)
 
     def _escalate(
-        self, answer: WholeAnswer | HeldStream | None, stage: Stage, score: float | None, reason: str
+        self,
+        answer: WholeAnswer | HeldStream | None,
+        stage: Stage,
+        score: float | None,
+        reason: str,
+        usage: Usage | None,
     ) -> bool:
         """Pass the request on; False if no later stage is there to take it.
 
@@ -190,15 +201,19 @@ class Judged(Routed):
             stage: Our stage.
             score: The answer's score.
             reason: For the metrics.
+            usage: What the answer took, as far as it is known.
         """
-        path, self.path = self.path, (*self.path, stage.name)
+        path, spent = self.path, self.spent
+        self.path = (*path, stage.name)
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
+        self.spent = (*spent, (stage.name, *tokens))
         self.escalations_left -= 1
         if answer is None:
             self._dropped = stage
         else:
             self._rejected = Rejected(answer, stage, score)
         if not self._route(self._able_from(stage.index + 1)):
-            self.path = path
+            self.path, self.spent = path, spent
             return False
         assert self._stage is not None
         self.node.metrics.escalations[stage.name, self._stage.name, reason] += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-__all__ = ["DEADLINE_CODE", "ERROR_EVENT", "error_body", "error_event"]
+__all__ = ["DEADLINE_CODE", "ERROR_EVENT", "engine_error", "error_body", "error_event"]
 
 ERROR_EVENT = b'data: {"error":'
 """How the event begins that stands for an answer."""
@@ -24,6 +26,30 @@ def error_body(status: int, message: str, *, code: str, param: str | None = None
     """
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def engine_error(status: int, body: bytes) -> bytes:
+    """Return an engine's refusal (4xx) in the same shape, whatever shape it has.
+
+    llama.cpp and vLLM write `{"error": {...}}`, the former without `param`; SGLang writes the inner object alone.
+    What it says of `message`, `type`, `param` and `code` is kept, and so are other fields.
+    """
+    try:
+        said: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = None
+    if isinstance(said, dict) and isinstance(said.get("error"), dict | str):
+        said = said["error"]
+    if isinstance(said, str):
+        said = {"message": said}
+    if not isinstance(said, dict) or not isinstance(said.get("message"), str):
+        text = body.decode("utf-8", "replace").strip()
+        return error_body(status, text or "The engine refused the request.", code="refused_by_engine")
+    said.pop("object", None)
+    code = said.get("code")
+    kind = _TYPES.get(status, "invalid_request_error")
+    whole = {"type": kind, "param": None, **said, "code": None if code is None else str(code)}
+    return msgspec.json.encode({"error": whole})
 
 
 def error_event(body: bytes) -> bytes:

@@ -123,12 +123,12 @@ class Reply:
             self._connection.begin(status, head, len(data) if length is None else length)
         self._connection.end(data)
 
-    def refuse(self, status: int, content_type: bytes, body: bytes, head: bytes) -> None:
+    def refuse(self, status: int, body: bytes, head: bytes) -> None:
         """Pass on what the engine says of a wrong request."""
         if self.committed:
             self._connection.end(error_event(body))
         else:
-            self._connection.respond(status, body, head=self._traced + head, content_type=content_type)
+            self._connection.respond(status, body, head=self._traced + head)
 
     def fail(self, status: int, message: str, code: str, *, lost: int) -> None:
         """Say that there is no answer.

@@ -40,6 +40,7 @@ class Hop(Struct, array_like=True, frozen=True):
         pinned: Whether the client asked for this stage alone.
         lost: How many engines or routers were lost while they worked on the request.
         max_stage: The last stage that may be asked; empty: any.
+        spent: Tokens of the answers that were rejected: stage, prompt tokens, completion tokens.
     """
 
     request_id: str
@@ -53,6 +54,7 @@ class Hop(Struct, array_like=True, frozen=True):
     pinned: bool
     lost: int
     max_stage: str = ""
+    spent: tuple[tuple[str, int, int], ...] = ()
 
 
 _encoder = msgspec.json.Encoder()

@@ -17,6 +17,9 @@ UNSURE = answer(logprob=-1.0)
 SURE = answer(logprob=-0.05)
 
 
+SPENT = {"promptTokens": 7, "completionTokens": 3}
+
+
 def chat(**extra: Any) -> dict[str, Any]:
     return {"model": "chat", "messages": [{"role": "user", "content": "hello"}], **extra}
 
@@ -43,6 +46,7 @@ async def test_a_confident_answer_is_accepted_with_its_decision(tmp_path: Path) 
         assert decision.pop("score") == pytest.approx(math.exp(-0.05))
         assert decision == {
             "stage": "small", "threshold": 0.8, "path": "small", "plan": "plan-1", "policyRevision": 1,
+            "usage": {"promptTokens": 7, "completionTokens": 3, "stages": {"small": SPENT}},
         }  # fmt: skip
         assert reply.json["choices"][0]["logprobs"] is None
         assert reply.json["engineExtra"] == {"kept": True}
@@ -101,6 +105,39 @@ async def test_three_stages_and_the_last_streams_through(tmp_path: Path) -> None
         assert reply.events[-2]["choices"] == []
         assert reply.events[-2]["cascadia"]["path"] == "small>medium>large"
         assert reply.events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("entry", ["small", "large"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_is_the_answering_stages_and_the_cascades_is_beside_it(
+    tmp_path: Path, entry: str, stream: bool
+) -> None:
+    stages = (
+        StageOf("small", 0.8, [ScriptedEngine("small", UNSURE)]),
+        StageOf("medium", 0.9, [ScriptedEngine("medium", answer(logprob=-1.0, tokens=5))]),
+        StageOf("large", None, [ScriptedEngine("large")]),
+    )
+    async with chain_of(tmp_path, *stages) as chain:
+        body = chat(stream=stream, stream_options={"include_usage": True})
+        reply = await http(chain.client(entry), CHAT, body)
+        last = reply.events[-2] if stream else reply.json
+        assert last["usage"]["completion_tokens"] == 3
+        medium = {"promptTokens": 7, "completionTokens": 5}
+        assert last["cascadia"]["usage"] == {
+            "promptTokens": 21,
+            "completionTokens": 11,
+            "stages": {"small": SPENT, "medium": medium, "large": SPENT},
+        }
+        # The large stage cannot be asked: the medium one's answer is the best, and what it took is counted once.
+        chain.engine("large").behaviour = status(500)
+        reply = await http(chain.client(entry), CHAT, body)
+        last = reply.events[-2] if stream else reply.json
+        assert last["cascadia"]["path"] == "small>medium"
+        assert last["cascadia"]["usage"] == {
+            "promptTokens": 14,
+            "completionTokens": 8,
+            "stages": {"small": SPENT, "medium": medium},
+        }
 
 
 async def test_max_escalations_accepts_what_the_last_allowed_stage_says(tmp_path: Path) -> None:
@@ -189,7 +226,13 @@ async def test_an_engine_that_finds_the_request_wrong_is_passed_through(tmp_path
         for address in (chain.client("small"), chain.client("large")):
             reply = await http(address, CHAT, chat())
             assert reply.status == 400
-            assert reply.json == {"error": {"message": "temperature must be >= 0"}}
+            error = {
+                "message": "temperature must be >= 0",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+            assert reply.json == {"error": error}
         assert not chain.engine("large").seen
 
 

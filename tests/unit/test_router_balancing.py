@@ -237,13 +237,15 @@ def test_able_stages_fall_back_to_the_last() -> None:
     cascade = store.current
     assert cascade is not None
 
-    def able(first: int, **extra: Any) -> list[str]:
+    def able(first: int, end: int = 2, **extra: Any) -> list[str]:
         body = json.dumps({"model": "chat", "messages": [], **extra}).encode()
         request = CompletionRequest(b"/v1/chat/completions", body)
-        return [stage.name for stage in cascade.able_from(first, len(cascade.stages), request)]
+        return [stage.name for stage in cascade.able_from(first, end, request)]
 
     assert able(0) == ["small", "large"]
     assert able(0, max_tokens=90) == ["large"]
     assert able(0, tools=[{}]) == ["large"], "no stage can: the last one says so"
     assert able(1) == ["large"]
     assert able(2) == []
+    assert able(0, 1) == ["small"]
+    assert able(0, 1, max_tokens=90) == ["small"], "the last that may be asked says so"

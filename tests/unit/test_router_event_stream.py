@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 from cascadia_router.scoring import TokenStatistic
 
 few = settings(max_examples=40, deadline=None)
 DECISION = b'{"stage":"s"}'
 MEAN = TokenStatistic("Mean")
+
+
+def decide(usage: Usage | None) -> bytes:
+    return b'{"stage":"s","spent":%d}' % (usage.completion_tokens if usage else -1)
 
 
 def chunk(text: str, logprob: float | None = -0.1, **extra: Any) -> dict[str, Any]:
@@ -80,29 +84,29 @@ def test_a_held_stream_is_replayed_whole(cuts: Any, wants_usage: bool, wants_log
 @given(wire, st.booleans(), st.booleans())
 def test_a_straight_stream_loses_and_adds_nothing_else(cuts: Any, wants_usage: bool, has_usage: bool) -> None:
     line_end, space, places = cuts
-    stream = StraightStream(wants_usage=wants_usage)
+    stream = StraightStream(wants_usage=wants_usage, decide=decide)
     events = [*CHUNKS, *([USAGE] if has_usage else []), "[DONE]"]
-    out = b"".join(stream.feed(piece, DECISION) for piece in cut(encoded(events, line_end, space), places))
+    out = b"".join(stream.feed(piece) for piece in cut(encoded(events, line_end, space), places))
     assert stream.done
     *chunks, last, done = payloads(out)
     assert chunks == CHUNKS
     assert done == "[DONE]"
-    assert last["cascadia"] == {"stage": "s"}
+    assert last["cascadia"] == {"stage": "s", "spent": 2 if has_usage else -1}
     assert last["choices"] == []
     assert ("usage" in last) is (wants_usage and has_usage)
     assert (stream.usage is not None) is has_usage
 
 
 def test_straight_events_leave_as_soon_as_they_are_complete() -> None:
-    stream = StraightStream(wants_usage=False)
+    stream = StraightStream(wants_usage=False, decide=decide)
     event = encoded([CHUNKS[0]])
-    assert stream.feed(event + event[:20], DECISION) == event
-    assert stream.feed(event[20:], DECISION) == event
+    assert stream.feed(event + event[:20]) == event
+    assert stream.feed(event[20:]) == event
 
 
 def test_an_event_without_end_is_not_kept_for_ever() -> None:
-    stream = StraightStream(wants_usage=False)
-    passed = sum(len(stream.feed(b"x" * 65536, DECISION)) for _ in range(64))
+    stream = StraightStream(wants_usage=False, decide=decide)
+    passed = sum(len(stream.feed(b"x" * 65536)) for _ in range(64))
     assert passed > 2_000_000
 
 
@@ -123,10 +127,10 @@ def test_comments_and_other_fields_are_skipped() -> None:
 @given(st.lists(st.binary(max_size=60), max_size=6))
 def test_no_bytes_break_a_stream(pieces: list[bytes]) -> None:
     held = HeldStream(wants_usage=False, wants_logprobs=False)
-    straight = StraightStream(wants_usage=True)
+    straight = StraightStream(wants_usage=True, decide=decide)
     for piece in pieces:
         held.feed(b"data: " + piece + b"\n\n")
-        straight.feed(b"data: " + piece + b"\n\n", DECISION)
+        straight.feed(b"data: " + piece + b"\n\n")
     held.score(MEAN)
     held.replay(DECISION)
 
@@ -143,7 +147,7 @@ def test_a_gated_stream_is_whole_and_opens_at_its_tokens(
         stream.feed(piece)
         if stream.decidable and not stream.opened:
             assert stream.score(MEAN) == pytest.approx(0.904837418)
-            stream.open(0.9, DECISION)
+            stream.open(0.9, decide)
         if stream.opened:
             out += stream.released()
     assert stream.done
@@ -153,7 +157,7 @@ def test_a_gated_stream_is_whole_and_opens_at_its_tokens(
         CHUNKS if wants_logprobs else [each | {"choices": [each["choices"][0] | {"logprobs": None}]} for each in CHUNKS]
     )
     assert done == "[DONE]"
-    assert last["cascadia"] == {"stage": "s"}
+    assert last["cascadia"] == {"stage": "s", "spent": 2}
     assert ("usage" in last) is wants_usage
     assert stream.usage is not None
 
@@ -171,8 +175,9 @@ def test_only_the_first_tokens_are_scored_however_they_come() -> None:
     stream.feed(encoded([tokens(-0.3, -9.0, -9.0)]))
     assert stream.decidable
     assert stream.score(MEAN) == pytest.approx(math.exp(-0.2))
+    assert stream.scored_tokens == 3
     assert stream.score(TokenStatistic("Minimum")) == pytest.approx(math.exp(-0.3))
-    stream.open(None, DECISION)
+    stream.open(None, decide)
     stream.feed(b": engine's own\n\n" + encoded([tokens(-9.0), '{"error": {"message": "x"}}']))
     assert b": engine's own\n\n" in stream.released()
 
