@@ -338,6 +338,13 @@ class Routing(ApiModel):
     pin_stages: bool = Field(
         True, description="Whether a request whose `model` is a stage's name is answered by that stage alone."
     )
+    retry_budget_percent: int = Field(
+        20,
+        ge=0,
+        le=100,
+        description="Most of its requests that a router repeats on another replica, % over 10 s; "
+        "10 a second are always allowed, unless it is 0.",
+    )
     request_timeout_seconds: int = Field(600, ge=1, le=86_400, description="Deadline of a request, all stages, s.")
     api_keys_secret_ref: ApiKeysReference | None = Field(
         None,

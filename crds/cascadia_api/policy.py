@@ -123,6 +123,8 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         scorer: What scores answers.
         on_scorer_error: ``Escalate`` (within the budget, then accept) or ``Accept``.
         escalation_budget: Largest share of a stage's requests that scorer errors may escalate.
+        retry_budget: Largest share of a router's requests that it may repeat on another replica, over 10 s;
+            10 a second are always allowed.
         max_escalations: Most times that one request is passed on.
         streaming: How streams are held back.
         request_timeout_seconds: Deadline of a request through the whole cascade, service seconds.
@@ -140,6 +142,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     scorer: ScorerPolicy = msgspec.field(default_factory=ScorerPolicy)
     on_scorer_error: Literal["Escalate", "Accept"] = "Escalate"
     escalation_budget: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    retry_budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
     max_escalations: Annotated[int, Meta(ge=0, le=7)] = 7
     streaming: StreamingPolicy = msgspec.field(default_factory=StreamingPolicy)
     request_timeout_seconds: Annotated[float, Meta(gt=0)] = 600.0

@@ -66,6 +66,7 @@ def build_policy(
         on_scorer_error=routing.on_scorer_error,
         escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
+        retry_budget=routing.retry_budget_percent / 100,
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,

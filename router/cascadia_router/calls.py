@@ -23,7 +23,7 @@ from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.signing import Hop, sign
 from cascadia_router.whole_answer import WholeAnswer
 
-__all__ = ["Asker", "EngineCall", "PeerCall"]
+__all__ = ["Asker", "EngineCall", "PeerCall", "remaining_for_peer"]
 
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Largest answer that is held whole; a larger one is a fault of the engine."""
@@ -43,6 +43,11 @@ _RELAYED_HEADERS = (
 )
 _STAGE_LINE = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
 _STAGE_MARK = b'"cascadia":{"stage":"'
+
+
+def remaining_for_peer(remaining: float) -> float:
+    """Time that another router is given of what remains to our deadline, service s."""
+    return remaining - min(_RETURN_SECONDS, remaining * _RETURN_SHARE)
 
 
 class Asker(Protocol):
@@ -311,7 +316,6 @@ class PeerCall(_UpstreamCall):
         """Send the original body with a signed hop."""
         exchange = self._exchange
         request, stages = exchange.request, exchange.cascade.stages
-        remaining = exchange.deadline - exchange.node.now()
         hop = Hop(
             exchange.request_id,
             exchange.cascade.revision,
@@ -319,7 +323,7 @@ class PeerCall(_UpstreamCall):
             self._stage.name,
             exchange.path,
             exchange.escalations_left,
-            remaining - min(_RETURN_SECONDS, remaining * _RETURN_SHARE),
+            remaining_for_peer(exchange.deadline - exchange.node.now()),
             time.time(),
             exchange.pinned,
             exchange.lost,

@@ -53,18 +53,24 @@ class DecisionText:
         self._scored = b"%s%%a%s" % (before, after)
         self._unscored = b"%snull%s" % (before, after)
 
-    def lines(self, score: float | None) -> bytes:
-        """Header lines of an answer with this score."""
-        return self.head if score is None else b"%sx-cascadia-score: %.6f\r\n" % (self.head, score)
+    def lines(self, score: float | None, reason: str = "") -> bytes:
+        """Header lines of an answer with this score; the reason is as in `document`."""
+        head = self.head if score is None else b"%sx-cascadia-score: %.6f\r\n" % (self.head, score)
+        return b"%sx-cascadia-reason: %s\r\n" % (head, reason.encode()) if reason else head
 
-    def document(self, score: float | None, usage: Usage | None, spent: tuple[Spent, ...] = ()) -> bytes:
+    def document(
+        self, score: float | None, usage: Usage | None, spent: tuple[Spent, ...] = (), reason: str = ""
+    ) -> bytes:
         """JSON of the `cascadia` object.
 
         Args:
             score: The answer's.
             usage: Its tokens, as far as its engine said.
             spent: Those of the answers before it, which were rejected.
+            reason: Why it is given although it is not good enough; empty where it is.
         """
+        if reason:
+            return b'%s,"reason":"%s"}' % (self.document(score, usage, spent)[:-1], reason.encode())
         if usage is None:
             usage = _NOTHING
         prompt, completion = usage.prompt_tokens, usage.completion_tokens

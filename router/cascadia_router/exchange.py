@@ -130,11 +130,13 @@ class Exchange(Judged):
         """Header lines that come with every answer."""
         return b"x-request-id: %s\r\n%s" % (self.request_id.encode(), self.cascade.plan_line)
 
-    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, outcome: str) -> None:
-        """Send a held answer."""
+    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, reason: str = "") -> None:
+        """Send a held answer; the reason says why it is served although it is not good enough."""
+        if reason:
+            self.node.metrics.fallbacks[stage.name, reason] += 1
         said = stage.decision(self.path)
-        head = said.lines(score)
-        body = answer.replay(said.document(score, answer.usage, self.spent))
+        head = said.lines(score, reason)
+        body = answer.replay(said.document(score, answer.usage, self.spent, reason))
         self.answered_by = stage.name
         if isinstance(answer, HeldStream):
             self._reply.replay(body, head)
@@ -142,7 +144,7 @@ class Exchange(Judged):
             self._reply_begun.whole(body, head)
         else:
             self._connection.respond(200, body, head=self._answer_lines() + head)
-        self._finish(outcome)
+        self._finish("fallback" if reason else "answered")
 
     def relay_events(self, data: bytes) -> None:
         """Events of our engine's stream go on as they come."""
@@ -190,6 +192,7 @@ class Exchange(Judged):
     def relay_whole(self, message: bytes, body: bytes, stage: bytes) -> None:
         """A peer's 200 answer came whole: it goes on as it is, head included."""
         self._release(worked=True)
+        self._note_answer()
         self.answered_by = stage.decode("ascii", "replace")
         if self._reply_begun is not None:
             self._reply_begun.whole(body, b"")
@@ -200,6 +203,8 @@ class Exchange(Judged):
     def relay_end(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """A peer's answer is complete."""
         self._release(worked=True)
+        if status == 200:
+            self._note_answer()
         self._reply.relay_end(status, head, length, data)
         self._finish("answered" if status < 400 else "refused_by_engine")
 
@@ -243,7 +248,7 @@ class Exchange(Judged):
             node.window.slice(node.now()).engine_errors += 1
         if self.lost >= _MOST_LOST or (self._assigned and isinstance(call, EngineCall)):
             self._give_up()
-        elif self._attempts < 2 and self._send(stage, even_open=False):
+        elif self._attempts < 2 and self._retry(stage):
             node.metrics.retries[stage.name] += 1
         elif not self.pinned and self._route(self._able_from(stage.index + 1)):
             assert self._stage is not None
@@ -254,7 +259,7 @@ class Exchange(Judged):
     def _give_up(self) -> None:
         """Nobody is left to ask: the answer at hand, or an error."""
         if self._rejected is not None:
-            self._serve_rejected(self._rejected)
+            self._serve_rejected(self._rejected, "unavailable")
         elif self._dropped is not None and self.lost < _MOST_LOST:
             self._ask_again(self._dropped)
         elif self._replica is None:
@@ -268,14 +273,14 @@ class Exchange(Judged):
         if self._reply.begun:
             self._interrupt("The answer broke off: the request's deadline has passed.")
         elif self._rejected is not None:
-            self._serve_rejected(self._rejected)
+            self._serve_rejected(self._rejected, "deadline")
         else:
             self._fail(504, "The request's deadline has passed.", "deadline_exceeded")
 
-    def _serve_rejected(self, rejected: Rejected) -> None:
+    def _serve_rejected(self, rejected: Rejected, reason: str) -> None:
         """Fail open: an answer under its threshold is better than none."""
         self.path, self.spent = self.path[:-1], self.spent[:-1]
-        self._serve(rejected.answer, rejected.stage, rejected.score, "fallback")
+        self._serve(rejected.answer, rejected.stage, rejected.score, reason)
 
     def _ask_again(self, stage: Stage) -> None:
         """Fail open where the answer under its threshold is not at hand: our engine gives it anew, to its end."""

@@ -76,8 +76,8 @@ class Judged(Routed):
         self._answered_at = 0.0
         self._scoring: tuple[WholeAnswer | HeldStream, Pending] | None = None  # our engine has answered
 
-    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, outcome: str) -> None:
-        """Send a held answer."""
+    def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, reason: str = "") -> None:
+        """Send a held answer; the reason says why it is served although it is not good enough."""
 
     @property
     def served_model(self) -> str:
@@ -94,7 +94,7 @@ class Judged(Routed):
         assert stage is not None
         self._release(worked=True)
         self._count_accepted(answer.usage)
-        self._serve(answer, stage, None, "answered")
+        self._serve(answer, stage, None)
 
     def _count_accepted(self, usage: Usage | None) -> None:
         """Count an answer of our engine that is accepted whatever it is."""
@@ -134,11 +134,15 @@ class Judged(Routed):
         self.node.settlement.answers.append((self._asked_at, self._answered_at, answer.usage, score))
         self._sample(now, stage, score, answer.usage)
         reason = self._objection(now, stage, outcome)
-        if reason and now < self.deadline and self._escalate(answer, stage, score, reason, answer.usage):
+        if not reason:
+            piece.accepted += 1
+            self._serve(answer, stage, score)
+        elif not self._can_finish(self._able_from(stage.index + 1), now):
+            self._serve(answer, stage, score, "deadline")
+        elif self._escalate(answer, stage, score, reason, answer.usage):
             piece.escalated += 1
-            return
-        piece.accepted += not reason
-        self._serve(answer, stage, score, "fallback" if reason else "answered")
+        else:
+            self._serve(answer, stage, score, "unavailable")
 
     def judge_beginning(self, stream: GatedStream) -> None:
         """The first tokens of our engine's stream are there: let the rest go on, or drop it and escalate.
@@ -153,7 +157,12 @@ class Judged(Routed):
         score = outcome if isinstance(outcome, float) else None
         reason = self._objection(now, stage, outcome)
         later = self._able_from(stage.index + 1)
-        if reason and now < self.deadline and self._can_route(later):
+        kept = ""  # why it goes on all the same
+        if reason and not self._can_finish(later, now):
+            kept = "deadline"
+        elif reason and not self._can_route(later):
+            kept = "unavailable"
+        elif reason:
             call.abort()  # the engine sees the connection closed and stops
             self._release(worked=True)
             node.settlement.answers.append((self._asked_at, now, None, score))
@@ -161,10 +170,12 @@ class Judged(Routed):
             self._escalate(None, stage, score, reason, Usage(completion_tokens=stream.scored_tokens))
             node.window.slice(now).escalated += 1
             return
-        self._fallback = bool(reason)
+        self._fallback = bool(kept)
+        if kept:
+            node.metrics.fallbacks[stage.name, kept] += 1
         said, spent = stage.decision(self.path), self.spent
-        self._head = said.lines(score)
-        stream.open(score, lambda usage: said.document(score, usage, spent))
+        self._head = said.lines(score, kept)
+        stream.open(score, lambda usage: said.document(score, usage, spent, kept))
 
     def _objection(self, now: float, stage: Stage, outcome: Outcome | None) -> str:
         """Why an answer is not good enough; empty if it is."""

@@ -55,6 +55,8 @@ class Metrics:
         requests: By (port, stage that answered, outcome).
         escalations: By (from, to, reason).
         retries: By stage.
+        retries_refused: By stage: the retry budget was spent.
+        fallbacks: Answers under their threshold that were served, by (stage, reason).
         scorer_errors: By (stage, scorer, reason).
         unscored: Answers that could not be scored, by (stage, what became of them).
         scorer_seconds: By scorer, of those that ask somebody.
@@ -69,6 +71,8 @@ class Metrics:
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.escalations: Counter[tuple[str, str, str]] = Counter()
         self.retries: Counter[str] = Counter()
+        self.retries_refused: Counter[str] = Counter()
+        self.fallbacks: Counter[tuple[str, str]] = Counter()
         self.scorer_errors: Counter[tuple[str, str, str]] = Counter()
         self.unscored: Counter[tuple[str, str]] = Counter()
         self.scorer_seconds: defaultdict[str, BucketCounts] = defaultdict(lambda: BucketCounts(LATENCY_BUCKETS))
@@ -158,6 +162,14 @@ def exposition(
         *samples(
             f"{prefix}retries_total", "counter", "Calls repeated on another replica of the same stage.",
             ("stage",), (((name,), count) for name, count in metrics.retries.items()),
+        ),
+        *samples(
+            f"{prefix}retries_refused_total", "counter", "Calls not repeated, for the retry budget was spent.",
+            ("stage",), (((name,), count) for name, count in metrics.retries_refused.items()),
+        ),
+        *samples(
+            f"{prefix}fallbacks_total", "counter", "Answers given although under their threshold, by reason.",
+            ("stage", "reason"), metrics.fallbacks.items(),
         ),
         *samples(
             f"{prefix}call_faults_total", "counter", "Calls to engines and routers that failed, by kind.",

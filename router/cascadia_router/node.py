@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import defaultdict
 from time import monotonic
 from typing import Protocol
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.policy import RouterConfig
 from cascadia_api.report import CalibrationSample
+from cascadia_router.answer_times import AnswerTimes
 from cascadia_router.api_keys import ApiKeys
 from cascadia_router.balancing import Replica, ReplicaTable
 from cascadia_router.clients import Clients
 from cascadia_router.completion_body import Usage
-from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.settlement import Settlement
+from cascadia_router.share_budget import ShareBudget
 from cascadia_router.window import Window
 
 __all__ = ["Held", "Node"]
 
 log = logging.getLogger("cascadia.router")
+
+RETRY_SECONDS = 10.0
+"""Window of the retry budget, service s."""
+RETRIES_PER_SECOND = 10
+"""So many are allowed in any case, on average over the window: a quiet cascade must survive a dying replica."""
 
 
 class Held(Protocol):
@@ -51,6 +58,8 @@ class Node:
         metrics: Counters.
         window: The workload of the last minutes.
         budget: Of escalations by scorer errors at the own stage.
+        retries: Of calls repeated on another replica.
+        answer_times: Of other routers, by stage.
         settlement: What is still to be counted in the metrics, the window and the budget.
         exchanges: Requests held now, in order of arrival.
         draining: Whether it is on its way out: unready, and connections close after their answer.
@@ -71,13 +80,15 @@ class Node:
         self.policies = PolicyStore(self.replicas, self.workbench)
         self.metrics = Metrics()
         self.window = Window(self.now())
-        self.budget = EscalationBudget()
+        self.budget = ShareBudget()
+        self.retries = ShareBudget(RETRY_SECONDS, RETRIES_PER_SECOND * RETRY_SECONDS)
+        self.answer_times: defaultdict[str, AnswerTimes] = defaultdict(AnswerTimes)
         self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.exchanges: dict[Held, None] = {}
         self.draining = False
         self._id_prefix = b"req-%s-" % secrets.token_hex(8).encode()
         self._ids = 0
-        self._taken_on = 0
+        self._taken_on = self._seen = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     def now(self) -> float:
@@ -90,7 +101,7 @@ class Node:
         return b"%s%x" % (self._id_prefix, number)
 
     def spend_escalation(self, now: float, share: float) -> bool:
-        """Whether an answer that could not be scored may escalate, and count it if so: see `EscalationBudget`."""
+        """Whether an answer that could not be scored may escalate, and count it if so: see `ShareBudget`."""
         self.settlement.settle()
         return self.budget.spend(now, share)
 
@@ -155,6 +166,8 @@ class Node:
         """Let every request look at the time."""
         self.settlement.settle()
         now = self.now()
+        self.retries.count(now, self._taken_on - self._seen)
+        self._seen = self._taken_on
         for exchange in list(self.exchanges):
             try:
                 exchange.tick(now)

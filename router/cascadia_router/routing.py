@@ -7,7 +7,7 @@ reports its failure. So one request meets at most two replicas of a stage.
 from __future__ import annotations
 
 from cascadia_router.balancing import Replica, choose
-from cascadia_router.calls import Asker, EngineCall, PeerCall
+from cascadia_router.calls import Asker, EngineCall, PeerCall, remaining_for_peer
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
@@ -130,6 +130,7 @@ class Routed(Asker):
         self._attempts = self._attempts + 1 if stage is self._stage else 1
         self._stage = stage
         self._replica = replica
+        self._asked_at = now
         self._tried += (replica,)
         self._counted = True
         replica.outstanding += 1
@@ -153,6 +154,33 @@ class Routed(Asker):
     def _able_from(self, first: int) -> tuple[Stage, ...]:
         """Stages from `first` on that may and can answer the request."""
         return self.cascade.able_from(first, self.end, self.request)
+
+    def _retry(self, stage: Stage) -> bool:
+        """Repeat the call on another replica of the stage, within the retry budget."""
+        node, now = self.node, self.node.now()
+        if choose(stage.live, now, exclude=self._tried) is None:
+            return False
+        if not node.retries.spend(now, self.cascade.policy.retry_budget):
+            node.metrics.retries_refused[stage.name] += 1
+            return False
+        return self._send(stage, even_open=False)
+
+    def _can_finish(self, stages: tuple[Stage, ...], now: float) -> bool:
+        """Whether the first of these stages, as it answers of late, would answer before the deadline."""
+        if now >= self.deadline:
+            return False
+        for stage in stages:
+            if stage.live:
+                typical = self.node.answer_times[stage.name].typical(now)
+                return typical is None or typical <= remaining_for_peer(self.deadline - now)
+        return True
+
+    def _note_answer(self) -> None:
+        """A peer's answer is complete: remember how long it took."""
+        stage = self._stage
+        if stage is not None:
+            now = self.node.now()
+            self.node.answer_times[stage.name].observe(now, now - self._asked_at)
 
     def _is_final(self, stage: Stage) -> bool:
         """Whether this stage's answer is accepted whatever it is."""

@@ -13,8 +13,8 @@ from itertools import repeat
 from operator import attrgetter, mul, sub
 
 from cascadia_router.completion_body import Usage
-from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.metrics import Metrics
+from cascadia_router.share_budget import ShareBudget
 from cascadia_router.window import Window
 
 __all__ = ["Settlement"]
@@ -35,7 +35,7 @@ class Settlement:
 
     __slots__ = ("_budget", "_metrics", "_window", "answers", "ends")
 
-    def __init__(self, metrics: Metrics, window: Window, budget: EscalationBudget) -> None:
+    def __init__(self, metrics: Metrics, window: Window, budget: ShareBudget) -> None:
         self.answers: list[tuple[float, float, Usage | None, float | None]] = []
         self.ends: list[tuple[tuple[str, str, str], float, float, float]] = []
         self._metrics = metrics

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cascadia_router.answer_times import AnswerTimes
 from cascadia_router.balancing import Breaker
 from cascadia_router.signing import Hop, sign
 from tests.support.router_chain import SECRET, StageOf, chain_of, eventually, http
@@ -69,6 +70,7 @@ async def test_a_rejected_answer_is_better_than_none(tmp_path: Path) -> None:
             reply = await http(chain.client("small"), CHAT, chat(stream=stream))
             assert reply.status == 200
             assert reply.headers["x-cascadia-path"] == "small"
+            assert reply.headers["x-cascadia-reason"] == "unavailable"
         node = chain.router("small").node
         node.settlement.settle()
         assert node.metrics.requests["client", "small", "fallback"] == 2
@@ -145,6 +147,43 @@ async def test_past_the_deadline_the_answer_at_hand_is_served(tmp_path: Path) ->
         reply = await http(chain.client("small"), CHAT, chat())
         assert reply.status == 200
         assert reply.headers["x-cascadia-path"] == "small"
+
+
+async def test_an_escalation_that_cannot_finish_is_not_begun(tmp_path: Path) -> None:
+    async with chain_of(tmp_path, *two_stages(UNSURE), request_timeout_seconds=100) as chain:
+        node = chain.router("small").node
+        for stream in (False, True):
+            reply = await http(chain.client("small"), CHAT, chat(stream=stream))
+            assert reply.headers["x-cascadia-path"] == "small>large"
+        for _ in range(AnswerTimes.FEWEST):
+            node.answer_times["large"].observe(node.now(), 95.0)
+        await eventually(lambda: node.answer_times["large"].typical(node.now()) == 95.0, "the estimate is made anew")
+        asked = len(chain.engine("large").seen)
+        for deadline, path in (("90000", "small"), ("99000", "small>large")):
+            headers = {"x-cascadia-deadline-ms": deadline}
+            for stream in (False, True):
+                reply = await http(chain.client("small"), CHAT, chat(stream=stream), headers=headers)
+                assert reply.headers["x-cascadia-path"] == path
+                said = (reply.events[-2] if stream else reply.json)["cascadia"]
+                assert (
+                    said.get("reason")
+                    == (reply.headers.get("x-cascadia-reason"))
+                    == ("deadline" if path == "small" else None)
+                )
+        assert len(chain.engine("large").seen) == asked + 2
+        assert node.metrics.fallbacks == {("small", "deadline"): 2}
+
+
+async def test_retries_have_a_budget(tmp_path: Path) -> None:
+    engines = [ScriptedEngine("a", status(500)), ScriptedEngine("b")]
+    async with chain_of(tmp_path, StageOf("only", None, engines), retry_budget=0.0) as chain:
+        reply = await http(chain.client("only"), CHAT, chat())
+        assert (reply.status, reply.json["error"]["code"]) == (502, "upstream_failed")
+        assert engines[1].seen == []
+        metrics = chain.router("only").node.metrics
+        assert (metrics.retries, metrics.retries_refused) == ({}, {"only": 1})
+        text = (await http(chain.admin("only"), "/metrics")).body.decode()
+        assert 'cascadia_router_retries_refused_total{stage="only"} 1' in text
 
 
 @pytest.mark.parametrize("entry", ["small", "large"])

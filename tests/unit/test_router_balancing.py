@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy, encode_policy
+from cascadia_router.answer_times import AnswerTimes
 from cascadia_router.balancing import Breaker, Replica, ReplicaTable, Targets, choose, least_loaded
 from cascadia_router.completion_body import CompletionRequest
-from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_client import Upstream
 from cascadia_router.policy_store import REMEMBERED, PolicyStore
+from cascadia_router.share_budget import ShareBudget
 from cascadia_router.signing import MAX_SKEW_SECONDS, Hop, SignatureError, sign, verify
 
 few = settings(max_examples=50, deadline=None)
@@ -128,7 +129,7 @@ def test_back_off_is_bounded() -> None:
 @few
 @given(st.lists(st.tuples(st.floats(0, 5), st.booleans()), max_size=80), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 def test_scorer_errors_escalate_no_more_than_their_share(steps: list[tuple[float, bool]], share: float) -> None:
-    budget, now = EscalationBudget(), 0.0
+    budget, now = ShareBudget(), 0.0
     requests, escalated = [], []
     for pause, error in steps:
         now += pause
@@ -136,11 +137,36 @@ def test_scorer_errors_escalate_no_more_than_their_share(steps: list[tuple[float
         requests.append(now)
         if error and budget.spend(now, share):
             escalated.append(now)
-        window = now - budget.WINDOW_SECONDS + budget.WINDOW_SECONDS / budget.SLICES
+        window = now - budget.seconds + budget.seconds / budget.SLICES
         recent = sum(1 for when in escalated if when > window)
         assert recent <= max(1 if share else 0, share * len(requests))
     if share == 1.0:
         assert len(escalated) == sum(1 for _, error in steps if error)
+
+
+@few
+@given(st.lists(st.floats(0, 0.5), max_size=120), st.sampled_from([0.0, 0.2]))
+def test_repeats_are_a_share_of_requests_or_a_few(pauses: list[float], share: float) -> None:
+    budget, now, spent = ShareBudget(seconds=10.0, least=5.0), 0.0, []
+    for pause in pauses:
+        now += pause
+        budget.count(now)
+        if budget.spend(now, share):
+            spent.append(now)
+        assert sum(1 for when in spent if when > now - 8) <= max(5, share * len(pauses))
+    if share and len(pauses) >= 5:
+        assert len(spent) >= 5
+
+
+def test_what_is_typical_is_told_of_late_and_enough_answers() -> None:
+    times = AnswerTimes()
+    for index in range(AnswerTimes.FEWEST - 1):
+        times.observe(index, 1.0 + index)
+    assert times.typical(10.0) is None
+    times.observe(11.0, 100.0)
+    assert times.typical(10.5) is None, "an estimate is used for a while"
+    assert times.typical(11.5) == 4.5
+    assert times.typical(11.5 + AnswerTimes.SECONDS) is None, "what is long ago says nothing"
 
 
 def make_hop(**changes: Any) -> Hop:

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cascadia_router.completion_body import Usage, read_answer
-from cascadia_router.escalation_budget import EscalationBudget
 from cascadia_router.http1_head import PLAIN_ANSWER, PLAIN_POST, header_fields
 from cascadia_router.metrics import Metrics
 from cascadia_router.scoring import TokenStatistic, log_probabilities
 from cascadia_router.settlement import Settlement
+from cascadia_router.share_budget import ShareBudget
 from cascadia_router.whole_answer import WholeAnswer
 from cascadia_router.window import Window
 
@@ -198,7 +198,7 @@ def test_an_answer_cut_in_two_is_the_answer(
 
 
 def test_batches_count_what_single_counts_would() -> None:
-    metrics, window, budget = Metrics(), Window(0.0), EscalationBudget()
+    metrics, window, budget = Metrics(), Window(0.0), ShareBudget()
     settlement = Settlement(metrics, window, budget)
     for number in range(100):
         usage = Usage(prompt_tokens=number, completion_tokens=2 * number) if number % 3 else None
