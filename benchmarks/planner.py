@@ -207,17 +207,20 @@ def main(arguments: Any = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats and draws")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="where the plot goes")
-    parser.add_argument("--only", choices=["speed", "quality", "growth", "cold"], help="one part")
+    parser.add_argument("--only", choices=["speed", "quality", "plans", "growth", "cold"], help="one part")
     options = parser.parse_args(arguments)
     # One core, before numpy is loaded.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     sys.path.insert(0, str(ROOT))
-    from benchmarks.planner_quality import generated_draws, public_splits
+    from benchmarks.planner_quality import generated_draws, public_splits, whole_plans
 
     parts: dict[str, Callable[[], bool | None]] = {
         "speed": lambda: speed(2 if options.quick else 5),
         "quality": lambda: generated_draws(report, 100 if options.quick else 1000) & public_splits(report),
+        "plans": lambda: whole_plans(
+            report, 40 if options.quick else 1000, inputs(4.0, h100(16), minimize="Cost").cascade
+        ),
         "growth": lambda: growth(options.out, 1 if options.quick else 3, quick=options.quick),
         "cold": cold_command,
     }

@@ -13,7 +13,13 @@ __all__ = ["draw_calibration"]
 
 
 def draw_calibration(
-    requests: int, seed: int, accuracies: Sequence[float], *, names: Sequence[str], noise: float = 0.8
+    requests: int,
+    seed: int,
+    accuracies: Sequence[float],
+    *,
+    names: Sequence[str],
+    noise: float = 0.8,
+    judge_noise: float = 0.0,
 ) -> CalibrationSet:
     """Draw requests: one hardness each, on which right answers, scores and lengths of all models depend.
 
@@ -23,6 +29,7 @@ def draw_calibration(
         accuracies: Share of right answers of each model, smallest model first.
         names: Of the models.
         noise: Standard deviation of a score's own error.
+        judge_noise: Share of the answers that the judge gets wrong, right and wrong ones alike.
     """
     random = np.random.default_rng((seed, 99))
     hardness = random.standard_normal((requests, 1))
@@ -30,6 +37,9 @@ def draw_calibration(
     ability = np.array([NormalDist().inv_cdf(accuracy) for accuracy in accuracies])
     margin = ability - (np.sqrt(0.7) * hardness + np.sqrt(0.3) * own)
     confidence = margin + noise * random.standard_normal(margin.shape)
+    right = margin > 0
+    if judge_noise:
+        right ^= random.random(margin.shape) < judge_noise
     base = 180 * np.exp(0.6 * random.standard_normal((requests, 1)))
     growth = 0.3 * np.linspace(1.0, 0.3, len(names))
     return CalibrationSet(
@@ -39,5 +49,5 @@ def draw_calibration(
         input_tokens=np.full(requests, 500.0),
         output_tokens=np.maximum(1.0, np.rint(base * np.exp(growth * hardness))),
         scores=1 / (1 + np.exp(-(1.2 + 0.8 * confidence))),
-        quality=(margin > 0).astype(float),
+        quality=right.astype(float),
     )

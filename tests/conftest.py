@@ -1,10 +1,14 @@
 """Set-up that all tests share."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import uvloop
+
+# As the solver does, before a test module loads numpy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)

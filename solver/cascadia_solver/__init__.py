@@ -3,6 +3,11 @@
 The performance side (`catalogue`, `steptime`, `roofline`, `batcher`, `simulation`, `closed_form`,
 `shapes`, `prediction`) answers what one replica, one stage or one cascade would do under a load.
 
-Import the module that you need; this file imports nothing, so that a simulated engine can load
-`steptime` and `batcher` without numpy or numba.
+Import the module that you need; this file imports next to nothing, so that a simulated engine can
+load `steptime` and `batcher` without numpy or numba.
 """
+
+import os
+
+# Matrices here have a hundred rows: threads would spend many times the work on waiting for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

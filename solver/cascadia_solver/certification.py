@@ -14,6 +14,11 @@ testing, Laufer-Goldshtein et al. 2023):
    and each is tested under the vector that the other folds choose at the same level. The test is unbiased
    for the mean of those vectors; the vector that all folds together choose is at least as good on average,
    and quality is stationary at the best vector of a level, so they differ in second order only.
+4. A sequence of noisy tests stops too early: at the first dip. Neighbours on the path answer nearly all
+   requests alike, so what is tested is smoothed along it: the distance of the mean from the model's
+   estimate is fitted by a line through the neighbours within a standard error. That leaves out the dips and
+   nothing else: a model that is wrong by any straight line makes no difference, and one that is wrong by a
+   curve makes one of higher order than the standard error.
 
 Besides, a band bounds the kept vectors (path, frontier, single models) simultaneously, whatever the floor.
 
@@ -46,8 +51,12 @@ Integers = NDArray[np.int64]
 _FOLDS = 3
 _PATH_SHARE = 0.9
 """Share of the error that the path may make; the rest is the band's."""
-_MOST_LEVELS = 96
-_CLOSE = 2.0
+_FAR = 4.0
+"""Vectors estimated at more standard errors than this above the floor: few of them are enough."""
+_FAR_LEVELS, _NEAR_LEVELS = 24, 72
+_CLOSE, _CLOSE_IF_SAFE = 1.15, 2.0
+"""Vectors that another choice of stages beats by more than this factor are left off the path: each is one more
+test that may end it, but for those so far above the floor that they hardly can."""
 _BAND_DRAWS = 2000
 _OWN_SLOPE, _OTHER_SLOPE = 0.9, 0.3
 """Where the coefficients are shrunk to: a model's own score tells most about its answer."""
@@ -112,11 +121,9 @@ class QualityStudy:
         if self.table.source == "Prior":
             return list(self.qualities)
         starts = np.cumsum([0, *(len(grid) for grid in self.grids)])
-        singles = [start for start, grid in zip(starts, self.grids, strict=False) if len(grid.stages) == 1]
         path = self._path(values, starts, floor)
         others = np.setdiff1d(
-            np.concatenate([np.array(singles, dtype=np.int64), *(k + s for k, s in zip(kept, starts, strict=False))]),
-            path,
+            np.concatenate([self._singles(starts), *(k + s for k, s in zip(kept, starts, strict=False))]), path
         )
         everyone = np.arange(len(self.table))
         columns = np.empty((len(self.table), len(path) + len(others)))
@@ -133,7 +140,8 @@ class QualityStudy:
         critical = _band(columns, (1 - _PATH_SHARE) * error, seed)
         bound = wilson_lower(mean, spread, critical, len(columns))
         level = NormalDist().inv_cdf(1 - _PATH_SHARE * error)
-        tested = wilson_lower(mean, spread, level, len(columns))[: len(path)]
+        smooth = self._smoothed(path, starts, mean[: len(path)], spread[: len(path)])
+        tested = wilson_lower(smooth, spread[: len(path)], level, len(columns))
         passed = int((tested < floor).argmax()) if (tested < floor).any() else len(path)
         bound[:passed] = np.maximum(bound[:passed], floor)
         if passed < len(path):
@@ -150,22 +158,49 @@ class QualityStudy:
         """Vectors to test, best estimate first [L].
 
         Those of each choice of stages that none of its own of lesser value is estimated to equal, unless another
-        choice does as well for much less: what is minimised is itself an estimate at this point.
+        choice does as well for much less (what is minimised is itself an estimate at this point), and the single
+        models that are far above the floor.
         """
         fronts = [_front(value, guide[0]) for value, guide in zip(values, self.guides, strict=True)]
         path = np.concatenate([front + start for front, start in zip(fronts, starts, strict=False)])
-        if not len(path):
-            return path
         guide = np.concatenate(self.estimates)[path]
         value = np.concatenate(values)[path]
         order = np.lexsort((value, -guide))
         path, guide, value = path[order], guide[order], value[order]
-        close = value <= _CLOSE * np.minimum.accumulate(value)
-        slack = _HOPELESS * np.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
-        close &= np.arange(len(path)) <= (guide >= floor - slack).sum()
-        path = path[close]
-        places = np.linspace(0, len(path) - 1, min(len(path), _MOST_LEVELS)).astype(np.int64)
-        return np.asarray(path[places], dtype=np.int64)
+        error = np.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
+        safe = guide > floor + _FAR * error
+        least = np.minimum.accumulate(value)
+        far = path[safe & (value <= _CLOSE_IF_SAFE * least)]
+        hopeful = np.arange(len(path)) <= (guide >= floor - _HOPELESS * error).sum()
+        near = path[~safe & hopeful & (value <= _CLOSE * least)]
+        alone = self._singles(starts)
+        alone = alone[np.concatenate(self.estimates)[alone] > floor + _FAR * error]
+        return np.concatenate([np.union1d(alone, _spread(far, _FAR_LEVELS)), _spread(near, _NEAR_LEVELS)])
+
+    def _singles(self, starts: Integers) -> Integers:
+        """The vector of each model alone."""
+        return np.array([s for s, grid in zip(starts, self.grids, strict=False) if len(grid.stages) == 1], np.int64)
+
+    def _smoothed(self, path: Integers, starts: Integers, mean: Floats, spread: Floats) -> Floats:
+        """Means along the path without what only single vectors have: local lines through what the model is off by.
+
+        Args:
+            path: Vectors [L].
+            starts: First vector of each grid: other stages' vectors are no neighbours.
+            mean: Their measured means [L].
+            spread: Standard errors of these [L].
+        """
+        if not len(path):
+            return mean
+        guide = np.concatenate(self.estimates)[path]
+        apart = guide[None, :] - guide[:, None]
+        place = np.searchsorted(starts, path, side="right")
+        weight = np.maximum(0.0, 1 - (apart / np.maximum(spread, 1e-9)[:, None]) ** 2) * (place == place[:, None])
+        total, first, second = weight.sum(axis=1), (weight * apart).sum(axis=1), (weight * apart**2).sum(axis=1)
+        lines = weight * (second[:, None] - first[:, None] * apart)
+        alone = total * second - first**2 <= 1e-9 * total * second  # no line goes through one point
+        lines[alone] = weight[alone]
+        return np.asarray(guide + lines @ (mean - guide) / lines.sum(axis=1))
 
     def _rivals(self, path: Integers, values: Sequence[Floats], starts: Integers, fold: int) -> Integers:
         """For each vector of the path, that of the same stages and at most its value that the other folds prefer."""
@@ -330,6 +365,11 @@ def _solve(matrix: Floats, right: Floats) -> None:
         for k in range(i + 1, size):
             right[i] -= matrix[k, i] * right[k]
         right[i] /= matrix[i, i]
+
+
+def _spread(path: Integers, most: int) -> Integers:
+    """At most so many of a path, evenly spread."""
+    return path[np.linspace(0, len(path) - 1, min(len(path), most)).astype(np.int64)]
 
 
 def _front(value: Floats, guide: Floats) -> Integers:
