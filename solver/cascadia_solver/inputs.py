@@ -35,7 +35,7 @@ __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_
 
 Bools = NDArray[np.bool_]
 
-SOLVER_VERSION = "3"
+SOLVER_VERSION = "4"
 """Grows when the same inputs may give another plan."""
 
 
