@@ -16,12 +16,16 @@ from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
 from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.responses_connection import ResponsesConnection
+from cascadia_router.responses_request import chat_request
 from cascadia_router.signing import SignatureError, verify
 from cascadia_router.window import Slice
 
 __all__ = ["ClientPort", "PeerPort"]
 
-COMPLETIONS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_CHAT = b"/v1/chat/completions"
+COMPLETIONS = frozenset({_CHAT, b"/v1/completions"})
+_RESPONSES = b"/v1/responses"
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _NO_HEADERS: dict[bytes, bytes] = {}
 _RETRY_SOON = b"retry-after: 1\r\n"
@@ -84,6 +88,8 @@ class ClientPort(_Port):
                 self._complete(connection, request)
             else:
                 _refuse(connection, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
+        elif path == _RESPONSES:
+            self._respond(connection, request)
         elif path == b"/healthz" or path == b"/v1/models" or path.startswith(b"/v1/models/"):
             if request.method not in {b"GET", b"HEAD"}:
                 _refuse(connection, 405, "Use GET.", "method_not_allowed", head=b"allow: GET\r\n")
@@ -91,6 +97,8 @@ class ClientPort(_Port):
                 connection.respond(200, b"ok\n", content_type=b"text/plain")
             else:
                 self._models(connection, path[len(b"/v1/models/") :].decode("utf-8", "replace"))
+        elif path.startswith(b"/v1/responses/"):
+            _refuse(connection, 404, "Responses are not stored: there is none to find.", "not_found")
         else:
             _refuse(connection, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
 
@@ -123,6 +131,22 @@ class ClientPort(_Port):
             connection.respond(200, msgspec.json.encode(models[names.index(name)]))
         else:
             _refuse(connection, 404, f"There is no model {name[:200]!r}.", "model_not_found", param="model")
+
+    def _respond(self, connection: Answering, request: Request) -> None:
+        """Answer by the Responses API: within the router the request is a chat completion."""
+        if request.method != b"POST":
+            _refuse(connection, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
+            return
+        try:
+            translated = chat_request(request.body)
+        except BodyError as error:
+            piece = self.node.window.slice(self.node.now())
+            piece.arrivals += 1
+            piece.refused += 1
+            self._refuse_body(connection, error)
+            return
+        request.path, request.body = _CHAT, translated.body
+        self._complete(ResponsesConnection(connection, translated), request)
 
     def _complete(self, connection: Answering, request: Request) -> None:
         node = self.node
