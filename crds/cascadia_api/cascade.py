@@ -31,6 +31,7 @@ __all__ = [
     "ModelSource",
     "ObjectMeta",
     "Objective",
+    "Overload",
     "Parallelism",
     "PodTemplate",
     "Pool",
@@ -323,6 +324,18 @@ class Streaming(ApiModel):
     )
 
 
+class Overload(ApiModel):
+    """What each router does with more requests than it can hold."""
+
+    max_in_flight: int = Field(4096, ge=1, le=65_536, description="Requests that one router holds at once.")
+    max_queued: int = Field(
+        256, ge=0, le=65_536, description="Requests that wait while so many are held; more are refused with 429."
+    )
+    max_queue_seconds: int = Field(
+        30, ge=1, le=3600, description="Longest wait; then a request is refused with 429, s."
+    )
+
+
 class Routing(ApiModel):
     """What the routers do."""
 
@@ -344,6 +357,9 @@ class Routing(ApiModel):
         le=100,
         description="Most of its requests that a router repeats on another replica, % over 10 s; "
         "10 a second are always allowed, unless it is 0.",
+    )
+    overload: Overload = Field(
+        default_factory=Overload, description="What each router does with more requests than it can hold."
     )
     request_timeout_seconds: int = Field(600, ge=1, le=86_400, description="Deadline of a request, all stages, s.")
     api_keys_secret_ref: ApiKeysReference | None = Field(

@@ -19,6 +19,7 @@ __all__ = [
     "POLICY_SCHEMA_VERSION",
     "Capability",
     "Endpoint",
+    "OverloadPolicy",
     "RouterConfig",
     "RouterPolicy",
     "ScorerPolicy",
@@ -110,6 +111,18 @@ class StreamingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
             raise ValueError("mode Gate needs gateTokens, and no other mode takes it")
 
 
+class OverloadPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """What a router does with more requests than it can hold.
+
+    Attributes:
+        max_queued: Requests that wait while `maxInFlight` are held; more are refused with 429.
+        max_queue_seconds: Longest wait, service s; who has waited so long is refused with 429.
+    """
+
+    max_queued: Annotated[int, Meta(ge=0)] = 256
+    max_queue_seconds: Annotated[float, Meta(gt=0)] = 30.0
+
+
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """All that the routers of one cascade enforce, the same document for each of them.
 
@@ -128,7 +141,8 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         max_escalations: Most times that one request is passed on.
         streaming: How streams are held back.
         request_timeout_seconds: Deadline of a request through the whole cascade, service seconds.
-        max_in_flight: Requests that one router holds at once; more are refused with 429.
+        max_in_flight: Requests that one router holds at once; see `OverloadPolicy` for more.
+        overload: What is done with more requests.
         sample_rate: Share of answered requests kept as calibration samples in the report.
         pin_stages: Whether `model: <stage name>` asks that stage alone.
     """
@@ -147,6 +161,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     streaming: StreamingPolicy = msgspec.field(default_factory=StreamingPolicy)
     request_timeout_seconds: Annotated[float, Meta(gt=0)] = 600.0
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
+    overload: OverloadPolicy = msgspec.field(default_factory=OverloadPolicy)
     sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.05
     pin_stages: bool = True
 

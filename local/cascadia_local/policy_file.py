@@ -17,6 +17,7 @@ from cascadia_api.policy import (
     StreamingPolicy,
     encode_policy,
 )
+from cascadia_api.resilience import overload_policy
 from cascadia_api.scorer import scorer_policy
 from cascadia_solver.catalogue.manifest import model_of, served_name
 from cascadia_solver.transition import Step
@@ -67,6 +68,8 @@ def build_policy(
         escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         retry_budget=routing.retry_budget_percent / 100,
+        max_in_flight=routing.overload.max_in_flight,
+        overload=overload_policy(routing),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,

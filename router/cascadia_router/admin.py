@@ -91,6 +91,7 @@ class AdminPort:
             node.metrics,
             stage=node.config.stage or "",
             in_flight=len(node.exchanges),
+            waiting=len(node.room.waiting) if node.room is not None else 0,
             policy_revision=cascade.revision if cascade else 0,
             policy_rejected=node.policies.rejected,
             ladder_position=cascade.ladder_position() if cascade else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 
@@ -19,6 +20,7 @@ from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.responses_connection import ResponsesConnection
 from cascadia_router.responses_request import chat_request
 from cascadia_router.signing import SignatureError, verify
+from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Slice
 
 __all__ = ["ClientPort", "PeerPort"]
@@ -54,7 +56,7 @@ class _Port:
         """See `Application`."""
         return self.node.draining
 
-    def _turn_away(self, connection: Answering, cascade: Cascade | None) -> None:
+    def _turn_away(self, connection: Answering, cascade: Cascade | None, retry_seconds: int = 1) -> None:
         """Refuse a request for which there is no policy or no room."""
         node = self.node
         if cascade is None:
@@ -64,7 +66,7 @@ class _Port:
         else:
             node.metrics.refused["overloaded"] += 1
             message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
-            _refuse(connection, 429, message, "too_many_requests", head=_RETRY_SOON)
+            _refuse(connection, 429, message, "too_many_requests", head=b"retry-after: %d\r\n" % retry_seconds)
 
     def _refuse_body(self, connection: Answering, error: BodyError) -> None:
         self.node.metrics.refused["bad_body"] += 1
@@ -73,6 +75,10 @@ class _Port:
 
 class ClientPort(_Port):
     """OpenAI's API for the cascade as one model."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._room = node.room = WaitingRoom(self._begin_waiting, self._refuse_waiting)
 
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
@@ -157,13 +163,45 @@ class ClientPort(_Port):
         piece.arrivals += 1
         if request.client is not None:
             request.client.requests += 1
-        if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
-            if cascade is None:
-                piece.failures += 1
-            else:
-                piece.refused += 1
+        if cascade is None:
+            piece.failures += 1
             self._turn_away(connection, cascade)
+        elif len(node.exchanges) >= cascade.max_in_flight or self._room.waiting:
+            self._wait(connection, request, cascade, piece, now)
+        else:
+            self._begin(connection, request, cascade, piece, now)
+
+    def _wait(self, connection: Answering, request: Request, cascade: Cascade, piece: Slice, now: float) -> None:
+        """Let a request wait for room, or refuse it."""
+        overload, room = cascade.policy.overload, self._room
+        if not room.has_room(request, overload.max_queued):
+            piece.refused += 1
+            self._turn_away(connection, cascade, room.retry_seconds(self.node.scale))
             return
+        seconds = overload.max_queue_seconds
+        if request.traced:
+            with contextlib.suppress(BoundError):  # it is told when its turn comes
+                seconds = min(seconds, read_bounds(request.headers, cascade, None).seconds)
+        self.node.metrics.queued += 1
+        room.enter(connection, request, now + seconds)
+
+    def _begin_waiting(self, connection: Answering, request: Request) -> None:
+        """Begin a request that has waited; it has been counted."""
+        now, cascade = self.node.now(), self.node.policies.current
+        assert cascade is not None
+        self._begin(connection, request, cascade, self.node.window.slice(now), now)
+
+    def _refuse_waiting(self, connection: Answering, request: Request) -> None:  # noqa: ARG002
+        """Refuse a request that has waited too long."""
+        node = self.node
+        node.window.slice(node.now()).refused += 1
+        node.metrics.refused["queue_timeout"] += 1
+        head = b"retry-after: %d\r\n" % self._room.retry_seconds(node.scale)
+        message = "The router has had no room for the request in time: try again later."
+        _refuse(connection, 429, message, "too_many_requests", head=head)
+
+    def _begin(self, connection: Answering, request: Request, cascade: Cascade, piece: Slice, now: float) -> None:
+        node = self.node
         try:
             body = CompletionRequest(request.path, request.body)
         except BodyError as error:

@@ -61,6 +61,7 @@ class Metrics:
         unscored: Answers that could not be scored, by (stage, what became of them).
         scorer_seconds: By scorer, of those that ask somebody.
         faults: Failed calls by (stage, fault).
+        queued: Requests that had to wait for room.
         refused: Requests that were never begun, by reason.
         scores: Scores at the own stage.
         request_seconds: By port: first byte of a request to the last of its answer.
@@ -77,6 +78,7 @@ class Metrics:
         self.unscored: Counter[tuple[str, str]] = Counter()
         self.scorer_seconds: defaultdict[str, BucketCounts] = defaultdict(lambda: BucketCounts(LATENCY_BUCKETS))
         self.faults: Counter[tuple[str, str]] = Counter()
+        self.queued = 0
         self.refused: Counter[str] = Counter()
         self.scores = BucketCounts(SCORE_BUCKETS)
         self.request_seconds = {port: BucketCounts(LATENCY_BUCKETS) for port in ("client", "peer")}
@@ -126,6 +128,7 @@ def exposition(
     *,
     stage: str,
     in_flight: int,
+    waiting: int,
     policy_revision: int,
     policy_rejected: int,
     ladder_position: int | None,
@@ -138,6 +141,7 @@ def exposition(
         metrics: The counters.
         stage: Name of the router's own stage; empty for an entry router.
         in_flight: Requests held now.
+        waiting: Requests that wait for room.
         policy_revision: Revision in force; 0 if none.
         policy_rejected: Policy documents refused as invalid.
         ladder_position: Index in the ladder of the thresholds in force.
@@ -199,6 +203,8 @@ def exposition(
             ("port",), (((port,), child) for port, child in metrics.first_byte_seconds.items()),
         ),
         *samples(f"{prefix}in_flight", "gauge", "Requests held now.", (), [((), in_flight)]),
+        *samples(f"{prefix}waiting", "gauge", "Requests that wait for room.", (), [((), waiting)]),
+        *samples(f"{prefix}queued_total", "counter", "Requests that had to wait.", (), [((), metrics.queued)]),
         *samples(f"{prefix}ready", "gauge", "1 while /readyz says so.", (), [((), ready)]),
         *samples(f"{prefix}policy_revision", "gauge", "Policy in force; 0: none.", (), [((), policy_revision)]),
         *samples(

@@ -23,6 +23,7 @@ from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.settlement import Settlement
 from cascadia_router.share_budget import ShareBudget
+from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Window
 
 __all__ = ["Held", "Node"]
@@ -62,6 +63,7 @@ class Node:
         answer_times: Of other routers, by stage.
         settlement: What is still to be counted in the metrics, the window and the budget.
         exchanges: Requests held now, in order of arrival.
+        room: Requests that wait to be; the client port sets it.
         draining: Whether it is on its way out: unready, and connections close after their answer.
     """
 
@@ -85,6 +87,7 @@ class Node:
         self.answer_times: defaultdict[str, AnswerTimes] = defaultdict(AnswerTimes)
         self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.exchanges: dict[Held, None] = {}
+        self.room: WaitingRoom | None = None
         self.draining = False
         self._id_prefix = b"req-%s-" % secrets.token_hex(8).encode()
         self._ids = 0
@@ -129,12 +132,19 @@ class Node:
         if exchange not in self.exchanges:
             return False
         del self.exchanges[exchange]
-        if self._idle_waiters and not self.exchanges:
+        if self.room is not None and self.room.waiting:
+            self.room.wake(self.has_room)
+        elif self._idle_waiters and not self.exchanges:
             for waiter in self._idle_waiters:
                 if not waiter.done():
                     waiter.set_result(None)
             self._idle_waiters.clear()
         return True
+
+    def has_room(self) -> bool:
+        """Whether one more request may be held."""
+        cascade = self.policies.current
+        return cascade is None or len(self.exchanges) < cascade.max_in_flight
 
     async def wait_idle(self, seconds: float, *, quiet: float = 0.0) -> bool:
         """Wait until no request is held, and for `quiet` service seconds none has been.
@@ -168,6 +178,10 @@ class Node:
         now = self.now()
         self.retries.count(now, self._taken_on - self._seen)
         self._seen = self._taken_on
+        if self.room is not None:
+            self.room.tick(now, self._taken_on - len(self.exchanges))
+            if self.room.waiting:  # a policy may have made room
+                self.room.wake(self.has_room)
         for exchange in list(self.exchanges):
             try:
                 exchange.tick(now)

@@ -26,6 +26,7 @@ from cascadia_api.policy import (
     decode_policy,
     encode_policy,
 )
+from cascadia_api.resilience import overload_policy
 from cascadia_api.scorer import scorer_policy
 from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
@@ -66,6 +67,8 @@ def router_policy(
         escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         retry_budget=routing.retry_budget_percent / 100,
+        max_in_flight=routing.overload.max_in_flight,
+        overload=overload_policy(routing),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,
