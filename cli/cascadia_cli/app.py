@@ -128,6 +128,10 @@ def plan(
         list[str] | None,
         typer.Option(metavar="N", help="Plan for N GPUs, not maxGpus; POOL=N for several pools."),
     ] = None,
+    free: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N,N,...", help="Free GPUs of each node, as 8,8,4; POOL=N,N for several pools."),
+    ] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="List the plans that no other beats.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what binds, and why not another plan.")] = False,
     plot: Annotated[str | None, typer.Option(metavar="OUT.png|svg", help="Draw the frontier and the GPUs.")] = None,
@@ -147,6 +151,7 @@ def plan(
         calibration=calibration,
         trace=trace,
         gpus=gpus or [],
+        free=free or [],
         frontier=frontier,
         explained=explain,
         plot=plot,

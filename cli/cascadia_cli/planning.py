@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cascadia_api.cascade import CascadeDeployment
@@ -31,6 +32,7 @@ def print_plan(
     calibration: str | None,
     trace: str | None,
     gpus: Sequence[str],
+    free: Sequence[str],
     frontier: bool,
     explained: bool,
     plot: str | None,
@@ -49,6 +51,7 @@ def print_plan(
     manifest = read_manifest(file)
     cascade = with_gpus(manifest.cascade, gpus)
     inputs = _inputs(manifest, file, cascade, calibration=calibration, trace=trace)
+    inputs = replace(inputs, free_by_node=_free_gpus(cascade, free))
     plan = _plan(inputs, file)
     explanation: list[str] = []
     if explained:
@@ -135,21 +138,43 @@ def with_gpus(cascade: CascadeDeployment, flags: Sequence[str]) -> CascadeDeploy
     if not flags:
         return cascade
     pools = cascade.spec.gpus.pools
-    names = [pool.name for pool in pools]
     ceilings: dict[str, int] = {}
     for flag in flags:
-        name, _, number = flag.rpartition("=")
-        if not name and len(names) == 1:
-            name = names[0]
-        if name not in names:
-            what = f"pool {name!r} is not in the manifest" if name else "the manifest has several pools"
-            raise InputError(Problem("--gpus", f"{what}: write POOL=N with a pool of {', '.join(names)}"))
+        name, number = _of_pool(cascade, "--gpus", flag)
         if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= _MOST_GPUS:
             raise InputError(Problem("--gpus", f"{number!r} is not a number of GPUs from 1 to {_MOST_GPUS}"))
         ceilings[name] = int(number)
     changed = [pool.model_copy(update={"max_gpus": ceilings.get(pool.name, pool.max_gpus)}) for pool in pools]
     gpus = cascade.spec.gpus.model_copy(update={"pools": changed})
     return cascade.model_copy(update={"spec": cascade.spec.model_copy(update={"gpus": gpus})})
+
+
+def _of_pool(cascade: CascadeDeployment, option: str, flag: str) -> tuple[str, str]:
+    """Pool and value of ``POOL=VALUE``, or of ``VALUE`` where there is one pool."""
+    names = [pool.name for pool in cascade.spec.gpus.pools]
+    name, _, value = flag.rpartition("=")
+    if not name and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        what = f"pool {name!r} is not in the manifest" if name else "the manifest has several pools"
+        raise InputError(Problem(option, f"{what}: write POOL=N with a pool of {', '.join(names)}"))
+    return name, value
+
+
+def _free_gpus(cascade: CascadeDeployment, flags: Sequence[str]) -> dict[str, list[int]]:
+    """Free GPUs of each node, by pool: ``8,8,4`` for the only pool, or ``POOL=8,8,4``.
+
+    Raises:
+        InputError: A flag is neither, or names a pool that there is not.
+    """
+    free: dict[str, list[int]] = {}
+    for flag in flags:
+        name, value = _of_pool(cascade, "--free", flag)
+        numbers = value.split(",")
+        if not all(n.isascii() and n.isdigit() and int(n) <= _MOST_GPUS for n in numbers):
+            raise InputError(Problem("--free", f"{value!r} is not a list of numbers of GPUs, one a node, as 8,8,4"))
+        free[name] = [int(n) for n in numbers]
+    return free
 
 
 def _plan(inputs: PlanningInputs, file: str) -> Plan:

@@ -17,7 +17,7 @@ from cascadia_api.names import CASCADE_LABEL
 from cascadia_operator.cluster import Cluster, ForbiddenError, Object
 from cascadia_operator.manifests.statefulset import DEFAULT_RESOURCE
 
-__all__ = ["CapacitySource", "GpuNode", "GpuPod", "Snapshot", "available_gpus", "snapshot_of"]
+__all__ = ["CapacitySource", "GpuNode", "GpuPod", "Snapshot", "available_gpus", "free_by_node", "snapshot_of"]
 
 log = logging.getLogger("cascadia.operator.capacity")
 
@@ -78,6 +78,37 @@ def available_gpus(cascade: CascadeDeployment, snapshot: Snapshot | None) -> dic
         pool.name: pool.max_gpus if snapshot is None else min(pool.max_gpus, _in_reach(pool, owner, snapshot))
         for pool in cascade.spec.gpus.pools
     }
+
+
+def free_by_node(cascade: CascadeDeployment, snapshot: Snapshot | None) -> dict[str, tuple[int, ...]]:
+    """GPUs that a cascade may hold on each node of its pools, most first, those it holds included.
+
+    Args:
+        cascade: The manifest.
+        snapshot: The cluster; None where the operator may not look at nodes: then nothing is known of nodes.
+    """
+    if snapshot is None:
+        return {}
+    owner = (cascade.metadata.namespace or "default", cascade.metadata.name)
+    return {pool.name: _free_on_nodes(pool, owner, snapshot) for pool in cascade.spec.gpus.pools}
+
+
+def _free_on_nodes(pool: Pool, owner: tuple[str, str], snapshot: Snapshot) -> tuple[int, ...]:
+    resource = pool.resource_name or DEFAULT_RESOURCE
+    usable = {node.name: node.usable for node in snapshot.nodes if _suits(node, pool)}
+    free = {
+        node.name: node.allocatable.get(resource, 0) if node.usable else 0
+        for node in snapshot.nodes
+        if node.name in usable
+    }
+    for pod in snapshot.pods:
+        if pod.node in free:
+            gpus, own = pod.requests.get(resource, 0), pod.cascade == owner
+            if usable[pod.node]:
+                free[pod.node] -= 0 if own else gpus
+            else:
+                free[pod.node] += gpus if own else 0
+    return tuple(sorted((gpus for gpus in free.values() if gpus > 0), reverse=True))
 
 
 def _in_reach(pool: Pool, owner: tuple[str, str], snapshot: Snapshot) -> int:

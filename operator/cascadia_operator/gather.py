@@ -15,7 +15,7 @@ from cascadia_api.errors import InputError
 from cascadia_api.load import calibration_lines, parse_cascade
 from cascadia_api.names import CASCADE_LABEL, KIND, PLAN_KIND
 from cascadia_api.plan import CascadePlan
-from cascadia_operator.capacity import Snapshot, available_gpus
+from cascadia_operator.capacity import Snapshot, available_gpus, free_by_node
 from cascadia_operator.cluster import Cluster, Object
 from cascadia_operator.manifests.naming import policy_name
 from cascadia_operator.manifests.plan_object import (
@@ -97,6 +97,7 @@ async def gather(cluster: Cluster, key: Key, snapshot: Snapshot | None, now: dat
         policy=read_policy(children.get(("ConfigMap", policy_name(name)))),
         calibration=calibration,
         available=available_gpus(cascade, snapshot),
+        free_by_node=free_by_node(cascade, snapshot),
         inputs=inputs_digest(cascade, calibration.digest),
         now=now or datetime.now(UTC),
         missing_secrets=await _missing_secrets(cluster, cascade, namespace),

@@ -45,6 +45,7 @@ class PlanningJob:
         available_gpus: GPUs of each pool that it may hold.
         deadline_seconds: For the search.
         in_force: The plan whose replicas run and may stay: thresholds alone are planned where that is enough.
+        free_by_node: GPUs that it may hold on each node of a pool, where nodes are known.
     """
 
     cascade: Mapping[str, Any]
@@ -52,6 +53,7 @@ class PlanningJob:
     available_gpus: Mapping[str, int]
     deadline_seconds: float
     in_force: Mapping[str, Any] | None = None
+    free_by_node: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,12 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
             calibration, problems = parse_calibration(job.calibration, models=models, scorer=scorer)
             if problems:
                 log.warning("%s", rejected_rows_summary(problems, "calibration set"))
-        inputs = PlanningInputs(cascade=cascade, calibration=calibration, available_gpus=dict(job.available_gpus))
+        inputs = PlanningInputs(
+            cascade=cascade,
+            calibration=calibration,
+            available_gpus=dict(job.available_gpus),
+            free_by_node=dict(job.free_by_node),
+        )
         if job.in_force is None:
             plan = plan_cascade(inputs, deadline_seconds=job.deadline_seconds)
         else:
@@ -180,6 +187,7 @@ class _Attempt:
     trigger: str
     trigger_message: str
     available: Mapping[str, int]
+    free_by_node: Mapping[str, tuple[int, ...]]
     tries: int = 1
     outcome: PlanningOutcome | None = None
     finished: float = 0.0
@@ -225,7 +233,8 @@ class Planner:
         if failure is None:
             return None
         if failure.final:
-            return failure if dict(attempt.available) == dict(world.available) else None
+            same = (attempt.available, attempt.free_by_node) == (dict(world.available), dict(world.free_by_node))
+            return failure if same else None
         wait = min(_RETRY_SECONDS * 2 ** (attempt.tries - 1), _LONGEST_RETRY_SECONDS)
         return failure if time.monotonic() < attempt.finished + wait else None
 
@@ -242,13 +251,14 @@ class Planner:
             return
         before = self._attempts.get(world.key)
         tries = before.tries + 1 if before is not None and before.inputs == world.inputs else 1
-        attempt = _Attempt(world.inputs, trigger, message, world.available, tries)
+        attempt = _Attempt(world.inputs, trigger, message, dict(world.available), dict(world.free_by_node), tries)
         job = PlanningJob(
             cascade=world.cascade.model_dump(mode="json", by_alias=True, exclude_none=True),
             calibration=world.calibration.lines,
             available_gpus=world.available,
             deadline_seconds=self._deadline,
             in_force=None if in_force is None else in_force.for_json(),
+            free_by_node=world.free_by_node,
         )
         self._attempts[world.key] = attempt
         attempt.task = asyncio.create_task(self._run(world.key, attempt, job))

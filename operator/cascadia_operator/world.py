@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -73,6 +73,8 @@ class World:
         inputs: Digest of what a plan for it follows from now.
         placement: Digest of the part that replicas follow from, whatever the load and the quality floor.
         now: When this was gathered.
+        free_by_node: GPUs that it may hold on each node of a pool, most first; nothing where nodes may not be
+            looked at.
     """
 
     cascade: CascadeDeployment
@@ -89,6 +91,7 @@ class World:
     now: datetime
     missing_secrets: Sequence[tuple[str, str]] = ()
     placement: str = ""
+    free_by_node: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:

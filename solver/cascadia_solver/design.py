@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from cascadia_solver.closed_form import length_profile
 from cascadia_solver.operating_point import load_curves
+from cascadia_solver.packing import gpus_by_pod_size
 from cascadia_solver.parallelism import ReplicaSet, StageTable, latency_levels
 from cascadia_solver.path_allocation import Ceiling, PathStage, allocate_path, trim_allocation
 from cascadia_solver.replay import exit_stages
 from cascadia_solver.sites import Site
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Design", "Route", "Routed", "StageMade", "design", "redesigned", "routed"]
+__all__ = ["Design", "Route", "Routed", "StageMade", "design", "fits_pools", "redesigned", "routed"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -147,6 +148,7 @@ def routed(
     limits: Sequence[int],
     percentile: float,
     made: dict[tuple[object, ...], StageMade],
+    widest: Sequence[int | None] = (),
 ) -> Routed:
     """Replay a route on the traffic and tabulate its stages.
 
@@ -157,16 +159,18 @@ def routed(
         limits: GPUs of each pool.
         percentile: Of latency.
         made: Stages that other routes have in common with it; those made here are added.
+        widest: Most GPUs of a replica of each stage; None for any.
     """
     exits = exit_stages(route.stages, route.thresholds, sample.scores, sample.able)
     stages = []
     for place, site in enumerate(sites):
-        key = (site.model, site.pool, *zip(route.stages[:place], route.thresholds[:place], strict=True))
+        most = widest[place] if widest else None
+        key = (site.model, site.pool, most, *zip(route.stages[:place], route.thresholds[:place], strict=True))
         if key not in made:
             visits = exits >= site.model
             if sample.able is not None:
                 visits &= sample.able[:, site.model]
-            made[key] = _stage(site, visits, sample, limits[site.pool], percentile)
+            made[key] = _stage(site, visits, sample, limits[site.pool], percentile, most)
         stages.append(made[key])
     share = np.array([stage.reach for stage in stages])
     return Routed(
@@ -180,21 +184,30 @@ def routed(
     )
 
 
-def _stage(site: Site, visits: NDArray[np.bool_], sample: RequestSample, limit: int, percentile: float) -> StageMade:
+def _stage(
+    site: Site, visits: NDArray[np.bool_], sample: RequestSample, limit: int, percentile: float, widest: int | None
+) -> StageMade:
     inputs, outputs = sample.input_tokens, sample.output_tokens[:, site.model]
     reach = float(visits.mean())
     ordered = sample.by_length[site.model]
     rows = ordered[visits[ordered]] if reach else ordered
     profile = length_profile(inputs[rows], outputs[rows])
-    curves = load_curves([option.step for option in site.options], [profile], percentile)
-    table = StageTable(site.options, curves, latency_levels([curves]), limit, site.least_replicas)
-    latency = table.latency_by_gpus(0, sample.requests_per_second * reach)
+    options = [option for option in site.options if widest is None or option.gpus <= widest]
+    curves = load_curves([option.step for option in options], [profile], percentile)
+    table = StageTable(options, curves, latency_levels([curves]), limit, site.least_replicas, site.room)
+    rate = sample.requests_per_second * reach
+    latency = table.latency_by_gpus(0, rate)
     faster = np.flatnonzero(latency < np.concatenate([[np.inf], latency[:-1]]))
     at = np.log(latency[faster])
     parts = np.stack([np.interp(at, np.log(table.levels), table.parts[0][:, k]) for k in range(3)], axis=1)
     shown = np.linspace(0, len(sample) - 1, min(_REQUESTS, len(sample))).astype(np.int64)
     seconds = parts[:, 0, None] + parts[:, 1, None] * inputs[shown] + parts[:, 2, None] * outputs[shown]
-    return StageMade(reach, table, latency, PathStage(faster, seconds * visits[shown], site.pool))
+    held = None
+    if site.room is not None and len(faster):
+        sets = [table.replicas(0, rate, int(gpus)) for gpus in faster]
+        shapes = [[(o.gpus, n) for o, n in zip(s.options, s.counts, strict=True)] for s in sets]
+        held = np.stack([gpus_by_pod_size(replicas, site.gpus_per_node) for replicas in shapes])
+    return StageMade(reach, table, latency, PathStage(faster, seconds * visits[shown], site.pool, held))
 
 
 def design(
@@ -204,6 +217,7 @@ def design(
     percentile: float,
     prices: Sequence[float] | None,
     ceilings: Sequence[Ceiling],
+    rooms: Sequence[Sequence[int] | None] = (),
 ) -> Design | None:
     """Give a route the allocation that is fastest, or cheapest within ceilings where prices are given.
 
@@ -212,7 +226,7 @@ def design(
     Returns:
         The design; None if the GPUs do not carry the route.
     """
-    found = allocate_path(traffic.steps, limits, percentile=percentile, prices=prices, ceilings=ceilings)
+    found = allocate_path(traffic.steps, limits, percentile=percentile, prices=prices, ceilings=ceilings, rooms=rooms)
     if found is None:
         return None
     choice = found.choice
@@ -220,6 +234,26 @@ def design(
         slowest = found.latency * (1 + _LEVEL_WITH)
         choice = trim_allocation(traffic.steps, choice, percentile=percentile, slowest=slowest)
     return Design(traffic, choice, found.latency, found.bound, found.exhaustive)
+
+
+def fits_pools(plan: Design, limits: Sequence[int], rooms: Sequence[Sequence[int] | None]) -> bool:
+    """Whether the pools and their nodes hold a design.
+
+    Args:
+        plan: The design.
+        limits: GPUs of each pool.
+        rooms: As for `allocate_path`.
+    """
+    for pool, limit in enumerate(limits):
+        mine = [j for j, of in enumerate(plan.route.pools) if of == pool]
+        if sum(plan.gpus[j] for j in mine) > limit:
+            return False
+        room = rooms[pool]
+        helds = [(plan.routed.steps[j].held, plan.choice[j]) for j in mine]
+        used = [held[k] for held, k in helds if held is not None]
+        if room is not None and used and (np.sum(used, axis=0) > np.array(room)).any():
+            return False
+    return True
 
 
 def redesigned(plan: Design, choice: Sequence[int]) -> Design:

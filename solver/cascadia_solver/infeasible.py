@@ -12,6 +12,7 @@ from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.evaluation import Evaluation
+from cascadia_solver.packing import POD_SIZES
 from cascadia_solver.quality import QualityOfGrid, fewest_requests
 from cascadia_solver.replay import ThresholdGrid
 from cascadia_solver.screening import Screened
@@ -68,9 +69,12 @@ def quality_out_of_reach(
 
 def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts]) -> InfeasibleError:
     """The floor can be kept, but not by stages that fit into the GPU budget at this rate."""
+    for model, reason in sorted(problem.sites.unfit.items()):
+        if any(problem.rooms) and spec.models[model].min_replicas:
+            return reason
     most = [max(64, _MORE_GPUS * limit) for limit in problem.limits]
-    sites = find_sites(spec, facts, problem.budgets, problem.sample, percentile=problem.percentile, gpus=most)
-    budgets = [replace(budget, gpus=gpus) for budget, gpus in zip(problem.budgets, most, strict=True)]
+    budgets = [replace(budget, gpus=gpus, room=None) for budget, gpus in zip(problem.budgets, most, strict=True)]
+    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile)
     grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
     roomy = replace(
         _by_cost(problem),
@@ -103,6 +107,8 @@ def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[
         for gpus, model in zip(points.gpus[k], points.grid.stages, strict=True)
     )
     if not any(n > b.gpus for b, n in zip(problem.budgets, needed, strict=True)):
+        if any(problem.rooms):
+            return _not_together(problem, f"{stages} would do")
         return quality_out_of_reach(problem.objective, problem.study.table, problem.grids, problem.qualities)
     short = [(b, n) for b, n in zip(problem.budgets, needed, strict=True) if n > b.gpus]
     words = " and ".join(f"at least {n} GPUs of pool {b.name}, has {b.gpus}" for b, n in short)
@@ -111,6 +117,22 @@ def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[
         f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g} need {words} ({stages}); "
         "add GPUs, or lower the rate or minQuality",
         shortfalls=[Shortfall(f"GPUs of pool {b.name}", n, b.gpus) for b, n in short],
+        nearest=_nearest_rate(problem),
+    )
+
+
+def _not_together(problem: Problem, enough: str) -> InfeasibleError:
+    """The GPUs would do by their number, but not as they lie on the nodes."""
+    lie = "; ".join(
+        f"pool {b.name}: {b.gpus} free, of which pods of "
+        + ", ".join(f"{size} can hold {most}" for size, most in zip(POD_SIZES[1:4], b.room[1:4], strict=True))
+        for b in problem.budgets
+        if b.room is not None
+    )
+    return InfeasibleError(
+        "InsufficientGPUs",
+        f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g}: {enough} by number, but "
+        f"the free GPUs lie scattered over nodes ({lie}); free whole nodes, or lower the rate or minQuality",
         nearest=_nearest_rate(problem),
     )
 

@@ -49,6 +49,7 @@ class PlanningInputs:
         trace: Traffic to plan for in place of the manifest's workload.
         observed: Traffic that routers saw, for a re-plan; goes before `trace`.
         available_gpus: Free GPUs by pool name; a pool that is not named has its `maxGpus`.
+        free_by_node: Free GPUs of each node by pool name; nodes of a pool that is not named are wholly free.
         requests_per_second: Rate to scale the trace to; its own where None.
         seed: Seed of everything that is drawn.
         notes: What the plan's warnings should also say, as of rows skipped in a file.
@@ -59,6 +60,7 @@ class PlanningInputs:
     trace: Trace | None = None
     observed: ObservedDemand | None = None
     available_gpus: Mapping[str, int] | None = None
+    free_by_node: Mapping[str, Sequence[int]] | None = None
     requests_per_second: float | None = None
     seed: int = 0
     notes: Sequence[str] = ()
@@ -167,8 +169,10 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
     facts = catalogue_facts(spec)
     objective = spec.objective
     targets = [[t.metric, t.percentile, t.milliseconds] for t in objective.targets or ()]
+    rooms = {budget.name: budget.room for budget in budgets if budget.room is not None}
     return plan_id(
-        {
+        ({"rooms": rooms} if rooms else {})
+        | {
             "version": SOLVER_VERSION,
             "models": [
                 {

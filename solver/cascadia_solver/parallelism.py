@@ -9,7 +9,7 @@ interpolation. It does not increase with f.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,10 +113,18 @@ class StageTable:
         levels: Ladder of latencies, s [LEVELS].
         most_gpus: Largest number of GPUs tabulated.
         least_replicas: Fewest replicas, at least 1.
+        room: Most GPUs that replicas of at least so many GPUs can hold, by that number, as partly used nodes
+            allow it; None for any.
     """
 
     def __init__(
-        self, options: Sequence[ReplicaOption], curves: LoadCurves, levels: Floats, most_gpus: int, least_replicas: int
+        self,
+        options: Sequence[ReplicaOption],
+        curves: LoadCurves,
+        levels: Floats,
+        most_gpus: int,
+        least_replicas: int,
+        room: Mapping[int, int] | None = None,
     ) -> None:
         self.options = tuple(options)
         self.levels = levels
@@ -128,7 +136,8 @@ class StageTable:
             rate = self._rates[:, index]
             by_gpus[option.gpus] = np.maximum(by_gpus[option.gpus], rate) if option.gpus in by_gpus else rate
         self._best = by_gpus
-        self.carried = _knapsack(by_gpus, most_gpus, self._least_replicas)
+        self._room = None if room is None else {gpus: room[gpus] for gpus in by_gpus}
+        self.carried = _knapsack(by_gpus, most_gpus, self._least_replicas, self._room)
         self.parts = self._typical_parts()
         self._blocks: dict[int, tuple[Floats, float, float]] = {}
 
@@ -215,7 +224,8 @@ class StageTable:
             best = option_of.get(option.gpus)
             if best is None or self._rates[profile, index, level] > self._rates[profile, best, level]:
                 option_of[option.gpus] = index
-        return {option_of[size]: count for size, count in _best_counts(value, gpus, self._least_replicas).items()}
+        counts = _best_counts(value, gpus, self._least_replicas, self._room)
+        return {option_of[size]: count for size, count in counts.items()}
 
     def _parts_at(self, profile: int, option: int, rate: float) -> Floats:
         curve, parts = self._curves.rate[profile, option], self._curves.parts[profile, option]
@@ -250,11 +260,17 @@ def _blocks(carried: Floats) -> tuple[Floats, float, float]:
     return (rates + width * np.arange(len(rates))[:, None]).ravel(), width, most
 
 
-def _knapsack(best: dict[int, Floats], most_gpus: int, least_replicas: int) -> Floats:
+def _knapsack(
+    best: dict[int, Floats], most_gpus: int, least_replicas: int, room: Mapping[int, int] | None = None
+) -> Floats:
     """Most rate on f GPUs with at least so many replicas, -inf where they do not fit [F + 1, P, LEVELS]."""
     shape = next(iter(best.values())).shape
     sizes = np.array(sorted(best), dtype=np.int64)
     rates = np.stack([best[size] for size in sizes.tolist()]).reshape(len(sizes), -1)
+    if room is not None:
+        room_of = np.array([room[size] for size in sizes.tolist()], dtype=np.int64)
+        *_, in_room = _tables_in_room(sizes, rates, room_of, most_gpus, least_replicas)
+        return in_room[-1].reshape(most_gpus + 1, *shape)
     return _most_carried(sizes, rates, most_gpus, least_replicas).reshape(most_gpus + 1, *shape)
 
 
@@ -284,18 +300,72 @@ def _most_carried(sizes: Integers, rates: Floats, most_gpus: int, least_replicas
     return table
 
 
-def _best_counts(value: dict[int, float], gpus: int, least_replicas: int) -> dict[int, int]:
+def _tables_in_room(
+    sizes: Integers, rates: Floats, room: Integers, most_gpus: int, least_replicas: int
+) -> Iterator[Floats]:
+    """`_most_carried` where replicas of each size and above together hold at most `room` GPUs [S].
+
+    Larger replicas are added first, and each size's table is cut at its room, which does not grow with size.
+
+    Yields:
+        Before any and after each size, largest first: most rate with c replicas (the last: or more) on f GPUs
+        [least + 1, F + 1, K]. It is one array, changed in place.
+    """
+    table = np.full((least_replicas + 1, most_gpus + 1, rates.shape[1]), -np.inf)
+    table[0] = 0.0
+    yield table
+    for s in range(len(sizes) - 1, -1, -1):
+        _add_size(table, int(sizes[s]), rates[s], min(most_gpus, int(room[s])))
+        yield table
+
+
+@compiled
+def _add_size(table: Floats, size: int, rates: Floats, room: int) -> None:
+    least, most = len(table) - 1, table.shape[1] - 1
+    for f in range(size, room + 1):
+        for c in range(least + 1):
+            to = min(c + 1, least)
+            for k in range(len(rates)):
+                table[to, f, k] = max(table[to, f, k], table[c, f - size, k] + rates[k])
+    for f in range(room + 1, most + 1):
+        table[:, f] = table[:, room]
+
+
+def _counts_in_room(sizes: Integers, value: Floats, room: Integers, gpus: int, least_replicas: int) -> Integers:
+    """The set behind one entry of `_tables_in_room`: replicas of each size [S]."""
+    steps = _tables_in_room(sizes, value.reshape(-1, 1), room, gpus, least_replicas)
+    table = np.stack([step[..., 0] for step in (layer.copy() for layer in steps)])[::-1]
+    counts = np.zeros(len(sizes), dtype=np.int64)
+    c, f = least_replicas, gpus
+    for s in range(len(sizes)):
+        while True:
+            f = min(f, int(room[s]))
+            if table[s, c, f] == table[s + 1, c, f]:
+                break
+            befores = [b for b in (c, c - 1) if b >= 0 and min(b + 1, least_replicas) == c]
+            c = next(b for b in befores if table[s, b, f - sizes[s]] + value[s] == table[s, c, f])
+            f -= int(sizes[s])
+            counts[s] += 1
+    return counts
+
+
+def _best_counts(
+    value: dict[int, float], gpus: int, least_replicas: int, room: Mapping[int, int] | None = None
+) -> dict[int, int]:
     """The set behind one entry of `_knapsack`: replicas by size.
 
     Args:
         value: Rate of one replica by its GPUs.
         gpus: Most GPUs; the least number of replicas fits.
         least_replicas: Fewest replicas.
+        room: As for `StageTable`.
     """
     sizes = sorted(value)
-    counts = _replica_counts(
-        np.array(sizes, dtype=np.int64), np.array([value[size] for size in sizes]), gpus, least_replicas
-    )
+    of, each = np.array(sizes, dtype=np.int64), np.array([value[size] for size in sizes])
+    if room is None:
+        counts = _replica_counts(of, each, gpus, least_replicas)
+    else:
+        counts = _counts_in_room(of, each, np.array([room[size] for size in sizes]), gpus, least_replicas)
     return {size: int(count) for size, count in zip(sizes, counts, strict=True) if count}
 
 

@@ -34,11 +34,13 @@ class PathStage:
         gpus: GPUs at which the stage becomes faster, ascending [B].
         seconds: Latency there of each request, 0 for those that do not come by [B, n].
         pool: Index of its pool.
+        held: GPUs in pods of at least each of `packing.POD_SIZES` [B, sizes]; None where nodes do not matter.
     """
 
     gpus: Integers
     seconds: Floats
     pool: int
+    held: Integers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def allocate_path(
     percentile: float,
     prices: Sequence[float] | None = None,
     ceilings: Sequence[Ceiling] = (),
+    rooms: Sequence[Sequence[int] | None] = (),
 ) -> PathAllocation | None:
     """Find the fastest allocation, or the cheapest within ceilings.
 
@@ -87,6 +90,7 @@ def allocate_path(
         percentile: Of end-to-end latency.
         prices: Of a GPU of each pool: minimise cost. None: minimise latency.
         ceilings: With prices: what the allocation has to keep, where one can.
+        rooms: GPUs that pods of at least each size can hold in each pool; None where nodes do not matter.
 
     Returns:
         The allocation; None if none is within the limits.
@@ -98,7 +102,7 @@ def allocate_path(
     others = [range(size) for j, size in enumerate(sizes) if j != free]
     combinations = int(np.prod([len(r) for r in others], dtype=np.float64))
     exhaustive = combinations <= _EXHAUSTIVE
-    search = _Search(stages, limits, percentile, prices, ceilings)
+    search = _Search(stages, limits, percentile, prices, ceilings, rooms)
     if exhaustive:
         rest = np.array(list(product(*others)), dtype=np.int64).reshape(combinations, len(others))
         choices = search.completed(np.insert(rest, free, 0, axis=1), free)
@@ -209,8 +213,10 @@ class _Search:
         percentile: float,
         prices: Sequence[float] | None,
         ceilings: Sequence[Ceiling],
+        rooms: Sequence[Sequence[int] | None] = (),
     ) -> None:
         self._stages = stages
+        self._rooms = [(pool, np.array(room)) for pool, room in enumerate(rooms) if room is not None]
         self._limits = np.array(limits, dtype=np.int64)
         self._percentile = percentile
         self._prices = prices
@@ -224,7 +230,16 @@ class _Search:
     def within(self, choices: Integers) -> NDArray[np.bool_]:
         """Whether the pools hold each allocation [A]."""
         used = self.gpus(choices) @ self._in_pool.T.astype(np.int64)
-        return np.asarray((used <= self._limits).all(axis=1))
+        fits = np.asarray((used <= self._limits).all(axis=1))
+        for pool, room in self._rooms:
+            held = [
+                stage.held[choices[:, j]]
+                for j, stage in enumerate(self._stages)
+                if stage.pool == pool and stage.held is not None
+            ]
+            if held:
+                fits &= (np.sum(held, axis=0) <= room).all(axis=1)
+        return fits
 
     def latency(self, choices: Integers, percentile: float) -> Floats:
         """Percentile of the path's latency, s [A]."""
@@ -270,6 +285,11 @@ class _Search:
         choices, most = choices[most >= 0], most[most >= 0]
         choices[:, free] = most
         fits = self.within(choices)
+        # On partly used nodes fewer GPUs may fit where more do not.
+        while self._rooms and (again := ~fits & (most > 0)).any():
+            most = most - again
+            choices[:, free] = most
+            fits = self.within(choices)
         choices, most = choices[fits], most[fits]
         if self._prices is None or not len(choices):
             return choices

@@ -97,7 +97,7 @@ def plan_cascade(inputs: PlanningInputs, *, deadline_seconds: float = 60.0, prog
 def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
     """Set the problem up; raises `InfeasibleError` where the models that must have a stage fit nowhere."""
     spec = inputs.cascade.spec
-    budgets = pool_budgets(spec, inputs.available_gpus)
+    budgets = pool_budgets(spec, inputs.available_gpus, inputs.free_by_node)
     if not any(budget.gpus for budget in budgets):
         raise InfeasibleError(
             "InsufficientGPUs",

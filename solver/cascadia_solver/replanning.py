@@ -66,7 +66,7 @@ def thresholds_alone(inputs: PlanningInputs, in_force: Plan, *, simulate: bool =
         The plan; None where something is not kept.
     """
     spec = inputs.cascade.spec
-    if not replicas_allowed(spec, pool_budgets(spec, inputs.available_gpus), in_force):
+    if not replicas_allowed(spec, pool_budgets(spec, inputs.available_gpus, inputs.free_by_node), in_force):
         return None
     try:
         found = replan_thresholds(inputs, in_force)

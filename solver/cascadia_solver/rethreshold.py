@@ -136,7 +136,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     )  # fmt: skip
     of_models = document.thresholds_of_plan(live, thresholds, len(names))
     prior = traffic.table.source == "Prior"
-    budgets = pool_budgets(spec, inputs.available_gpus)
+    budgets = pool_budgets(spec, inputs.available_gpus, inputs.free_by_node)
     origin = plan.replicas_of or KeptReplicas(plan_id=plan.plan_id, requests_per_second=plan.demand.requests_per_second)
     spent = sum(os.times()[:2]) - sum(started[:2])
     found = plan.model_copy(

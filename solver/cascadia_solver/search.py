@@ -17,7 +17,7 @@ from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import ThresholdGrid
 from cascadia_solver.screening import Screened, screen
-from cascadia_solver.sites import PoolBudget, Sites
+from cascadia_solver.sites import PoolBudget, Site, Sites
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["Problem", "candidates", "certified", "design_route", "pool_choices", "routes", "screen_all"]
@@ -32,6 +32,9 @@ four models on two pools or three models on three."""
 _LEAST_POOL_CHOICES = 4
 _CANDIDATES = 10
 _PER_CHOICE = 5
+_WIDTHS = 64
+_MOST_TRIED = 60
+"""Routes looked at until one fits on partly used nodes, of which the screening knows stage by stage only."""
 """Candidates of one choice of stages and pools."""
 
 
@@ -72,6 +75,11 @@ class Problem:
     def limits(self) -> list[int]:
         """GPUs of each pool."""
         return [budget.gpus for budget in self.budgets]
+
+    @property
+    def rooms(self) -> list[tuple[int, ...] | None]:
+        """What pods of each size can hold in each pool; None where nodes do not matter."""
+        return [budget.room for budget in self.budgets]
 
     @property
     def floor(self) -> float:
@@ -214,15 +222,42 @@ def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
 def design_route(problem: Problem, route: Route, *, cheapest: bool | None = None) -> Design | None:
     """Tabulate a route for exactly its own requests and allocate GPUs; None if the GPUs do not carry it."""
     sites = [problem.sites.at[model, pool] for model, pool in zip(route.stages, route.pools, strict=True)]
-    traffic = routed(route, sites, problem.sample, problem.limits, problem.percentile, problem.made)
     by_cost = problem.cheapest if cheapest is None else cheapest
-    return design(
-        traffic,
-        problem.limits,
-        percentile=problem.percentile,
-        prices=problem.prices if by_cost else None,
-        ceilings=problem.ceilings,
-    )
+    found = []
+    for widest in _widths(sites):
+        traffic = routed(route, sites, problem.sample, problem.limits, problem.percentile, problem.made, widest)
+        made = design(
+            traffic,
+            problem.limits,
+            percentile=problem.percentile,
+            prices=problem.prices if by_cost else None,
+            ceilings=problem.ceilings,
+            rooms=problem.rooms,
+        )
+        if made is not None:
+            found.append(made)
+    if by_cost:
+        return min(found, key=lambda d: (_misses(problem, d), d.cost(problem.prices), d.estimate), default=None)
+    return min(found, key=lambda d: d.estimate, default=None)
+
+
+def _widths(sites: Sequence[Site]) -> list[tuple[int | None, ...]]:
+    """Limits on the replicas of each stage to try: where nodes are partly used, who gets the whole ones is a choice."""
+    choices: list[list[int | None]] = []
+    for site in sites:
+        sizes = sorted({option.gpus for option in site.options}, reverse=True)
+        choices.append([None, *sizes[1:]] if site.room is not None else [None])
+    every = list(islice(product(*choices), _WIDTHS + 1))
+    if len(every) <= _WIDTHS:
+        return every
+    # Too many to try all: everybody as wide as it likes, or one or all stages narrower.
+    none = (None,) * len(sites)
+    one = [(*none[:j], size, *none[j + 1 :]) for j, sizes_of in enumerate(choices) for size in sizes_of]
+    largest = sorted({size for sizes_of in choices for size in sizes_of if size is not None})
+    together = [
+        tuple(max((s for s in of if s is not None and s <= size), default=None) for of in choices) for size in largest
+    ]
+    return list(dict.fromkeys([none, *one, *together]))
 
 
 def candidates(
@@ -230,13 +265,15 @@ def candidates(
 ) -> list[Design]:
     """Designs worth simulating, best first by the closed form."""
     designs: list[Design] = []
-    for done, route in enumerate(islice(routes(problem, screened), _CANDIDATES)):
-        if designs and expired():
+    for done, route in enumerate(islice(routes(problem, screened), _MOST_TRIED)):
+        if designs and (expired() or done >= _CANDIDATES):
+            break
+        if done >= _CANDIDATES and not any(problem.rooms):
             break
         found = design_route(problem, route)
         if found is not None:
             designs.append(found)
-        progress((done + 1) / _CANDIDATES)
+        progress(min(1.0, (done + 1) / _CANDIDATES))
     if problem.cheapest:
         return sorted(designs, key=lambda d: (_misses(problem, d), d.cost(problem.prices), d.estimate))
     return sorted(designs, key=lambda d: (_misses(problem, d), d.estimate))

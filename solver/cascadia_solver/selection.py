@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cascadia_solver.design import Design, design, redesigned
+from cascadia_solver.design import Design, design, fits_pools, redesigned
 from cascadia_solver.evaluation import Evaluation, evaluate
 from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.search import Problem
@@ -62,7 +62,14 @@ def _tightened(problem: Problem, evaluation: Evaluation) -> Design | None:
     if not slower or not np.isfinite(max(slower)):
         return None
     ceilings = [Ceiling(c.percentile, c.seconds / (max(slower) * (1 + _LEVEL_WITH))) for c in problem.ceilings]
-    return design(plan.routed, problem.limits, percentile=problem.percentile, prices=problem.prices, ceilings=ceilings)
+    return design(
+        plan.routed,
+        problem.limits,
+        percentile=problem.percentile,
+        prices=problem.prices,
+        ceilings=ceilings,
+        rooms=problem.rooms,
+    )
 
 
 def improve(
@@ -127,10 +134,7 @@ def _neighbours(problem: Problem, best: Evaluation) -> list[Design]:
         if (choice < 0).any() or any(k >= len(step.gpus) for k, step in zip(choice, steps, strict=True)):
             continue
         moved = redesigned(plan, tuple(int(k) for k in choice))
-        used = [0] * len(problem.limits)
-        for gpus, pool in zip(moved.gpus, moved.route.pools, strict=True):
-            used[pool] += gpus
-        if all(have <= limit for have, limit in zip(used, problem.limits, strict=True)):
+        if fits_pools(moved, problem.limits, problem.rooms):
             result.append(moved)
     if problem.cheapest:
         return sorted(result, key=lambda d: d.cost(problem.prices))[:4]

@@ -15,6 +15,7 @@ from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.closed_form import LengthProfile, length_profile
 from cascadia_solver.operating_point import load_curves
+from cascadia_solver.packing import POD_SIZES, pod_gpus, room_on
 from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
 from cascadia_solver.roofline import Roofline
 from cascadia_solver.shapes import ReplicaOption, replica_options
@@ -46,6 +47,7 @@ class PoolBudget:
         gpus: The least of the manifest's ceiling and what is available.
         gpus_per_node: GPUs of one node.
         price: Of one GPU for one hour; None where the manifest has none.
+        room: GPUs that pods of at least each of `packing.POD_SIZES` can hold; None: nodes are free as they are needed.
     """
 
     name: str
@@ -53,6 +55,7 @@ class PoolBudget:
     gpus: int
     gpus_per_node: int
     price: float | None
+    room: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,8 @@ class Site:
         answer_tokens: Mean answer length of each profile [P].
         table: Rates carried under each profile.
         uncertainty_percent: Median error of the cost source here, %.
+        gpus_per_node: GPUs of one node.
+        room: Most GPUs that replicas of at least so many GPUs can hold, by that number; None for any.
     """
 
     model: int
@@ -78,6 +83,8 @@ class Site:
     answer_tokens: Floats
     table: StageTable
     uncertainty_percent: float
+    gpus_per_node: int = 8
+    room: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +106,23 @@ class Sites:
         return [pool for m, pool in self.at if m == model]
 
 
-def pool_budgets(spec: CascadeDeploymentSpec, available: Mapping[str, int] | None) -> list[PoolBudget]:
+def pool_budgets(
+    spec: CascadeDeploymentSpec,
+    available: Mapping[str, int] | None,
+    free_by_node: Mapping[str, Sequence[int]] | None = None,
+) -> list[PoolBudget]:
     """The pools of a manifest with the GPUs that planning may use.
 
     Args:
         spec: The manifest's spec.
         available: Free GPUs by pool name; a pool that is not named has its `maxGpus`.
+        free_by_node: Free GPUs of each node by pool name, where known.
 
     Raises:
         InputError: An unknown GPU or pool, or a negative number.
     """
     pools = spec.gpus.pools
-    if unknown := sorted(set(available or ()) - {pool.name for pool in pools}):
+    if unknown := sorted({*(available or ()), *(free_by_node or ())} - {pool.name for pool in pools}):
         names = ", ".join(pool.name for pool in pools)
         raise InputError(f"available GPUs name the pool {', '.join(unknown)}; the manifest has {names}")
     budgets = []
@@ -120,10 +132,24 @@ def pool_budgets(spec: CascadeDeploymentSpec, available: Mapping[str, int] | Non
         except InputError as error:
             raise error.below(f"spec.gpus.pools[{index}]") from None
         free = (available or {}).get(pool.name, pool.max_gpus)
-        if free < 0:
-            raise InputError(f"available GPUs of pool {pool.name!r} are {free}; they cannot be negative")
+        nodes = (free_by_node or {}).get(pool.name)
+        if free < 0 or min(nodes or (0,)) < 0:
+            raise InputError(f"available GPUs of pool {pool.name!r} are {nodes or free}; they cannot be negative")
+        per_node = pool.gpus_per_node or 8
+        gpus = min([pool.max_gpus, free] + ([] if nodes is None else [sum(nodes)]))
+        if nodes is None:
+            nodes = [per_node] * (gpus // per_node) + [gpus % per_node]
+            packed = per_node & (per_node - 1) == 0
+        else:
+            packed = all(node % per_node == 0 for node in nodes) and per_node & (per_node - 1) == 0
+        # Whole nodes of a power of two hold all that fits by number.
+        room = None if packed else room_on(nodes)
         price = None if pool.price_per_gpu_hour is None else float(pool.price_per_gpu_hour)
-        budgets.append(PoolBudget(pool.name, facts, min(pool.max_gpus, free), pool.gpus_per_node or 8, price))
+        budgets.append(
+            PoolBudget(
+                pool.name, facts, gpus, per_node, price, None if room is None else tuple(int(most) for most in room)
+            )
+        )
     return budgets
 
 
@@ -152,7 +178,6 @@ def find_sites(
     sample: RequestSample,
     *,
     percentile: float,
-    gpus: Sequence[int] | None = None,
 ) -> Sites:
     """Tabulate every model on every pool that it may use.
 
@@ -162,9 +187,8 @@ def find_sites(
         budgets: Of its pools.
         sample: The traffic.
         percentile: Of latency.
-        gpus: Tables up to so many GPUs of each pool, in place of the budgets.
     """
-    limits = [budget.gpus for budget in budgets] if gpus is None else list(gpus)
+    limits = [budget.gpus for budget in budgets]
     source = Roofline()
     found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile], float]] = {}
     answer_tokens: list[Floats] = []
@@ -212,7 +236,9 @@ def find_sites(
             least_replicas=least,
             reaches=reaches[m],
             answer_tokens=tokens,
-            table=StageTable(options, curves[key], levels, limits[p], least),
+            table=StageTable(options, curves[key], levels, limits[p], least, room_by_replica(budgets[p], options)),
+            gpus_per_node=budgets[p].gpus_per_node,
+            room=room_by_replica(budgets[p], options),
             uncertainty_percent=uncertain,
         )
     return Sites(at, unfit, levels)
@@ -231,6 +257,19 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, lon
         gpus_per_node=budget.gpus_per_node,
         max_gpus=min(gpus, _REPLICA_GPUS),
     )
+    room = room_by_replica(budget, options)
+    if room is not None:
+        least = min(options, key=lambda option: option.gpus)
+        options = [option for option in options if option.gpus <= room[option.gpus]]
+        if not options:
+            pod, there = pod_gpus(least.gpus, budget.gpus_per_node), room[least.gpus]
+            raise InfeasibleError(
+                "ModelFitsNowhere",
+                f"{facts.name}: its smallest replica takes {least.gpus} GPUs of pool {budget.name}, {pod} on each of "
+                f"{least.gpus // pod} nodes; {budget.gpus} are free, but nodes with {pod} free ones together have "
+                f"{there}: free whole nodes, or use a lower precision",
+                shortfalls=[Shortfall(f"GPUs of pool {budget.name} on nodes with {pod} free", least.gpus, there)],
+            )
     roomiest = max(option.step.kv_capacity_tokens for option in options)
     if roomiest < longest:
         raise InfeasibleError(
@@ -241,6 +280,15 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, lon
             shortfalls=[Shortfall("tokens in the key-value cache", longest, roomiest)],
         )
     return [option for option in options if option.step.kv_capacity_tokens >= longest]
+
+
+def room_by_replica(budget: PoolBudget, options: Sequence[ReplicaOption]) -> dict[int, int] | None:
+    """Most GPUs that replicas of at least so many GPUs can hold on a pool's nodes; None for any."""
+    if budget.room is None:
+        return None
+    return {
+        option.gpus: budget.room[POD_SIZES.index(pod_gpus(option.gpus, budget.gpus_per_node))] for option in options
+    }
 
 
 def _of_no_use(facts: ModelFacts) -> InfeasibleError:

@@ -65,6 +65,15 @@ def test_yaml_table_and_plot_tell_of_the_same_plan(
     assert err == "", "nothing but results where all is well"
 
 
+def test_free_gpus_of_nodes_are_kept_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", PAIR, "--free", "2,2,1", "-o", "json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert sum(stage["gpus"] for stage in stages) <= 5
+    for wrong, said in (("2,x", "'2,x' is not a list of numbers"), ("b200=2", "pool 'b200' is not in the manifest")):
+        assert main(["plan", PAIR, "--free", wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_trace_takes_the_place_of_the_workload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.jsonl"
     rows = [{"timestampMs": 500 * k, "inputTokens": 400 + k % 7, "outputTokens": 90 + k % 5} for k in range(400)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cascadia_operator.apply import contains
-from cascadia_operator.capacity import available_gpus, snapshot_of
+from cascadia_operator.capacity import available_gpus, free_by_node, snapshot_of
 from cascadia_operator.cluster import Object
 from cascadia_operator.decide.plan_choice import PlanFailure, Trouble, choose_plan, plan_in_force
 from cascadia_operator.decide.progress import progress_of
@@ -257,6 +257,18 @@ TAINT = {"key": "gpu", "value": "yes", "effect": "NoSchedule"}
 def test_available_gpus(pool: dict[str, Any], nodes: list[Object], pods: list[Object], available: int) -> None:
     owner = cascade(cascade_document([SMALL, LARGE], pools=[POOL | pool]))
     assert available_gpus(owner, snapshot_of(nodes, pods)) == {"h100": available}
+
+
+def test_free_gpus_are_known_by_node() -> None:
+    owner = cascade(cascade_document([SMALL, LARGE]))
+    nodes = [node("a"), node("b"), node("c", unschedulable=True), node("d", gpus=4), node("e", ready="False")]
+    own = {"labels": OWN, "namespace": "serving"}
+    pods = [
+        gpu_pod("a", 3), gpu_pod("a", 2, **own), gpu_pod("b", 8), gpu_pod("c", 2, **own), gpu_pod("c", 4),
+        gpu_pod(None, 1), gpu_pod("elsewhere", 1),
+    ]  # fmt: skip
+    assert free_by_node(owner, snapshot_of(nodes, pods)) == {"h100": (5, 4, 2)}
+    assert free_by_node(owner, None) == {}
 
 
 def test_without_a_look_at_nodes_the_ceiling_counts() -> None:

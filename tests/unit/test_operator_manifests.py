@@ -23,8 +23,9 @@ from cascadia_operator.manifests.naming import (
 from cascadia_operator.manifests.plan_object import inputs_digest, plan_object
 from cascadia_operator.manifests.policy import read_policy, revised, router_policy
 from cascadia_operator.manifests.rendering import as_yaml, peer_secret, rendered
-from cascadia_operator.manifests.replica import ReplicaIdentity, replica_identity, replica_nodes, statefulset_name
+from cascadia_operator.manifests.replica import ReplicaIdentity, replica_identity, statefulset_name
 from cascadia_operator.settings import Images
+from cascadia_solver.packing import replica_nodes
 from tests.support.operator_cases import LARGE, MEDIUM, POOL, SMALL, cascade, cascade_document, plan
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

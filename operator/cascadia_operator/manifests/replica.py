@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
 from cascadia_operator.manifests.naming import digest8
+from cascadia_solver.packing import replica_nodes
 
 __all__ = [
     "GPUS_PER_NODE",
@@ -19,7 +20,6 @@ __all__ = [
     "model_named",
     "pool_named",
     "replica_identity",
-    "replica_nodes",
     "statefulset_name",
 ]
 
@@ -73,24 +73,6 @@ def pool_named(cascade: CascadeDeployment, pool: str) -> Pool:
         if candidate.name == pool:
             return candidate
     raise KeyError(pool)
-
-
-def replica_nodes(tensor_parallel: int, pipeline_parallel: int, gpus_per_node: int) -> int:
-    """Nodes that a replica spans: the least number whose share of GPUs fits a node.
-
-    SGLang wants either whole pipeline stages on each node, or whole nodes in each pipeline stage.
-
-    Raises:
-        ValueError: No number of nodes divides the replica so.
-    """
-    gpus = tensor_parallel * pipeline_parallel
-    for nodes in range(1, gpus + 1):
-        whole = pipeline_parallel % nodes == 0 or nodes % pipeline_parallel == 0
-        if gpus % nodes == 0 and whole and gpus // nodes <= gpus_per_node:
-            return nodes
-    raise ValueError(
-        f"TP{tensor_parallel} x PP{pipeline_parallel} cannot be divided over nodes of {gpus_per_node} GPUs"
-    )
 
 
 def replica_identity(

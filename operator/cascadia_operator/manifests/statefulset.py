@@ -27,9 +27,9 @@ from cascadia_operator.manifests.replica import (
     ReplicaIdentity,
     model_named,
     pool_named,
-    replica_nodes,
 )
 from cascadia_operator.settings import Images
+from cascadia_solver.packing import replica_nodes
 
 __all__ = [
     "PIPELINE_PARALLEL_LABEL",
