@@ -270,7 +270,7 @@ def _knapsack(
     if room is not None:
         room_of = np.array([room[size] for size in sizes.tolist()], dtype=np.int64)
         *_, in_room = _tables_in_room(sizes, rates, room_of, most_gpus, least_replicas)
-        return in_room[-1].reshape(most_gpus + 1, *shape)
+        return np.asarray(in_room[-1].reshape(most_gpus + 1, *shape))
     return _most_carried(sizes, rates, most_gpus, least_replicas).reshape(most_gpus + 1, *shape)
 
 

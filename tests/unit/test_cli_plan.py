@@ -66,9 +66,11 @@ def test_yaml_table_and_plot_tell_of_the_same_plan(
 
 
 def test_free_gpus_of_nodes_are_kept_to(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", PAIR, "--free", "2,2,1", "-o", "json"]) == 0
+    assert main(["plan", PAIR, "--free", "4,2,1", "-o", "json"]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
-    assert sum(stage["gpus"] for stage in stages) <= 5
+    assert sum(stage["gpus"] for stage in stages) <= 7
+    assert main(["plan", PAIR, "--free", "2,2,1"]) == 3
+    assert "would do by number, but the free GPUs lie scattered over nodes" in capsys.readouterr().err
     for wrong, said in (("2,x", "'2,x' is not a list of numbers"), ("b200=2", "pool 'b200' is not in the manifest")):
         assert main(["plan", PAIR, "--free", wrong]) == 2
         assert said in capsys.readouterr().err
