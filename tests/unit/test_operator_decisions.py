@@ -51,13 +51,6 @@ FAILURE = PlanFailure(Trouble("QualityOutOfReach", "no"), final=True)
             {"spec": {"planRef": {"name": "x"}}, "pinned": stored(plan({"tiny": [(1, 1, 1)]}), name="x")},
             *(None, None, False, "", "PlanMismatch"),
         ),
-        (
-            {
-                "spec": {"routing": {"apiKeysSecretRef": {"name": "k", "key": "k"}}},
-                "plans": [stored(inputs=CURRENT, name="a")],
-            },
-            *(None, "a", False, "", "Unsupported"),
-        ),
     ],
 )
 def test_which_plan(
