@@ -11,13 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
+from cascadia_api.access import ApiKeysReference, RateLimits, RequestLimits
 from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
 from cascadia_api.scorer import Scorer
 
 __all__ = [
-    "ApiKeysReference",
     "Calibration",
     "CapabilityNeeds",
     "CascadeDeployment",
@@ -66,15 +66,6 @@ class SecretKeyReference(ApiModel):
 
     name: Text = Field(description="Name of the Secret.")
     key: Text = Field(description="Key in the Secret.")
-
-
-class ApiKeysReference(ApiModel):
-    """Reference to a Secret with API keys in the same namespace. Mounted into pods; never read by the operator."""
-
-    name: Text = Field(description="Name of the Secret.")
-    key: Text | None = Field(
-        None, description="Its only entry that holds API keys; where absent every entry does, and its key is their id."
-    )
 
 
 class HuggingFaceSource(ApiModel):
@@ -367,6 +358,8 @@ class Routing(ApiModel):
         description="Secret with the API keys of clients: one a line, as it is or as `sha256:<hex>`; the entry's key "
         "is the keys' id. Changes need no restart. Without it any client is served.",
     )
+    rate_limits: RateLimits | None = Field(None, description="What clients may ask for, by API key.")
+    limits: RequestLimits = Field(default_factory=RequestLimits, description="What requests may be like.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -375,6 +368,12 @@ class Routing(ApiModel):
             "LogProb, or streaming.mode to Buffer",
             lambda r: r.streaming.mode != "Gate" or r.scorer.type == "LogProb",
             ".streaming.mode",
+        ),
+        Rule(
+            "!has(self.rateLimits) || has(self.apiKeysSecretRef)",
+            "rateLimits count by API key: set apiKeysSecretRef",
+            lambda r: r.rate_limits is None or r.api_keys_secret_ref is not None,
+            ".rateLimits",
         ),
     )
 

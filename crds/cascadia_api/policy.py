@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 POLICY_SCHEMA_VERSION = 1
+LARGEST_BODY_BYTES = 64 * 1024 * 1024
+"""What routers take from each other, whatever a policy says: the entry has looked at the body."""
 
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=253)]
 Address = Annotated[str, Meta(pattern=r"^.{1,253}:[0-9]{1,5}$")]
@@ -123,6 +125,54 @@ class OverloadPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     max_queue_seconds: Annotated[float, Meta(gt=0)] = 30.0
 
 
+class RateLimit(Struct, frozen=True, rename="camel", kw_only=True):
+    """What one client may ask of the whole cascade.
+
+    Attributes:
+        requests_per_minute: Requests, 1/min; None for no limit.
+        tokens_per_minute: Prompt and answer tokens of all stages, 1/min; None for no limit.
+    """
+
+    requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RateLimits(Struct, frozen=True, rename="camel", kw_only=True):
+    """What clients may ask of the whole cascade; each router enforces its share.
+
+    Attributes:
+        default: Of a client that `keys` does not name.
+        keys: By the id of the client's API keys, in the place of `default`.
+    """
+
+    default: RateLimit = RateLimit()
+    keys: Annotated[dict[str, RateLimit], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+
+    def of(self, key: str) -> RateLimit:
+        """The limits of a client."""
+        return self.keys.get(key, self.default)
+
+
+class RequestLimits(Struct, frozen=True, rename="camel", kw_only=True):
+    """What a router takes of one request, one connection, and all of them together.
+
+    Attributes:
+        body_bytes: Largest body, B; a larger one is refused with 413.
+        header_bytes: Names and values of a request's headers, and its target, B; more is refused with 431.
+        headers: Headers of a request; more are refused with 431.
+        receive_seconds: Longest time in which a request must have arrived, wall s; then 408.
+        connections: Connections of a port; more are closed at once.
+        buffered_bytes: Bodies of all requests that are arriving or being answered, B; more is refused with 429.
+    """
+
+    body_bytes: Annotated[int, Meta(ge=1024, le=LARGEST_BODY_BYTES)] = 8 * 1024 * 1024
+    header_bytes: Annotated[int, Meta(ge=1024, le=1024 * 1024)] = 64 * 1024
+    headers: Annotated[int, Meta(ge=8, le=10_000)] = 100
+    receive_seconds: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    connections: Annotated[int, Meta(ge=1, le=65_536)] = 8192
+    buffered_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024
+
+
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """All that the routers of one cascade enforce, the same document for each of them.
 
@@ -145,6 +195,8 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         overload: What is done with more requests.
         sample_rate: Share of answered requests kept as calibration samples in the report.
         pin_stages: Whether `model: <stage name>` asks that stage alone.
+        rate_limits: What clients may ask for; None for all that they like. Needs API keys.
+        limits: What requests may be like; None leaves it to the routers' bootstrap.
     """
 
     schema_version: Literal[1] = 1
@@ -164,6 +216,8 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     overload: OverloadPolicy = msgspec.field(default_factory=OverloadPolicy)
     sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.05
     pin_stages: bool = True
+    rate_limits: RateLimits | None = None
+    limits: RequestLimits | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

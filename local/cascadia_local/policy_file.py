@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from cascadia_api.access import rate_limit_policy, request_limit_policy
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
 from cascadia_api.policy import (
@@ -77,6 +78,8 @@ def build_policy(
         ),
         request_timeout_seconds=routing.request_timeout_seconds,
         pin_stages=routing.pin_stages,
+        rate_limits=rate_limit_policy(routing.rate_limits),
+        limits=request_limit_policy(routing.limits),
     )
 
 

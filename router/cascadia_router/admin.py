@@ -11,7 +11,7 @@ import msgspec
 
 from cascadia_router.engine_probe import EngineProbe
 from cascadia_router.http1_request import Answering, Request
-from cascadia_router.metrics import exposition
+from cascadia_router.metrics import client_exposition, exposition
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
 
@@ -87,7 +87,7 @@ class AdminPort:
         node.settlement.settle()
         cascade = node.policies.current
         now = node.now()
-        return exposition(
+        text = exposition(
             node.metrics,
             stage=node.config.stage or "",
             in_flight=len(node.exchanges),
@@ -101,6 +101,11 @@ class AdminPort:
                 for stage, replica in node.replicas.all()
             ],
         )
+        if node.clients is not None:
+            text += client_exposition(
+                (client.id, client.admitted, client.tokens, client.denied) for client in node.clients.all()
+            )
+        return text
 
     def _report(self, connection: Answering, request: Request) -> None:
         asked = _number(request.query, "windowSeconds", 60.0)

@@ -1,12 +1,34 @@
-"""Who the clients are: from a request's `Authorization` header to the client that sent it."""
+"""Who the clients are, from a request's `Authorization` header, and how much each of them may ask for."""
 
 from __future__ import annotations
 
-from cascadia_router.api_keys import ApiKeys, digest_of
+import math
+from typing import NamedTuple
 
-__all__ = ["Client", "Clients"]
+from cascadia_api.policy import RateLimit, RouterPolicy
+from cascadia_router.api_keys import ApiKeys, digest_of
+from cascadia_router.rate_limit import Rate
+
+__all__ = ["Client", "Clients", "Denial"]
 
 _SCHEME = b"bearer "
+_LIMITED = (
+    b"x-ratelimit-limit-%s: %d\r\nx-ratelimit-remaining-%s: %d\r\nx-ratelimit-reset-%s: %s\r\n"  # as OpenAI has them
+)
+
+
+class Denial(NamedTuple):
+    """Why a client has to wait.
+
+    Attributes:
+        of: What is used up: ``requests`` or ``tokens``.
+        limit: How many a minute this router lets it have.
+        seconds: How long it has to wait, service s.
+    """
+
+    of: str
+    limit: float
+    seconds: float
 
 
 class Client:
@@ -14,16 +36,102 @@ class Client:
 
     Attributes:
         id: Of its keys.
-        requests: How many of its requests were let in.
-        tokens: Prompt and answer tokens of its answers, as far as engines said.
+        admitted: How many of its requests were let in.
+        denied: How many were not, by what was used up.
+        tokens: Tokens that its requests took at all stages, as far as engines said.
+        limited: Whether any limit holds for it.
     """
 
-    __slots__ = ("id", "requests", "tokens")
+    __slots__ = ("_followed", "_requests", "_tokens", "admitted", "denied", "id", "limited", "tokens")
 
     def __init__(self, id: str) -> None:  # noqa: A002
         self.id = id
-        self.requests = 0
+        self.admitted = 0
+        self.denied = {"requests": 0, "tokens": 0}
         self.tokens = 0
+        self.limited = False
+        self._followed: RouterPolicy | None = None
+        self._requests: Rate | None = None
+        self._tokens: Rate | None = None
+
+    def follow(self, policy: RouterPolicy, share: float, now: float) -> None:
+        """Take over the limits that are in force.
+
+        Args:
+            policy: In force.
+            share: The part of its limits that this router enforces.
+            now: Service time (monotonic), s.
+        """
+        if policy is self._followed:
+            return
+        self._followed = policy
+        mine = policy.rate_limits.of(self.id) if policy.rate_limits is not None else RateLimit()
+        self._requests = _changed(self._requests, mine.requests_per_minute, share, now)
+        self._tokens = _changed(self._tokens, mine.tokens_per_minute, share, now)
+        self.limited = self._requests is not None or self._tokens is not None
+
+    def denial(self, now: float) -> Denial | None:
+        """Why a request cannot be let in; None if it can.
+
+        It can as long as any token is left, however many it will take: it may overdraw, and what comes
+        after it waits the longer. So no budget is too small for a request.
+
+        Args:
+            now: Service time (monotonic), s.
+        """
+        for of, rate in (("requests", self._requests), ("tokens", self._tokens)):
+            if rate is not None and rate.left(now) < 1:
+                self.denied[of] += 1
+                return Denial(of, rate.limit, rate.wait(now, 1))
+        return None
+
+    def take(self, now: float, tokens: int) -> None:
+        """Let a request in.
+
+        Args:
+            now: Service time (monotonic), s.
+            tokens: What the request is expected to take.
+        """
+        if self._requests is not None:
+            self._requests.take(now, 1)
+        if self._tokens is not None:
+            self._tokens.take(now, tokens)
+        self.admitted += 1
+
+    def settle(self, now: float, expected: int, taken: int) -> None:
+        """A request is over.
+
+        Args:
+            now: Service time (monotonic), s.
+            expected: What `take` was told.
+            taken: Tokens that it really took.
+        """
+        self.tokens += taken
+        if self._tokens is not None and taken != expected:
+            self._tokens.take(now, taken - expected)
+
+    def lines(self, now: float, scale: float) -> bytes:
+        """Header lines that say what is left.
+
+        Args:
+            now: Service time (monotonic), s.
+            scale: Service seconds in one of the client's.
+        """
+        lines = b""
+        for name, rate in ((b"requests", self._requests), (b"tokens", self._tokens)):
+            if rate is not None:
+                left, reset = max(0, math.floor(rate.left(now))), b"%.3fs" % (rate.reset(now) / scale)
+                lines += _LIMITED % (name, max(1, math.floor(rate.limit)), name, left, name, reset)
+        return lines
+
+
+def _changed(rate: Rate | None, limit: int | None, share: float, now: float) -> Rate | None:
+    if limit is None:
+        return None
+    if rate is None:
+        return Rate(limit * share)
+    rate.change(limit * share, now)
+    return rate
 
 
 class Clients:

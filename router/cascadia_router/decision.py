@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Struct
 
 from cascadia_router.completion_body import Usage
 
-__all__ = ["DecisionText", "Spent", "header_text"]
+__all__ = ["DecisionText", "Spent", "header_text", "tokens_said"]
 
 Spent = tuple[str, int, int]
 """Tokens that a stage's complete answer took: stage, prompt tokens, completion tokens."""
 _SPENT = b'"promptTokens":%d,"completionTokens":%d'
+_SAID = re.compile(rb'"usage":\{"promptTokens":([0-9]{1,15}),"completionTokens":([0-9]{1,15})')
 _NOTHING = Usage()
 
 
@@ -25,6 +28,17 @@ class _AfterScore(Struct, rename="camel"):
 def header_text(text: str) -> bytes:
     """Text from a policy as a header's value: printable ASCII, whatever the policy says."""
     return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("ascii", "replace"))
+
+
+def tokens_said(text: bytes) -> int | None:
+    """Tokens of all stages, by the last `cascadia` object in the text; None if it has none that says.
+
+    Args:
+        text: The end of an answer, or all of it. Quotes within its strings are escaped, so no string can
+            look like the object.
+    """
+    said = _SAID.search(text, max(0, text.rfind(b'"usage":{"promptTokens"')))
+    return int(said[1]) + int(said[2]) if said is not None else None
 
 
 class DecisionText:

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Literal
 
 from cascadia_router.calls import EngineCall, PeerCall
-from cascadia_router.completion_body import CompletionRequest
-from cascadia_router.decision import Spent
+from cascadia_router.clients import Client
+from cascadia_router.completion_body import CompletionRequest, Usage
+from cascadia_router.decision import Spent, tokens_said
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
@@ -32,6 +33,8 @@ __all__ = ["Exchange"]
 
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _ANSWERED = frozenset({"answered", "fallback"})
+_MOST_TAIL = 4096
+"""Of a relayed answer's end, B: its `cascadia` object is there."""
 _MOST_LOST = 2
 """A request that was being worked on when an engine or router was lost is repeated once, never more."""
 
@@ -53,6 +56,8 @@ class Exchange(Judged):
         "_port",
         "_repeating",
         "_reply_begun",
+        "_tail",
+        "_taken",
         "answered_by",
         "lost",
     )
@@ -85,6 +90,8 @@ class Exchange(Judged):
         self.answered_by = ""
         self._repeating = False
         self._last_status = 0
+        self._taken: int | None = None
+        self._tail = b""
         self._reply_begun: Reply | None = None
         node.took_on(self)
         connection.in_flight = self
@@ -137,6 +144,7 @@ class Exchange(Judged):
         said = stage.decision(self.path)
         head = said.lines(score, reason)
         body = answer.replay(said.document(score, answer.usage, self.spent, reason))
+        self._count_tokens(answer.usage)
         self.answered_by = stage.name
         if isinstance(answer, HeldStream):
             self._reply.replay(body, head)
@@ -165,6 +173,7 @@ class Exchange(Judged):
             self.call_failed(Fault.BROKEN)
             return
         self._release(worked=True)
+        self._count_tokens(stream.usage)
         if isinstance(stream, GatedStream):
             now = self.node.now()
             self.node.window.slice(now).accepted += not self._fallback
@@ -178,6 +187,7 @@ class Exchange(Judged):
 
     def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """Bytes of a peer's answer go on as they come."""
+        self._look_for_tokens(data)
         self._reply.relay(status, head, length, data)
         self._slow_down()
 
@@ -194,6 +204,7 @@ class Exchange(Judged):
         self._release(worked=True)
         self._note_answer()
         self.answered_by = stage.decode("ascii", "replace")
+        self._look_for_tokens(body)
         if self._reply_begun is not None:
             self._reply_begun.whole(body, b"")
         else:
@@ -205,6 +216,7 @@ class Exchange(Judged):
         self._release(worked=True)
         if status == 200:
             self._note_answer()
+        self._look_for_tokens(data)
         self._reply.relay_end(status, head, length, data)
         self._finish("answered" if status < 400 else "refused_by_engine")
 
@@ -215,6 +227,27 @@ class Exchange(Judged):
         self.answered_by = self._stage.name
         self._reply.refuse(status, engine_error(status, body), self._stage.decision(self.path).head)
         self._finish("refused_by_engine")
+
+    # -- what the client's key is charged -----------------------------------------------------------
+
+    def _count_tokens(self, usage: Usage | None) -> None:
+        """Our engine has said what its answer took."""
+        if usage is not None:
+            self._taken = usage.prompt_tokens + usage.completion_tokens + sum(p + c for _, p, c in self.spent)
+
+    def _look_for_tokens(self, data: bytes) -> None:
+        """A peer's answer says at its end what it took."""
+        if self._http.client is not None:
+            self._tail = (self._tail + data)[-_MOST_TAIL:]
+
+    def _charge(self, client: Client, now: float, outcome: str) -> None:
+        """Charge the key with what the request took; with what was expected if that cannot be known."""
+        expected = self.request.tokens
+        taken = self._taken if not self._tail else tokens_said(self._tail)
+        if taken is None:
+            unserved = outcome in {"failed", "deadline", "refused_by_engine"}
+            taken = sum(p + c for _, p, c in self.spent) if unserved else expected
+        client.settle(now, expected, taken)
 
     # -- failing ----------------------------------------------------------------------------------
 
@@ -344,6 +377,8 @@ class Exchange(Judged):
         if not node.let_go(self):
             return
         now = node.now()
+        if self._http.client is not None:
+            self._charge(self._http.client, now, outcome)
         node.window.slice(now)
         key = (self._port, self.answered_by, outcome)
         reply = self._reply_begun

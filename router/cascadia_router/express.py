@@ -113,6 +113,9 @@ class Express:
         piece = window.newest if now < window.until else window.slice(now)
         piece.accepted += 1
         settlement.answers.append((self._asked_at, now, answer.usage, score))
+        client, usage = self._http.client, answer.usage
+        if client is not None and usage is not None:
+            client.settle(now, request.tokens, usage.prompt_tokens + usage.completion_tokens)
         settlement.ends.append((stage.answered, self._http.arrived * node.scale, now, now))
         if random() < cascade.sample_rate:  # noqa: S311 - a sample, not a secret
             node.keep_sample(now, self._request_id.decode(), stage.name, score, answer.usage, cascade.sample_rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 
@@ -10,6 +11,7 @@ import msgspec
 
 from cascadia_router.balancing import choose
 from cascadia_router.bounds import BoundError, read_bounds
+from cascadia_router.clients import Client
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
 from cascadia_router.express import Express
@@ -161,11 +163,11 @@ class ClientPort(_Port):
         window = node.window
         piece = window.newest if now < window.until else window.slice(now)
         piece.arrivals += 1
-        if request.client is not None:
-            request.client.requests += 1
         if cascade is None:
             piece.failures += 1
             self._turn_away(connection, cascade)
+        elif request.client is not None and not self._admit(connection, request.client, cascade, now):
+            piece.refused += 1
         elif len(node.exchanges) >= cascade.max_in_flight or self._room.waiting:
             self._wait(connection, request, cascade, piece, now)
         else:
@@ -208,6 +210,11 @@ class ClientPort(_Port):
             piece.refused += 1
             self._refuse_body(connection, error)
             return
+        client = request.client
+        if client is not None:
+            client.take(now, body.tokens)
+            if client.limited:
+                connection.own_lines = client.lines(now, node.scale)
         stage, own = cascade.judged, node.own
         if (
             stage is not None
@@ -221,6 +228,21 @@ class ClientPort(_Port):
             Express(node, connection, request, body, cascade, node.new_request_id(), stage, own, now)
         else:
             self._exchange(connection, request, body, cascade, piece)
+
+    def _admit(self, connection: Answering, client: Client, cascade: Cascade, now: float) -> bool:
+        """Whether a client's limits let its request in; if not, it is told when to come again."""
+        node = self.node
+        # An entry router without an engine is the only way in; otherwise every leader is one.
+        client.follow(cascade.policy, 1.0 if node.own is None else 1.0 / cascade.leaders, now)
+        denial = client.denial(now)
+        if denial is None:
+            return True
+        node.metrics.refused["rate_limited"] += 1
+        wait = max(1, math.ceil(denial.seconds / node.scale))
+        message = f"This key's {denial.of} of the last minute are used up: try again in {wait} s."
+        head = b"retry-after: %d\r\n%s" % (wait, client.lines(now, node.scale))
+        _refuse(connection, 429, message, "rate_limit_exceeded", head=head)
+        return False
 
     def _exchange(
         self, connection: Answering, request: Request, body: CompletionRequest, cascade: Cascade, piece: Slice

@@ -165,9 +165,11 @@ class Answering(Protocol):
 
     Attributes:
         in_flight: Who hears of the peer while the answer is not complete.
+        own_lines: Header lines that go with the answer in hand, whatever it is.
     """
 
     in_flight: InFlight | None
+    own_lines: bytes
 
     def respond(self, status: int, body: bytes, head: bytes = b"", content_type: bytes = JSON) -> None:
         """Answer with one whole body."""

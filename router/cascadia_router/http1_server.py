@@ -52,6 +52,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
         "_no_body",
         "_paused",
         "in_flight",
+        "own_lines",
     )
 
     def __init__(
@@ -61,6 +62,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
         self._application = application
         self._connections = connections  # the listener's, this one among them while it is open
         self.in_flight: InFlight | None = None
+        self.own_lines = b""
         self._fresh = True  # what comes next is the first of a request, and nothing else is under way
         self._paused = False
         self._choked_since = 0.0  # when the peer last left too much unread; 0: it has caught up
@@ -195,8 +197,16 @@ class ServerConnection(Receiving, asyncio.Protocol):
         closing = self._connection_line() if self._application.closing or not self._keep_alive else b""
         self._outbox.write(
             self._transport,
-            b"%scontent-type: %s\r\n%scontent-length: %d\r\n%s\r\n%s"
-            % (STATUS_LINES[status], content_type, head, len(body), closing, b"" if self._no_body else body),
+            b"%scontent-type: %s\r\n%s%scontent-length: %d\r\n%s\r\n%s"
+            % (
+                STATUS_LINES[status],
+                content_type,
+                head,
+                self.own_lines,
+                len(body),
+                closing,
+                b"" if self._no_body else body,
+            ),
         )
         self._answered()
 
@@ -207,7 +217,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
             message: All of it; its head asks for no closing (`http1_head.PLAIN_ANSWER`).
             body: Its body.
         """
-        if self._no_body or self._application.closing or not self._keep_alive:
+        if self._no_body or self.own_lines or self._application.closing or not self._keep_alive:
             head = message[message.index(b"\r\n") + 2 : len(message) - len(body) - 2]
             self.begin(200, _LENGTH_LINE.sub(b"\r\n", b"\r\n" + head)[2:], len(body))
             self.end(body)
@@ -231,7 +241,8 @@ class ServerConnection(Receiving, asyncio.Protocol):
         else:
             framing = b""
             self._keep_alive = False
-        self._head = b"%s%s%s%s\r\n" % (STATUS_LINES[status], head, framing, self._connection_line())
+        lines = (STATUS_LINES[status], head, self.own_lines, framing, self._connection_line())
+        self._head = b"%s%s%s%s%s\r\n" % lines
 
     def send(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -277,6 +288,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
 
     def _answered(self) -> None:
         self.in_flight = None
+        self.own_lines = b""
         self._busy = False
         self._since = monotonic()
         if self._room_taken:

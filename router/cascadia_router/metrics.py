@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
-__all__ = ["LATENCY_BUCKETS", "SCORE_BUCKETS", "BucketCounts", "Metrics", "exposition"]
+__all__ = ["LATENCY_BUCKETS", "SCORE_BUCKETS", "BucketCounts", "Metrics", "client_exposition", "exposition"]
 
 LATENCY_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
@@ -121,6 +121,31 @@ def histogram(
             yield f"{name}_bucket{_labels((*label_names, 'le'), (*labels, str(edge)))} {seen}"
         yield f"{name}_sum{_labels(label_names, labels)} {_number(child.sum)}"
         yield f"{name}_count{_labels(label_names, labels)} {seen}"
+
+
+def client_exposition(clients: Iterable[tuple[str, int, int, dict[str, int]]]) -> bytes:
+    """Return Prometheus' text format of what clients asked for.
+
+    Args:
+        clients: Id of the client's API keys, requests let in, tokens, requests denied by what was used up.
+    """
+    prefix = "cascadia_router_client_"
+    known = list(clients)
+    lines = [
+        *samples(
+            f"{prefix}requests_total", "counter", "Requests let in, by API key.",
+            ("key",), (((name,), requests) for name, requests, _, _ in known),
+        ),
+        *samples(
+            f"{prefix}tokens_total", "counter", "Tokens that requests took at all stages, by API key.",
+            ("key",), (((name,), tokens) for name, _, tokens, _ in known),
+        ),
+        *samples(
+            f"{prefix}limited_total", "counter", "Requests refused by a limit of their API key.",
+            ("key", "limit"), (((name, of), count) for name, _, _, denied in known for of, count in denied.items()),
+        ),
+    ]  # fmt: skip
+    return ("\n".join(lines) + "\n").encode()
 
 
 def exposition(

@@ -99,6 +99,7 @@ class Cascade:
         stages: Its live stages, smallest model first.
         by_name: The same by name.
         plan_line: Its plan's id as a header line.
+        leaders: Routers that clients may call: one beside each replica.
         max_in_flight: Requests that a router holds at once.
         sample_rate: Share of scored answers kept as samples.
         gate_tokens: How many of an answer's first tokens are scored; None for all.
@@ -115,6 +116,7 @@ class Cascade:
         self.stages = tuple(Stage(index, stage, plan) for index, stage in enumerate(policy.stages))
         self.by_name = {stage.name: stage for stage in self.stages}
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
+        self.leaders = max(1, sum(len(stage.endpoints) for stage in policy.stages))
         self.max_in_flight = policy.max_in_flight
         self.gate_tokens = policy.streaming.gate_tokens
         self.scorer = scorer

@@ -50,6 +50,15 @@ class ResponsesConnection:
     def in_flight(self, value: InFlight | None) -> None:
         self._connection.in_flight = value
 
+    @property
+    def own_lines(self) -> bytes:
+        """See `Answering`."""
+        return self._connection.own_lines
+
+    @own_lines.setter
+    def own_lines(self, value: bytes) -> None:
+        self._connection.own_lines = value
+
     # -- answers in one piece ---------------------------------------------------------------------
 
     def respond(self, status: int, body: bytes, head: bytes = b"", content_type: bytes = JSON) -> None:

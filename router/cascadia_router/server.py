@@ -7,7 +7,7 @@ import logging
 from collections.abc import Coroutine
 
 from cascadia_api.errors import InputError, Problem
-from cascadia_api.policy import RouterConfig
+from cascadia_api.policy import LARGEST_BODY_BYTES, RouterConfig
 from cascadia_router.admin import AdminPort
 from cascadia_router.bootstrap import check_config, read_secret
 from cascadia_router.config_map_watch import ConfigMapWatch
@@ -96,13 +96,32 @@ class Router:
         log.info("listening", extra=fields(stage=config.stage, replica=config.replica, **self.addresses))
 
     async def _listen(self, name: str, address: str, application: Application) -> Listener:
-        listener = Listener(application, lambda: self._limits, self._room)
+        listener = Listener(application, self._peer_limits if name == "peers" else self._client_limits, self._room)
         try:
             self.addresses[name] = await listener.start(address)
         except OSError as error:
             raise InputError(Problem(name, f"cannot listen on {address}: {error.strerror or error}")) from None
         self._listeners.append(listener)
         return listener
+
+    def _client_limits(self) -> Limits:
+        """What a connection that comes now may ask for."""
+        cascade = self.node.policies.current
+        limits = cascade.policy.limits if cascade is not None else None
+        if limits is None:
+            return self._limits
+        self._room.most = limits.buffered_bytes
+        return self._limits._replace(
+            body_bytes=limits.body_bytes,
+            header_bytes=limits.header_bytes,
+            headers=limits.headers,
+            receive_seconds=limits.receive_seconds,
+            connections=limits.connections,
+        )
+
+    def _peer_limits(self) -> Limits:
+        """What routers may ask of each other: the one that the client called has looked at the body."""
+        return self._client_limits()._replace(body_bytes=LARGEST_BODY_BYTES)
 
     @staticmethod
     def _task(work: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cascadia_api.policy import RateLimit, RateLimits, RequestLimits
 from cascadia_router.api_keys import ApiKeys
 from cascadia_router.server import Router
 from tests.support.mounted_secret import MountedSecret
@@ -117,3 +118,67 @@ async def test_without_a_readable_key_nobody_is_let_in(tmp_path: Path) -> None:
         file.write_text(OLD)
         await eventually(lambda: keys.keys.ids, "the key is read")
         assert (await http(client, CHAT, BODY, headers=bearer(OLD))).status == 200
+
+
+LIMITS = RateLimits(default=RateLimit(requests_per_minute=4), keys={"busy": RateLimit(tokens_per_minute=60)})
+
+
+async def test_a_key_has_its_requests_of_the_minute(tmp_path: Path, mount: MountedSecret) -> None:
+    mount.put(team=OLD.encode(), other=NEW.encode())
+    engine = ScriptedEngine("only", answer())
+    config = {"api_keys": [str(mount.path)]}
+    async with chain_of(tmp_path, StageOf("only", None, [engine]), config=config, rate_limits=LIMITS) as chain:
+        client = chain.client("only")
+        replies = [await http(client, CHAT, BODY, headers=bearer(OLD)) for _ in range(5)]
+        assert [reply.status for reply in replies] == [200] * 4 + [429]
+        assert [reply.headers["x-ratelimit-remaining-requests"] for reply in replies] == ["3", "2", "1", "0", "0"]
+        assert replies[0].headers["x-ratelimit-limit-requests"] == "4"
+        refused = replies[-1]
+        assert 1 <= int(refused.headers["retry-after"]) <= 15
+        assert (refused.json["error"]["code"], refused.json["error"]["type"]) == (
+            "rate_limit_exceeded",
+            "rate_limit_error",
+        )
+        assert (await http(client, CHAT, BODY, headers=bearer(NEW))).status == 200, "another key has its own"
+        metrics = (await http(chain.admin("only"), "/metrics")).body.decode()
+        assert 'cascadia_router_client_requests_total{key="team"} 4' in metrics
+        assert 'cascadia_router_client_limited_total{key="team",limit="requests"} 1' in metrics
+        assert 'cascadia_router_client_tokens_total{key="team"} 40' in metrics
+        chain.put(chain.make_policy(2))
+        assert (await http(client, CHAT, BODY, headers=bearer(OLD))).status == 200, "limits change with the policy"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_token_budget_pays_for_all_stages(tmp_path: Path, mount: MountedSecret, stream: bool) -> None:
+    mount.put(busy=OLD.encode())
+    config = {"api_keys": [str(mount.path)]}
+    limits = RateLimits(keys={"busy": RateLimit(tokens_per_minute=3000)})  # two leaders: 1500 for each
+    long = (
+        StageOf("small", 0.9, [ScriptedEngine("small", answer(logprob=-3.0, tokens=300))]),
+        StageOf("large", None, [ScriptedEngine("large", answer(tokens=300))]),
+    )
+    async with chain_of(tmp_path, *long, config=config, rate_limits=limits) as chain:
+        clients = chain.router("small").node.clients
+        assert clients is not None
+        body = BODY | {"stream": stream, "max_tokens": 900}
+        for requests in (1, 2, 3):
+            reply = await http(chain.client("small"), CHAT, body, headers=bearer(OLD))
+            assert reply.status == 200
+            charged = 2 * 307 * requests
+            await eventually(lambda n=charged: clients.all()[0].tokens == n, "both stages are charged")  # type: ignore[misc]
+        denied = await http(chain.client("small"), CHAT, body, headers=bearer(OLD))
+        assert (denied.status, denied.headers["x-ratelimit-remaining-tokens"]) == (429, "0")
+        assert denied.headers["x-ratelimit-limit-tokens"] == "1500"
+        assert (await http(chain.client("large"), CHAT, body, headers=bearer(OLD))).status == 200
+
+
+async def test_limits_of_requests_come_with_the_policy(tmp_path: Path) -> None:
+    engine = ScriptedEngine("only", answer())
+    limits = RequestLimits(body_bytes=2048, headers=8)
+    async with chain_of(tmp_path, StageOf("only", None, [engine]), limits=limits) as chain:
+        client = chain.client("only")
+        large = BODY | {"messages": [{"role": "user", "content": "x" * 3000}]}
+        assert (await http(client, CHAT, large)).status == 413
+        assert (await http(client, CHAT, BODY, headers={f"x-{number}": "1" for number in range(9)})).status == 431
+        chain.put(chain.make_policy(2, limits=RequestLimits(body_bytes=8192)))
+        assert (await http(client, CHAT, large)).status == 200

@@ -185,18 +185,21 @@ async def test_hundred_megabytes_at_once_and_in_pieces(tmp_path: Path) -> None:
                 framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % HUNDRED_MB
                 writer.write(HEAD + framing + b"\r\n\r\n")
                 piece = b"a" * 262144
-                with contextlib.suppress(ConnectionError):
-                    for _ in range(HUNDRED_MB // len(piece)):
-                        writer.write(b"40000\r\n" + piece + b"\r\n" if chunked else piece)
-                        await writer.drain()
+
+                async def send() -> None:
+                    with contextlib.suppress(ConnectionError):
+                        for _ in range(HUNDRED_MB // len(piece)):
+                            writer.write(b"40000\r\n" + piece + b"\r\n" if chunked else piece)
+                            await writer.drain()
+
+                sending = asyncio.create_task(send())
                 try:
                     return (await read_reply(reader)).status
-                except (ConnectionError, asyncio.IncompleteReadError):
-                    return 0  # the refusal was lost when the rest met a closed connection
+                finally:
+                    sending.cancel()
 
         statuses = await asyncio.gather(*(flood(chunked=bool(number % 2)) for number in range(8)))
-        assert set(statuses) <= {413, 429, 0}
-        assert any(statuses)
+        assert set(statuses) <= {413, 429}
         assert _peak_mb(process.pid) - before < 120, "eight bodies of 8 MB may be on their way"
         assert (await http(client, "/healthz")).status == 200
     finally:

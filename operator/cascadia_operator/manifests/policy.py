@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from cascadia_api.access import rate_limit_policy, request_limit_policy
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError
 from cascadia_api.names import PEERS_PORT, POLICY_KEY
@@ -76,6 +77,8 @@ def router_policy(
         ),
         request_timeout_seconds=float(routing.request_timeout_seconds),
         pin_stages=routing.pin_stages,
+        rate_limits=rate_limit_policy(routing.rate_limits),
+        limits=request_limit_policy(routing.limits),
     )
 
 

@@ -8,6 +8,7 @@ the replica's identity and makes another StatefulSet.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
@@ -168,7 +169,7 @@ def _router(cascade: CascadeDeployment, images: Images) -> dict[str, Any]:
         # The engine starts only after this: it must not wait for the engine.
         "startupProbe": _probe("/healthz", period=1, timeout=1, failures=60),
         "livenessProbe": _probe("/healthz", period=10, timeout=3, failures=3),
-        "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"memory": _router_memory(cascade)}},
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": _ROUTER_UID,
@@ -184,6 +185,11 @@ def _router(cascade: CascadeDeployment, images: Images) -> dict[str, Any]:
             *_secret_mounts(cascade),
         ],
     }
+
+
+def _router_memory(cascade: CascadeDeployment) -> str:
+    """Room for the process, its connections, and bodies that are held once as they came and once on their way."""
+    return f"{256 + 2 * math.ceil(cascade.spec.routing.limits.buffered_bytes / 2**20)}Mi"
 
 
 def _engine(
