@@ -40,6 +40,7 @@ __all__ = [
     "Routing",
     "Scorer",
     "SecretKeyReference",
+    "ShadowSampling",
     "Streaming",
     "TokenLengths",
     "Toleration",
@@ -327,6 +328,24 @@ class Overload(ApiModel):
     )
 
 
+class ShadowSampling(ApiModel):
+    """Asks the next stage, too, for some accepted requests, off the client's path, to see how far both agree."""
+
+    percent: DecimalString = Field(description='Share of accepted answers that are compared, %, "0.1" to "100".')
+    max_concurrent: int = Field(
+        2, ge=1, le=256, description="Comparisons that one router has under way; more are dropped, never queued."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "double(self.percent) > 0.0 && double(self.percent) <= 100.0",
+            "percent must be above 0 and at most 100: leave shadowSampling out to compare nothing",
+            lambda s: 0 < as_decimal(s.percent) <= 100,
+            ".percent",
+        ),
+    )
+
+
 class Routing(ApiModel):
     """What the routers do."""
 
@@ -338,6 +357,9 @@ class Routing(ApiModel):
         10, ge=0, le=100, description="Largest share of a stage's requests that scorer errors may escalate, %."
     )
     streaming: Streaming = Field(default_factory=Streaming, description="How streamed answers are held back.")
+    shadow_sampling: ShadowSampling | None = Field(
+        None, description="Compares accepted answers with the next stage's; nothing is compared where absent."
+    )
     max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")
     pin_stages: bool = Field(
         True, description="Whether a request whose `model` is a stage's name is answered by that stage alone."

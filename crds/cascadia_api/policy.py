@@ -23,6 +23,7 @@ __all__ = [
     "RouterConfig",
     "RouterPolicy",
     "ScorerPolicy",
+    "ShadowPolicy",
     "StagePolicy",
     "StreamingPolicy",
     "decode_policy",
@@ -173,6 +174,18 @@ class RequestLimits(Struct, frozen=True, rename="camel", kw_only=True):
     buffered_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024
 
 
+class ShadowPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """Asking the next stage, too, for some accepted requests, off the client's path.
+
+    Attributes:
+        share: Probability with which an accepted answer is drawn.
+        max_concurrent: Shadow requests that one router has under way; more are dropped.
+    """
+
+    share: Annotated[float, Meta(gt=0, le=1)]
+    max_concurrent: Annotated[int, Meta(ge=1, le=256)] = 2
+
+
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """All that the routers of one cascade enforce, the same document for each of them.
 
@@ -194,6 +207,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         max_in_flight: Requests that one router holds at once; see `OverloadPolicy` for more.
         overload: What is done with more requests.
         sample_rate: Share of answered requests kept as calibration samples in the report.
+        shadow: Shadow sampling; None: none.
         pin_stages: Whether `model: <stage name>` asks that stage alone.
         rate_limits: What clients may ask for; None for all that they like. Needs API keys.
         limits: What requests may be like; None leaves it to the routers' bootstrap.
@@ -215,6 +229,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
     overload: OverloadPolicy = msgspec.field(default_factory=OverloadPolicy)
     sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    shadow: ShadowPolicy | None = None
     pin_stages: bool = True
     rate_limits: RateLimits | None = None
     limits: RequestLimits | None = None

@@ -17,6 +17,7 @@ __all__ = [
     "TOKEN_EDGES",
     "CalibrationSample",
     "Histogram",
+    "NextAnswer",
     "StageReport",
     "WorkloadReport",
     "merge_histograms",
@@ -103,8 +104,35 @@ class StageReport(Struct, rename="camel", kw_only=True):
     scores: Histogram
 
 
+class NextAnswer(Struct, rename="camel", kw_only=True):
+    """What the next stage said to an accepted request, asked off the client's path (shadow sampling).
+
+    Attributes:
+        stage: The next stage.
+        score: Raw score of its answer; None if it could not be told at once.
+        output_tokens: Length of its answer.
+        agreement: Token F1 of both answers' texts, 0 to 1; None if one of them has no words.
+    """
+
+    stage: str
+    score: float | None = None
+    output_tokens: int = 0
+    agreement: float | None = None
+
+
 class CalibrationSample(Struct, rename="camel", kw_only=True):
-    """One request's score, kept with the probability with which it was chosen."""
+    """One request's score, kept with the probability with which it was chosen.
+
+    Attributes:
+        request_id: The request's id.
+        stage: Whose answer was scored.
+        score: Raw score.
+        output_tokens: Length of the answer; 0 if unknown.
+        input_tokens: Length of the prompt; 0 if unknown.
+        inclusion_probability: Weigh by its inverse. Samples without `next` were drawn from all scored answers
+            of the stage; those with it from the accepted ones.
+        next: What the next stage said; None where it was not asked for comparison.
+    """
 
     request_id: str
     stage: str
@@ -112,6 +140,7 @@ class CalibrationSample(Struct, rename="camel", kw_only=True):
     output_tokens: int
     input_tokens: int
     inclusion_probability: float
+    next: NextAnswer | None = None
 
 
 class WorkloadReport(Struct, rename="camel", kw_only=True):

@@ -14,6 +14,7 @@ from cascadia_api.policy import (
     Capability,
     Endpoint,
     RouterPolicy,
+    ShadowPolicy,
     StagePolicy,
     StreamingPolicy,
     encode_policy,
@@ -39,6 +40,7 @@ def build_policy(
         revision: Revision of the document.
     """
     routing = cascade.spec.routing
+    shadow = routing.shadow_sampling
     models = {model.name: model for model in cascade.spec.models}
     stages = []
     for name, threshold in zip(step.stages, step.thresholds, strict=True):
@@ -71,6 +73,9 @@ def build_policy(
         retry_budget=routing.retry_budget_percent / 100,
         max_in_flight=routing.overload.max_in_flight,
         overload=overload_policy(routing),
+        shadow=None
+        if shadow is None
+        else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,

@@ -166,6 +166,21 @@ class CompletionRequest:
         self._ask_usage(fields)
         return _encoder.encode(fields)
 
+    def for_shadow(self, logprobs: int) -> bytes:
+        """Return the body that the next stage is sent for comparison: its answer comes whole.
+
+        Args:
+            logprobs: See `Scorer`.
+        """
+        fields = _fields_decoder.decode(self.body)
+        fields.pop("stream", None)
+        fields.pop("stream_options", None)
+        if logprobs:
+            fields["logprobs"] = _TRUE if self.chat else Raw(b"%d" % max(logprobs, self.candidates))
+            if self.chat and logprobs > 1:
+                fields["top_logprobs"] = Raw(b"%d" % max(logprobs, self.candidates))
+        return _encoder.encode(fields)
+
     def _with_candidates(self, served_model: str, candidates: int) -> bytes:
         fields = _fields_decoder.decode(self.body)
         fields["model"] = Raw(_encoder.encode(served_model))

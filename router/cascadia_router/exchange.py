@@ -27,6 +27,7 @@ from cascadia_router.node import Node
 from cascadia_router.openai_errors import engine_error
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.reply import Reply
+from cascadia_router.shadow import Accepted
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Exchange"]
@@ -56,6 +57,7 @@ class Exchange(Judged):
         "_port",
         "_repeating",
         "_reply_begun",
+        "_shown",
         "_tail",
         "_taken",
         "answered_by",
@@ -72,7 +74,7 @@ class Exchange(Judged):
         request_id: str,
         remaining: float,
         escalations_left: int,
-        port: Literal["client", "peer"] = "client",
+        port: Literal["client", "peer", "shadow"] = "client",
         path: tuple[str, ...] = (),
         lost: int = 0,
         pinned: bool = False,
@@ -93,6 +95,7 @@ class Exchange(Judged):
         self._taken: int | None = None
         self._tail = b""
         self._reply_begun: Reply | None = None
+        self._shown: list[bytes] | None = None  # what was sent, if it is to be compared
         node.took_on(self)
         connection.in_flight = self
 
@@ -106,7 +109,7 @@ class Exchange(Judged):
                 self._connection,
                 self._answer_lines(),
                 stream=self.request.stream,
-                to_peer=self._port == "peer",
+                to_peer=self._port != "client",
                 arrived=self._arrived,
             )
         return reply
@@ -153,9 +156,22 @@ class Exchange(Judged):
         else:
             self._connection.respond(200, body, head=self._answer_lines() + head)
         self._finish("fallback" if reason else "answered")
+        if not reason and score is not None and self._is_drawn():
+            self._compare(stage, score, answer.usage, body)
+
+    def _is_drawn(self) -> bool:
+        """Whether this accepted answer is to be compared with the next stage's."""
+        return bool(self.cascade.shadow_share) and self.node.window.draws(self.cascade.shadow_share)
+
+    def _compare(self, stage: Stage, score: float, usage: Usage | None, body: bytes) -> None:
+        self.node.shadows.ask(
+            Accepted(self.request_id, self.request, self.cascade, stage, self.end, score, usage, body)
+        )
 
     def relay_events(self, data: bytes) -> None:
         """Events of our engine's stream go on as they come."""
+        if self._shown is not None:
+            self._shown.append(data)
         reply = self._reply_begun
         if reply is not None and reply.begun:
             self._connection.send(data)
@@ -163,6 +179,8 @@ class Exchange(Judged):
                 self._slow_down()
             return
         assert self._stage is not None
+        if self._head and not self._fallback and self._is_drawn():
+            self._shown = [data]
         self._reply.begin_events(data, self._head or self._stage.decision(self.path).head)
         self._slow_down()
 
@@ -184,6 +202,8 @@ class Exchange(Judged):
         self.answered_by = self._stage.name
         self._reply.events_end()
         self._finish("fallback" if self._fallback else "answered")
+        if self._shown is not None and isinstance(stream, GatedStream) and stream.accepted_score is not None:
+            self._compare(self._stage, stream.accepted_score, stream.usage, b"".join(self._shown))
 
     def relay(self, status: int, head: bytes, length: int | None, data: bytes) -> None:
         """Bytes of a peer's answer go on as they come."""

@@ -20,6 +20,7 @@ from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.shadow import Accepted
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Express"]
@@ -117,6 +118,12 @@ class Express:
         if client is not None and usage is not None:
             client.settle(now, request.tokens, usage.prompt_tokens + usage.completion_tokens)
         settlement.ends.append((stage.answered, self._http.arrived * node.scale, now, now))
+        if cascade.shadow_share and random() < cascade.shadow_share:  # noqa: S311 - a sample, not a secret
+            node.shadows.ask(
+                Accepted(
+                    self._request_id.decode(), request, cascade, stage, len(cascade.stages), score, answer.usage, body
+                )
+            )
         if random() < cascade.sample_rate:  # noqa: S311 - a sample, not a secret
             node.keep_sample(now, self._request_id.decode(), stage.name, score, answer.usage, cascade.sample_rate)
 

@@ -315,6 +315,10 @@ class PeerPort(_Port):
             node.metrics.refused["too_late"] += 1
             _refuse(connection, 504, "The request's deadline has passed.", "deadline_exceeded")
             return
+        if hop.shadow and (node.draining or len(node.exchanges) > cascade.max_in_flight // 2):
+            node.metrics.refused["shadow"] += 1
+            _refuse(connection, 503, "The router has no time for a comparison.", "busy")
+            return
         try:
             body = CompletionRequest(request.path, request.body)
         except BodyError as error:
@@ -329,7 +333,7 @@ class PeerPort(_Port):
                 hop.request_id,
                 hop.remaining,
                 hop.escalations_left,
-                "peer",
+                "shadow" if hop.shadow else "peer",
                 hop.path,
                 hop.lost,
                 hop.pinned,

@@ -62,6 +62,7 @@ class Metrics:
         scorer_seconds: By scorer, of those that ask somebody.
         faults: Failed calls by (stage, fault).
         queued: Requests that had to wait for room.
+        shadows: Shadow requests, by (stage whose answer was accepted, what became of it).
         refused: Requests that were never begun, by reason.
         scores: Scores at the own stage.
         request_seconds: By port: first byte of a request to the last of its answer.
@@ -79,10 +80,11 @@ class Metrics:
         self.scorer_seconds: defaultdict[str, BucketCounts] = defaultdict(lambda: BucketCounts(LATENCY_BUCKETS))
         self.faults: Counter[tuple[str, str]] = Counter()
         self.queued = 0
+        self.shadows: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[str] = Counter()
         self.scores = BucketCounts(SCORE_BUCKETS)
-        self.request_seconds = {port: BucketCounts(LATENCY_BUCKETS) for port in ("client", "peer")}
-        self.first_byte_seconds = {port: BucketCounts(LATENCY_BUCKETS) for port in ("client", "peer")}
+        self.request_seconds = {port: BucketCounts(LATENCY_BUCKETS) for port in ("client", "peer", "shadow")}
+        self.first_byte_seconds = {port: BucketCounts(LATENCY_BUCKETS) for port in ("client", "peer", "shadow")}
 
 
 def _labels(names: Iterable[str], values: Iterable[str]) -> str:
@@ -199,6 +201,10 @@ def exposition(
         *samples(
             f"{prefix}fallbacks_total", "counter", "Answers given although under their threshold, by reason.",
             ("stage", "reason"), metrics.fallbacks.items(),
+        ),
+        *samples(
+            f"{prefix}shadows_total", "counter", "Accepted answers drawn for comparison with the next stage's.",
+            ("stage", "outcome"), metrics.shadows.items(),
         ),
         *samples(
             f"{prefix}call_faults_total", "counter", "Calls to engines and routers that failed, by kind.",

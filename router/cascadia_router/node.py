@@ -22,6 +22,7 @@ from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.settlement import Settlement
+from cascadia_router.shadow import Shadows
 from cascadia_router.share_budget import ShareBudget
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Window
@@ -62,6 +63,7 @@ class Node:
         retries: Of calls repeated on another replica.
         answer_times: Of other routers, by stage.
         settlement: What is still to be counted in the metrics, the window and the budget.
+        shadows: Comparisons with the next stage, off the clients' paths.
         exchanges: Requests held now, in order of arrival.
         room: Requests that wait to be; the client port sets it.
         draining: Whether it is on its way out: unready, and connections close after their answer.
@@ -86,6 +88,7 @@ class Node:
         self.retries = ShareBudget(RETRY_SECONDS, RETRIES_PER_SECOND * RETRY_SECONDS)
         self.answer_times: defaultdict[str, AnswerTimes] = defaultdict(AnswerTimes)
         self.settlement = Settlement(self.metrics, self.window, self.budget)
+        self.shadows = Shadows(self)
         self.exchanges: dict[Held, None] = {}
         self.room: WaitingRoom | None = None
         self.draining = False
@@ -176,6 +179,7 @@ class Node:
         """Let every request look at the time."""
         self.settlement.settle()
         now = self.now()
+        self.shadows.tick(now)
         self.retries.count(now, self._taken_on - self._seen)
         self._seen = self._taken_on
         if self.room is not None:

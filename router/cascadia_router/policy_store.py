@@ -102,6 +102,7 @@ class Cascade:
         leaders: Routers that clients may call: one beside each replica.
         max_in_flight: Requests that a router holds at once.
         sample_rate: Share of scored answers kept as samples.
+        shadow_share: Share of accepted answers that are compared with the next stage's.
         gate_tokens: How many of an answer's first tokens are scored; None for all.
         scorer: What scores answers.
         judged: The first stage if its answers may be rejected, requests pass it by for no reason but their
@@ -119,6 +120,7 @@ class Cascade:
         self.leaders = max(1, sum(len(stage.endpoints) for stage in policy.stages))
         self.max_in_flight = policy.max_in_flight
         self.gate_tokens = policy.streaming.gate_tokens
+        self.shadow_share = 0.0 if policy.shadow is None else policy.shadow.share
         self.scorer = scorer
         self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)

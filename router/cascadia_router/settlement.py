@@ -47,7 +47,7 @@ class Settlement:
         """Count all that is on the lists, in the window's newest slice and in the metrics."""
         if self.answers:
             self._settle_answers()
-        for port in ("client", "peer") if self.ends else ():
+        for port in ("client", "peer", "shadow") if self.ends else ():
             ends = [end for end in self.ends if end[0][0] == port]
             if ends:
                 self._settle_ends(port, ends)

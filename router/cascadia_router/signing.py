@@ -40,6 +40,7 @@ class Hop(Struct, array_like=True, frozen=True):
         pinned: Whether the client asked for this stage alone.
         lost: How many engines or routers were lost while they worked on the request.
         max_stage: The last stage that may be asked; empty: any.
+        shadow: Whether no client waits for it: see `cascadia_router.shadow`.
         spent: Tokens of the answers that were rejected: stage, prompt tokens, completion tokens.
     """
 
@@ -55,6 +56,7 @@ class Hop(Struct, array_like=True, frozen=True):
     lost: int
     max_stage: str = ""
     spent: tuple[tuple[str, int, int], ...] = ()
+    shadow: bool = False
 
 
 _encoder = msgspec.json.Encoder()

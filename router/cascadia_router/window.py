@@ -9,6 +9,8 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from cascadia_api.report import (
     LATENCY_EDGES_MS,
     SCORE_EDGES,
@@ -23,6 +25,8 @@ from cascadia_router.metrics import BucketCounts
 __all__ = ["MAX_SAMPLES", "Slice", "Window"]
 
 MAX_SAMPLES = 256
+_MAX_COMPARED = 128
+"""Of these, samples that were compared with the next stage: the others must not crowd them out."""
 _SAMPLES_KEPT = 4096
 
 
@@ -158,19 +162,18 @@ class Window:
 
     def _chosen_samples(self, since: float) -> list[CalibrationSample]:
         recent = [sample for when, sample in self._samples if when >= since]
-        if len(recent) <= MAX_SAMPLES:
-            return recent
-        share = MAX_SAMPLES / len(recent)
+        compared = self._thinned([sample for sample in recent if sample.next is not None], _MAX_COMPARED)
+        others = [sample for sample in recent if sample.next is None]
+        return compared + self._thinned(others, MAX_SAMPLES - len(compared))
+
+    def _thinned(self, samples: list[CalibrationSample], most: int) -> list[CalibrationSample]:
+        """Samples of these, with the probabilities with which they are still there."""
+        if len(samples) <= most:
+            return samples
+        share = most / len(samples)
         return [
-            CalibrationSample(
-                request_id=sample.request_id,
-                stage=sample.stage,
-                score=sample.score,
-                output_tokens=sample.output_tokens,
-                input_tokens=sample.input_tokens,
-                inclusion_probability=sample.inclusion_probability * share,
-            )
-            for sample in self._random.sample(recent, MAX_SAMPLES)
+            replace(sample, inclusion_probability=sample.inclusion_probability * share)
+            for sample in self._random.sample(samples, most)
         ]
 
 

@@ -189,6 +189,12 @@ BROKEN: tuple[Broken, ...] = (
         "quantile is for statistic: Quantile",
         _set("spec", "routing", {"scorer": {"type": "LogProb", "quantile": "0.2"}}),
     ),
+    Broken(
+        "shadows-of-nothing",
+        "spec.routing.shadowSampling.percent",
+        "percent must be above 0 and at most 100",
+        _set("spec", "routing", {"shadowSampling": {"percent": "0"}}),
+    ),
     Broken("unknown-field", "spec.colour", "", _set("spec", "colour", "blue")),
     Broken(
         "long-name",

@@ -22,6 +22,7 @@ from cascadia_api.policy import (
     Capability,
     Endpoint,
     RouterPolicy,
+    ShadowPolicy,
     StagePolicy,
     StreamingPolicy,
     decode_policy,
@@ -56,6 +57,7 @@ def router_policy(
         revision: Of the document.
     """
     routing = cascade.spec.routing
+    shadow = routing.shadow_sampling
     places = [index for index, stage in enumerate(plan.stages) if stage.name in thresholds]
     return RouterPolicy(
         cascade=cascade.metadata.name,
@@ -70,6 +72,9 @@ def router_policy(
         retry_budget=routing.retry_budget_percent / 100,
         max_in_flight=routing.overload.max_in_flight,
         overload=overload_policy(routing),
+        shadow=None
+        if shadow is None
+        else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,
