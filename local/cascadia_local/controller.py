@@ -8,13 +8,14 @@ over, thresholds alone are planned for the replicas that run, and all is planned
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.errors import CascadiaError, InfeasibleError
 from cascadia_api.plan import Plan
+from cascadia_api.report import CalibrationSample, WorkloadReport
 from cascadia_local.decision import Decision, decide
 from cascadia_local.events import EventLog
 from cascadia_local.planning_messages import Job
@@ -23,11 +24,15 @@ from cascadia_local.runtime import EmbeddedRuntime
 from cascadia_solver.drift import DriftVerdict, MergedReport, assess, looks_per_week, merge_reports
 from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.observed import ObservedDemand
+from cascadia_solver.shadow_agreement import agreements
 
 __all__ = ["Controller", "Replan"]
 
 LOOKS = 2
 """Looks in a row that have to see drift."""
+_SHADOWS_KEPT = 2_000
+_SHADOWS_TOLD = 30
+"""Fewer compared answers say too little to be told; then each doubling is."""
 WATCHING = "watching for drift"
 PLANNING_DEADLINE_S = 30.0
 """Wall seconds of the planner's own deadline."""
@@ -95,6 +100,9 @@ class Controller:
         self._stopgap = False
         """Whether the thresholds in force were planned alone because of the cooldown."""
         self._said = ""
+        self._shadows: dict[str, CalibrationSample] = {}
+        self._shadows_of = ""
+        self._shadows_told: dict[tuple[str, str], int] = {}
 
     async def run(self) -> None:
         """Look every interval until cancelled."""
@@ -108,7 +116,9 @@ class Controller:
         plan = self._runtime.plan
         if plan is None:
             return
-        merged = merge_reports(await self._runtime.reports(self._settings.interval_seconds))
+        reports = await self._runtime.reports(self._settings.interval_seconds)
+        self._look_at_shadows(plan, reports)
+        merged = merge_reports(reports)
         if not merged.arrivals or not self._busy:
             # No traffic is no reason to move; and a window in which it began says nothing of its rate.
             self._busy = bool(merged.arrivals)
@@ -135,6 +145,31 @@ class Controller:
             return
         if self._stopgap and not self._drifted and self._cooldown_left() <= 0:
             await self._plan_again(plan, "the cooldown is over", merged, only_thresholds=False)
+
+    def _look_at_shadows(self, plan: Plan, reports: Sequence[WorkloadReport]) -> None:
+        """Say how far accepted answers agree with the next stage's, as more of them have been compared."""
+        if self._shadows_of != plan.plan_id:
+            self._shadows_of = plan.plan_id
+            self._shadows.clear()
+            self._shadows_told.clear()
+        for report in reports:
+            if report.plan_id == plan.plan_id:
+                self._shadows.update({s.request_id: s for s in report.samples if s.next is not None})
+        while len(self._shadows) > _SHADOWS_KEPT:
+            del self._shadows[next(iter(self._shadows))]
+        for found in agreements(self._shadows.values()):
+            pair = found.stage, found.next_stage
+            if found.samples < self._shadows_told.get(pair, _SHADOWS_TOLD):
+                continue
+            self._shadows_told[pair] = 2 * found.samples
+            self._events.add(
+                "Shadow",
+                f"accepted answers of {found.stage} agree with {found.next_stage}'s by {found.mean:.2f} "
+                f"± {found.standard_error:.2f} (token F1, {found.samples} compared)",
+                agreement=found.mean,
+                standardError=found.standard_error,
+                samples=found.samples,
+            )
 
     def _cooldown_left(self) -> float:
         return self._placed_at + self._settings.cooldown_seconds - self._clock.monotonic()

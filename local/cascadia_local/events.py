@@ -13,7 +13,7 @@ from cascadia_api.clock import ScaledClock
 
 __all__ = ["Event", "EventLog", "Kind"]
 
-Kind = Literal["Plan", "Policy", "Replica", "Transition", "Drift", "Replan", "Traffic", "Crash", "Warning"]
+Kind = Literal["Plan", "Policy", "Replica", "Transition", "Drift", "Replan", "Traffic", "Shadow", "Crash", "Warning"]
 
 
 class Event(Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):

@@ -31,6 +31,7 @@ EVENT_STYLES = {
     "Drift": "bold yellow",
     "Replan": "bold magenta",
     "Traffic": "bold white",
+    "Shadow": "cyan",
     "Crash": "bold red",
     "Warning": "yellow",
 }

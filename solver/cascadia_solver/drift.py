@@ -38,6 +38,8 @@ SCORE_LEVELS = tuple(k / 10 for k in range(1, 10))
 _TESTS = 4
 _LEAST_REQUESTS = 200
 """Fewer are not tested: the rarest bins (5 %) then hold 10, enough for the chi-square tail."""
+_LEAST_KNOWN = 0.95
+"""Share of the scored answers whose lengths must be known: those of the rejected alone would mislead."""
 _SECONDS_PER_WEEK = 7 * 86_400
 
 
@@ -206,7 +208,7 @@ def assess(
     level = 1.0 / (looks_per_week * _TESTS)
     tests: list[DriftTest | None] = [_rate(demand, report, level, floors)]
     stage = report.stages.get(first_stage)
-    if stage is not None:
+    if stage is not None and _lengths_are_of_all(stage):
         tests += [
             _length(
                 "InputTokens", demand.input_tokens_mean, demand.input_token_quantiles, stage.input_tokens, level, floors
@@ -219,10 +221,16 @@ def assess(
                 level,
                 floors,
             ),
-            _score(demand.score_deciles, stage.scores, level, floors),
         ]
+    if stage is not None:
+        tests.append(_score(demand.score_deciles, stage.scores, level, floors))
     run = tuple(test for test in tests if test is not None)
     return DriftVerdict(drifted=any(test.drifted for test in run), tests=run)
+
+
+def _lengths_are_of_all(stage: StageReport) -> bool:
+    """Whether lengths are known of (nearly) all scored answers: of those that a gate rejected they are not."""
+    return stage.output_tokens.count() >= _LEAST_KNOWN * stage.scores.count()
 
 
 def _rate(demand: PlanDemand, report: MergedReport, level: float, floors: EffectFloors) -> DriftTest | None:

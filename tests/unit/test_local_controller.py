@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from cascadia_api.clock import ScaledClock
 from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_api.plan import KeptReplicas, Plan
-from cascadia_api.report import LATENCY_EDGES_MS, SCORE_EDGES, TOKEN_EDGES, Histogram, StageReport, WorkloadReport
+from cascadia_api.report import (
+    LATENCY_EDGES_MS,
+    SCORE_EDGES,
+    TOKEN_EDGES,
+    CalibrationSample,
+    Histogram,
+    NextAnswer,
+    StageReport,
+    WorkloadReport,
+)
 from cascadia_local.controller import Controller
 from cascadia_local.decision import decide
 from cascadia_local.events import EventLog
@@ -74,9 +84,11 @@ class World:
     )
     jobs: list[Job] = field(default_factory=list)
     applied: list[Plan] = field(default_factory=list)
+    samples: list[CalibrationSample] = field(default_factory=list)
 
     async def reports(self, window_seconds: float) -> list[WorkloadReport]:
-        return [report(self.rate, seconds=window_seconds)]
+        made = report(self.rate, seconds=window_seconds)
+        return [replace(made, plan_id=self.plan.plan_id, samples=self.samples)]
 
     async def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -264,3 +276,34 @@ def test_cost_counts_where_cost_is_minimised_and_targets_come_first() -> None:
     decision = decide(spec, before, expectation(12_000), dearer)
     assert decision.verdict == "Applied"
     assert "p95 of 12.0 s, above 10 s" in decision.reason
+
+
+def compared(first: int, count: int, *, agreement: float, probability: float) -> list[CalibrationSample]:
+    return [
+        CalibrationSample(
+            request_id=str(number), stage="small", score=0.9, output_tokens=1, input_tokens=1,
+            inclusion_probability=probability, next=NextAnswer(stage="large", agreement=agreement),
+        )
+        for number in range(first, first + count)
+    ]  # fmt: skip
+
+
+async def test_agreement_is_told_weighted_and_as_it_grows(clock: FakeClock, tmp_path: Path) -> None:
+    world = World(BEFORE, rate=10.0)
+    controller, events = setup(world, clock, tmp_path)
+
+    async def told() -> list[str]:
+        await controller._look()
+        return [event.text for event in events.events if event.kind == "Shadow"]
+
+    world.samples = compared(0, 20, agreement=1.0, probability=0.1)
+    assert await told() == [], "too few"
+    world.samples += compared(20, 20, agreement=0.0, probability=0.3)  # three times as likely to be here
+    (text,) = await told()
+    assert text.startswith("accepted answers of small agree with large's by 0.75 ± 0.0")
+    assert text.endswith("(token F1, 40 compared)")
+    assert len(await told()) == 1, "nothing new"
+    world.samples = compared(40, 40, agreement=1.0, probability=0.1)
+    assert len(await told()) == 2, "twice as many"
+    world.plan = AFTER
+    assert len(await told()) == 3, "another plan's are counted anew"

@@ -263,3 +263,14 @@ def test_reports_add_up() -> None:
 )
 def test_chi_square_tail_agrees_with_tables(statistic: float, degrees: int, tail: float) -> None:
     assert chi_square_tail(statistic, degrees) == pytest.approx(tail, rel=1e-3)
+
+
+def test_lengths_of_the_accepted_alone_are_not_tested() -> None:
+    """A gate rejects answers before their lengths are known: the others' would look like a change."""
+    stage = stage_report("small", 1000)
+    stage.scores = histogram("score", np.full(1000, 0.9))
+    stage.input_tokens = histogram("tokens", np.full(600, 5000.0))
+    stage.output_tokens = histogram("tokens", np.full(600, 5.0))
+    merged = merge_reports([workload_report(1000, stage)])
+    verdict = assess(Traffic().demand, merged, first_stage="small", looks_per_week=5)
+    assert {test.name for test in verdict.tests} <= {"ArrivalRate", "Score"}
