@@ -52,6 +52,8 @@ def run_up(
     cascade, table, traffic = _read(file, calibration, trace)
     if cascade.spec.routing.api_keys_secret_ref is not None and api_keys is None:
         say("note: there are no Secrets here, so whoever is on this machine is served; --api-keys PATH checks keys")
+    if cascade.spec.routing.tls is not None:
+        say("note: the endpoint of this machine is on loopback and speaks plain HTTP, whatever spec.routing.tls says")
     try:
         return up(cascade, calibration=table, trace=traffic, limit=limit, options=options, stay=not leave)
     except InputError as error:

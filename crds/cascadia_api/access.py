@@ -18,6 +18,8 @@ __all__ = [
     "RateLimit",
     "RateLimits",
     "RequestLimits",
+    "SecretName",
+    "Tls",
     "rate_limit_policy",
     "request_limit_policy",
 ]
@@ -32,6 +34,20 @@ class ApiKeysReference(ApiModel):
     name: Text = Field(description="Name of the Secret.")
     key: Text | None = Field(
         None, description="Its only entry that holds API keys; where absent every entry does, and its key is their id."
+    )
+
+
+class SecretName(ApiModel):
+    """Reference to a Secret in the same namespace. Mounted into pods; never read by the operator."""
+
+    name: Text = Field(description="Name of the Secret.")
+
+
+class Tls(ApiModel):
+    """TLS for clients."""
+
+    secret_ref: SecretName = Field(
+        description="Secret of type kubernetes.io/tls, as cert-manager makes it. Its renewal needs no restart."
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from cascadia_api.access import ApiKeysReference, RateLimits, RequestLimits
+from cascadia_api.access import ApiKeysReference, RateLimits, RequestLimits, Tls
 from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
@@ -380,6 +380,7 @@ class Routing(ApiModel):
         description="Secret with the API keys of clients: one a line, as it is or as `sha256:<hex>`; the entry's key "
         "is the keys' id. Changes need no restart. Without it any client is served.",
     )
+    tls: Tls | None = Field(None, description="TLS for clients, from a mounted certificate; plain HTTP where absent.")
     rate_limits: RateLimits | None = Field(None, description="What clients may ask for, by API key.")
     limits: RequestLimits = Field(default_factory=RequestLimits, description="What requests may be like.")
 

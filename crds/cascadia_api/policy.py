@@ -245,6 +245,18 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
                 raise ValueError(f"ladder[{step}] has {len(vector)} thresholds for {len(self.stages)} stages")
 
 
+class TlsFiles(Struct, frozen=True, rename="camel", kw_only=True):
+    """A certificate and its key, PEM; both are watched.
+
+    Attributes:
+        certificate: File with the certificate and the intermediate ones after it.
+        key: File with its private key, without a password.
+    """
+
+    certificate: Annotated[str, Meta(min_length=1)]
+    key: Annotated[str, Meta(min_length=1)]
+
+
 class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
     """Bootstrap of one router process, fixed for its life.
 
@@ -263,6 +275,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
         peer_secret_file: File with the secret that signs what routers send each other.
         api_keys: Files, and folders of files, with the API keys of clients (``cascadia_router.api_keys`` says
             how); they are watched. None: whoever reaches the client port is served.
+        tls: What the client port shows; None: it speaks plain HTTP, as the other ports always do.
         clock_scale: Service seconds per wall second (1 in a cluster).
         clock_epoch: See `ScaledClock.epoch`.
         max_body_bytes: Largest request body that is taken; a larger one is refused with 413.
@@ -279,6 +292,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
     policy_config_map: str | None = None
     peer_secret_file: str | None = None
     api_keys: Annotated[list[str], Meta(min_length=1, max_length=16)] | None = None
+    tls: TlsFiles | None = None
     clock_scale: Annotated[float, Meta(gt=0)] = 1.0
     clock_epoch: float = 0.0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 8 * 1024 * 1024

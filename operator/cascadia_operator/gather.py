@@ -127,7 +127,10 @@ async def _calibration(cluster: Cluster, cascade: CascadeDeployment, namespace: 
 
 async def _missing_secrets(cluster: Cluster, cascade: CascadeDeployment, namespace: str) -> list[tuple[str, str]]:
     keys = cascade.spec.routing.api_keys_secret_ref
+    tls = cascade.spec.routing.tls
     named = [("spec.routing.apiKeysSecretRef", keys.name)] if keys is not None else []
+    if tls is not None:
+        named.append(("spec.routing.tls.secretRef", tls.secret_ref.name))
     return [(field, name) for field, name in named if not await cluster.name_taken("Secret", namespace, name)]
 
 

@@ -53,6 +53,8 @@ def _leader_problems(config: RouterConfig) -> list[Problem]:
         problems.append(Problem("peers", "an entry router has no engine that peers could ask: remove it"))
     if config.api_keys is not None and config.client is None:
         problems.append(Problem("apiKeys", "only a router with a client port checks keys: remove them, or give client"))
+    if config.tls is not None and config.client is None:
+        problems.append(Problem("tls", "only the client port speaks TLS: remove it, or give client"))
     if config.policy_file is None and config.policy_config_map is None:
         problems.append(Problem("policyFile", "give policyFile or policyConfigMap"))
     return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from time import monotonic
 
@@ -10,6 +11,10 @@ from cascadia_router.http1_request import Application, Limits, Room
 from cascadia_router.http1_server import ServerConnection
 
 __all__ = ["Listener"]
+
+
+HANDSHAKE_SECONDS = 10.0
+"""Longest TLS handshake, wall s."""
 
 
 class Listener:
@@ -29,8 +34,12 @@ class Listener:
         self.connections: set[ServerConnection] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self, address: str) -> str:
+    async def start(self, address: str, tls: ssl.SSLContext | None = None) -> str:
         """Listen on ``host:port``; return the address with the real port (for port 0).
+
+        Args:
+            address: See above.
+            tls: For TLS; None for plain connections.
 
         Raises:
             OSError: The address is not free or not this machine's.
@@ -42,6 +51,8 @@ class Listener:
             host.strip("[]"),
             int(port),
             backlog=1024,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS,
         )
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"
 

@@ -10,6 +10,7 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_api.policy import LARGEST_BODY_BYTES, RouterConfig
 from cascadia_router.admin import AdminPort
 from cascadia_router.bootstrap import check_config, read_secret
+from cascadia_router.certificate import Certificate
 from cascadia_router.config_map_watch import ConfigMapWatch
 from cascadia_router.endpoint_names import EndpointNames
 from cascadia_router.endpoint_slices import EndpointWatch
@@ -51,6 +52,7 @@ class Router:
         self.addresses: dict[str, str] = {}
         self._limits = limits or Limits(body_bytes=config.max_body_bytes)
         self._room = Room()
+        self._certificate = Certificate(config.tls) if config.tls is not None else None
         engine = Upstream(config.engine) if config.engine is not None else None
         self._probe = EngineProbe(self.node, engine) if engine is not None else None
         self._probe_upstream = engine
@@ -86,6 +88,8 @@ class Router:
         if node.clients is not None:
             node.clients.keys.read()
             sources.append(node.clients.keys.run())
+        if self._certificate is not None:
+            sources.append(self._certificate.run())
         self._tasks = [self._task(work) for work in (*sources, self._tick(), self._sweep())]
         if config.role == "Leader":
             if config.client is not None:
@@ -98,7 +102,8 @@ class Router:
     async def _listen(self, name: str, address: str, application: Application) -> Listener:
         listener = Listener(application, self._peer_limits if name == "peers" else self._client_limits, self._room)
         try:
-            self.addresses[name] = await listener.start(address)
+            tls = self._certificate.context if self._certificate is not None and name == "client" else None
+            self.addresses[name] = await listener.start(address, tls)
         except OSError as error:
             raise InputError(Problem(name, f"cannot listen on {address}: {error.strerror or error}")) from None
         self._listeners.append(listener)

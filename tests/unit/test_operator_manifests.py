@@ -91,6 +91,12 @@ def volume_and_tokens() -> tuple[CascadeDeployment, Plan]:
             "maxEscalations": 1,
             "pinStages": False,
             "apiKeysSecretRef": {"name": "chat-keys", "key": "team"},
+            "tls": {"secretRef": {"name": "chat-tls"}},
+            "rateLimits": {
+                "default": {"requestsPerMinute": 600},
+                "keys": [{"key": "team", "tokensPerMinute": 100000}],
+            },
+            "limits": {"bodyBytes": 1048576, "bufferedBytes": 33554432},
         },
     )
     return cascade(document), plan({"small": [(1, 1, 1)], "large": [(4, 1, 1)]})

@@ -457,15 +457,25 @@ async def test_services_of_a_removed_stage_go_with_its_last_replica(cluster: Mem
 
 
 async def test_a_secret_that_is_missing_is_named(cluster: MemoryCluster) -> None:
-    cluster.put(cascade_document(MODELS, routing={"apiKeysSecretRef": {"name": "keys"}}))
+    cluster.put(
+        cascade_document(
+            MODELS, routing={"apiKeysSecretRef": {"name": "keys"}, "tls": {"secretRef": {"name": "certificate"}}}
+        )
+    )
     operator = Operator(cluster, HandedOutPlans(FIRST))
     await operator.settle()
     assert operator.condition("Stalled") == ("True", "SecretNotFound")
-    assert "spec.routing.apiKeysSecretRef names Secret keys" in str(operator.status["conditions"])
+    told = str(operator.status["conditions"])
+    assert "spec.routing.apiKeysSecretRef names Secret keys" in told
+    assert "spec.routing.tls.secretRef names Secret certificate" in told
     assert operator.replicas() == {}
+    cluster.put({"kind": "Secret", "metadata": {"name": "certificate", "namespace": "serving"}})
+    await operator.settle()
+    assert operator.condition("Stalled") == ("True", "SecretNotFound")
     cluster.put({"kind": "Secret", "metadata": {"name": "keys", "namespace": "serving"}})
     await operator.settle()
     assert operator.condition("Ready") == ("True", "Serving")
+    assert operator.status["endpoint"] == "https://chat.serving.svc:8080/v1"
 
 
 async def test_replicas_that_check_no_keys_are_replaced_once_keys_are_asked_for(cluster: MemoryCluster) -> None:

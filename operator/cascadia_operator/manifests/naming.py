@@ -71,9 +71,9 @@ def plan_object_name(cascade: str, plan_id: str) -> str:
     return f"{cascade}-{plan_id.removeprefix('p-')}"
 
 
-def cluster_endpoint(cascade: str, namespace: str, port: int) -> str:
+def cluster_endpoint(cascade: str, namespace: str, port: int, *, tls: bool) -> str:
     """URL of the cascade inside the cluster."""
-    return f"http://{entry_service_name(cascade)}.{namespace}.svc:{port}/v1"
+    return f"{'https' if tls else 'http'}://{entry_service_name(cascade)}.{namespace}.svc:{port}/v1"
 
 
 def common_labels(cascade: str) -> dict[str, str]:

@@ -92,6 +92,9 @@ def replica_identity(
     keys = cascade.spec.routing.api_keys_secret_ref
     if keys is not None:  # a pod that was started without would go on to serve everybody
         settings["apiKeys"] = keys.model_dump(mode="json", exclude_none=True)
+    tls = cascade.spec.routing.tls
+    if tls is not None:
+        settings["tls"] = tls.secret_ref.name
     return ReplicaIdentity(stage, pool, tensor_parallel, pipeline_parallel, digest8(settings))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from cascadia_api.names import ADMIN_PORT, CLIENT_PORT, ENGINE_PORT, GROUP, PEERS_PORT, POLICY_KEY
-from cascadia_api.policy import RouterConfig
+from cascadia_api.policy import RouterConfig, TlsFiles
 
 __all__ = [
     "API_KEYS_FOLDER",
@@ -20,6 +20,7 @@ __all__ = [
     "PEER_SECRET_KEY",
     "POLICY_FOLDER",
     "ROUTER_CONFIG_FOLDER",
+    "TLS_FOLDER",
     "router_annotations",
 ]
 
@@ -28,6 +29,7 @@ FOLLOWER_ANNOTATION = f"{GROUP}/router-follower"
 ROUTER_CONFIG_FOLDER = "/etc/cascadia/router"
 POLICY_FOLDER = "/etc/cascadia/policy"
 API_KEYS_FOLDER = "/etc/cascadia/keys"
+TLS_FOLDER = "/etc/cascadia/tls"
 PEER_SECRET_FOLDER = "/etc/cascadia/peers"  # noqa: S105 - a folder, not a secret
 PEER_SECRET_KEY = "secret"  # noqa: S105 - the key's name
 
@@ -35,7 +37,9 @@ _ENGINE = f"127.0.0.1:{ENGINE_PORT}"
 _ADMIN = f"0.0.0.0:{ADMIN_PORT}"
 
 
-def router_annotations(*, stage: str, replica: str, policy: str, nodes: int, api_keys: bool) -> dict[str, str]:
+def router_annotations(
+    *, stage: str, replica: str, policy: str, nodes: int, api_keys: bool, tls: bool
+) -> dict[str, str]:
     """Annotations of the pod template that hold the routers' configuration.
 
     Args:
@@ -43,6 +47,7 @@ def router_annotations(*, stage: str, replica: str, policy: str, nodes: int, api
         replica: Name of the replica, as the policy's endpoints name it.
         policy: ``namespace/name`` of the policy ConfigMap.
         api_keys: Whether clients need a key.
+        tls: Whether clients come over TLS.
         nodes: Pods of the replica; followers are configured only where there are any.
     """
     leader = RouterConfig(
@@ -56,6 +61,7 @@ def router_annotations(*, stage: str, replica: str, policy: str, nodes: int, api
         policy_config_map=policy,
         peer_secret_file=f"{PEER_SECRET_FOLDER}/{PEER_SECRET_KEY}",
         api_keys=[API_KEYS_FOLDER] if api_keys else None,
+        tls=TlsFiles(certificate=f"{TLS_FOLDER}/tls.crt", key=f"{TLS_FOLDER}/tls.key") if tls else None,
     )
     annotations = {LEADER_ANNOTATION: _document(leader)}
     if nodes > 1:

@@ -41,7 +41,7 @@ def _entry(cascade: CascadeDeployment) -> dict[str, Any]:
         "spec": {
             # Any ready leader will do: a router outside the first live stage relays there.
             "selector": {CASCADE_LABEL: name, POD_INDEX_LABEL: "0"},
-            "ports": [_port("http", CLIENT_PORT)],
+            "ports": [_port("http", CLIENT_PORT) | ({"appProtocol": "https"} if cascade.spec.routing.tls else {})],
         },
     }
 

@@ -113,6 +113,7 @@ def _pod_metadata(
             policy=policy,
             nodes=nodes,
             api_keys=cascade.spec.routing.api_keys_secret_ref is not None,
+            tls=cascade.spec.routing.tls is not None,
         ),
     }
 
@@ -301,13 +302,16 @@ def _secret_volumes(cascade: CascadeDeployment) -> list[dict[str, Any]]:
         if keys.key is not None:
             secret["items"] = [{"key": keys.key, "path": keys.key}]
         volumes.append({"name": "api-keys", "secret": secret})
+    tls = cascade.spec.routing.tls
+    if tls is not None:
+        volumes.append({"name": "tls", "secret": {"secretName": tls.secret_ref.name}})
     return volumes
 
 
 def _secret_mounts(cascade: CascadeDeployment) -> list[dict[str, Any]]:
-    if cascade.spec.routing.api_keys_secret_ref is None:
-        return []
-    return [{"name": "api-keys", "mountPath": router_config.API_KEYS_FOLDER, "readOnly": True}]
+    folders = {"api-keys": router_config.API_KEYS_FOLDER, "tls": router_config.TLS_FOLDER}
+    names = [volume["name"] for volume in _secret_volumes(cascade)]
+    return [{"name": name, "mountPath": folders[name], "readOnly": True} for name in names]
 
 
 def _model_volume(model: Model) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def status_of(findings: Findings) -> dict[str, Any]:
     world, stored = findings.world, findings.choice.stored
     namespace, name = world.key
     statements = conditions(findings)
+    tls = world.cascade.spec.routing.tls is not None
     stages = _stage_statuses(findings, stored.plan) if stored else []
     status = CascadeStatus.model_validate(
         {
@@ -47,7 +48,7 @@ def status_of(findings: Findings) -> dict[str, Any]:
             "plan": _summary(findings, stored) if stored else None,
             "stages": stages or None,
             "last_replan": _last_replan(findings),
-            "endpoint": cluster_endpoint(name, namespace, CLIENT_PORT) if stored else None,
+            "endpoint": cluster_endpoint(name, namespace, CLIENT_PORT, tls=tls) if stored else None,
             "display": _display(findings, stages),
         }
     )
