@@ -271,6 +271,9 @@ def up(
     api_keys: Annotated[
         str | None, typer.Option(metavar="PATH", help="Serve only clients with a key of this file or folder.")
     ] = None,
+    scorer_secrets: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="The scorer's keys and certificates: files SECRET.KEY.")
+    ] = None,
 ) -> None:
     """Run a cascade on this machine: plan, replicas and routers on loopback, one endpoint. No GPU needed.
 
@@ -295,6 +298,7 @@ def up(
         port=port,
         keep=keep,
         api_keys=api_keys,
+        scorer_secrets=scorer_secrets,
     )
     raise typer.Exit(code)
 

@@ -35,6 +35,7 @@ def run_up(
     port: int | None,
     keep: bool,
     api_keys: str | None,
+    scorer_secrets: str | None,
 ) -> int:
     """Plan a cascade and run it on this machine; return the exit code.
 
@@ -44,7 +45,9 @@ def run_up(
     """
     from cascadia_local.main import up
 
-    options = _options(engine, model_file, time_scale, port, keep=keep, api_keys=api_keys)
+    options = _options(
+        engine, model_file, time_scale, port, keep=keep, api_keys=api_keys, scorer_secrets=scorer_secrets
+    )
     if trace is None and (leave or limit is not None):
         raise InputError(
             Problem("--exit" if leave else "--limit", "goes with --trace FILE: there is nothing to replay")
@@ -54,10 +57,27 @@ def run_up(
         say("note: there are no Secrets here, so whoever is on this machine is served; --api-keys PATH checks keys")
     if cascade.spec.routing.tls is not None:
         say("note: the endpoint of this machine is on loopback and speaks plain HTTP, whatever spec.routing.tls says")
+    _check_scorer_secrets(cascade, options)
     try:
         return up(cascade, calibration=table, trace=traffic, limit=limit, options=options, stay=not leave)
     except InputError as error:
         raise error if error.source else error.within(file) from None
+
+
+def _check_scorer_secrets(cascade: CascadeDeployment, options: Options) -> None:
+    from cascadia_api.scorer import scorer_secrets, secret_file
+
+    files = [secret_file(each) for each in scorer_secrets(cascade.spec.routing.scorer)]
+    folder = options.scorer_secrets
+    missing = [file for file in files if folder is None or not (folder / file).is_file()]
+    if missing:
+        raise InputError(
+            Problem(
+                "--scorer-secrets",
+                f"the scorer needs {', '.join(missing)}: there are no Secrets here; name a folder with "
+                f"{'that file' if len(missing) == 1 else 'those files'}",
+            )
+        )
 
 
 def run_demo(
@@ -99,6 +119,7 @@ def _options(
     *,
     keep: bool,
     api_keys: str | None = None,
+    scorer_secrets: str | None = None,
 ) -> Options:
     from cascadia_local.session import Options
 
@@ -109,6 +130,7 @@ def _options(
         port=port,
         keep=keep,
         api_keys=None if api_keys is None else Path(api_keys),
+        scorer_secrets=None if scorer_secrets is None else Path(scorer_secrets),
     )
     options.check()
     return options

@@ -15,7 +15,7 @@ from cascadia_api.access import ApiKeysReference, RateLimits, RequestLimits, Tls
 from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
-from cascadia_api.scorer import Scorer
+from cascadia_api.scorer import Scorer, SecretKeyReference
 
 __all__ = [
     "Calibration",
@@ -60,13 +60,6 @@ class LocalObjectReference(ApiModel):
     """Reference to an object in the same namespace."""
 
     name: Text = Field(description="Name of the object.")
-
-
-class SecretKeyReference(ApiModel):
-    """Reference to one key of a Secret in the same namespace. Mounted into pods; never read by the operator."""
-
-    name: Text = Field(description="Name of the Secret.")
-    key: Text = Field(description="Key in the Secret.")
 
 
 class HuggingFaceSource(ApiModel):

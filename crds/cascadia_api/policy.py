@@ -19,13 +19,18 @@ __all__ = [
     "POLICY_SCHEMA_VERSION",
     "Capability",
     "Endpoint",
+    "EndpointPolicy",
+    "HttpPolicy",
+    "JudgePolicy",
     "OverloadPolicy",
     "RouterConfig",
     "RouterPolicy",
     "ScorerPolicy",
+    "SelfVerifyPolicy",
     "ShadowPolicy",
     "StagePolicy",
     "StreamingPolicy",
+    "ValidatorPolicy",
     "decode_policy",
     "encode_policy",
 ]
@@ -37,6 +42,8 @@ LARGEST_BODY_BYTES = 64 * 1024 * 1024
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=253)]
 Address = Annotated[str, Meta(pattern=r"^.{1,253}:[0-9]{1,5}$")]
 """``host:port``."""
+SecretFile = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]{0,506}$")]
+"""Name of a file, without a folder."""
 Capability = Literal["tools", "images", "audio", "json-schema"]
 
 
@@ -77,22 +84,120 @@ class StagePolicy(Struct, frozen=True, rename="camel", kw_only=True):
     capabilities: list[Capability] = msgspec.field(default_factory=list)
 
 
+class EndpointPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """A server that a scorer asks.
+
+    Attributes:
+        url: Its URL; of an OpenAI-compatible endpoint the base, as in ``https://judge.example.com/v1``.
+        api_key: File with its API key, in `RouterConfig.scorer_secrets`.
+        ca: File there with the certificates (PEM) to trust; unset: the public ones.
+    """
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^/?#@]+(/[!-~]*)?$", max_length=512)]
+    api_key: SecretFile | UnsetType = UNSET
+    ca: SecretFile | UnsetType = UNSET
+
+
+class SelfVerifyPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """The engine that answered is asked whether its answer is right.
+
+    Attributes:
+        prompt: Asked after the answer; the score is the probability of yes.
+    """
+
+    prompt: Annotated[str, Meta(min_length=1)]
+
+
+class JudgePolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """Another model is asked.
+
+    Attributes:
+        at: Where.
+        model: The `model` to ask for.
+        reply: ``Number``: its reply's first number, out of `maximum`. ``YesNo``: its probability of yes.
+        maximum: The best number.
+        prompt: With ``{question}`` and ``{answer}``, which are filled in.
+    """
+
+    at: EndpointPolicy
+    model: NonEmpty
+    reply: Literal["Number", "YesNo"] = "Number"
+    maximum: Annotated[float, Meta(gt=0)] = 10.0
+    prompt: Annotated[str, Meta(min_length=1)]
+
+
+class HttpPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """A service of the user's is asked.
+
+    Attributes:
+        at: Where.
+    """
+
+    at: EndpointPolicy
+
+
+class ValidatorPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """Checks of the answer's form.
+
+    Attributes:
+        json_schema: JSON Schema, as JSON, that the text must fit.
+        request_schema: Whether it must fit the schema of the request's `response_format`.
+        pattern: Regular expression that must match somewhere in the text.
+        tool_calls: Whether tool calls must fit the request's tools.
+    """
+
+    json_schema: str | UnsetType = UNSET
+    request_schema: bool = False
+    pattern: str | UnsetType = UNSET
+    tool_calls: bool = False
+
+
 class ScorerPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """What scores an answer.
 
     Attributes:
         id: The scorer's id: the key under which calibration sets hold its scores.
-        type: The only built-in type so far is ``LogProb``.
+        type: What kind it is. Each kind but ``LogProb`` has its options in the field named after it;
+            a ``Composite`` has `combine` and `parts`.
         statistic: LogProb only. ``Mean``: exp of the mean token log-probability, in (0, 1].
             ``Minimum``: the least token probability. ``Quantile``: the `quantile` of the tokens'
             probabilities. ``Margin``: mean difference in probability of the two likeliest candidates.
         quantile: Of the statistic ``Quantile``, and of no other.
+        self_verify: Options of ``SelfVerify``.
+        judge: Options of ``Judge``.
+        http: Options of ``Http``.
+        validator: Options of ``Validator``.
+        deadline_seconds: Longest time to wait for a score, service seconds; 10 where unset.
+        max_concurrency: Most answers that one router has scored at once; 64 where unset.
+        weight: Of a part, in a ``WeightedMean``; 1 where unset.
+        calibration: Of a part: points (raw score, calibrated value), ascending; unset: the raw score.
+        combine: How the parts' calibrated values make one score: ``All``, their product; ``Minimum``;
+            ``WeightedMean``.
+        parts: Of a ``Composite``; none is a composite itself.
     """
 
     id: NonEmpty = "logprob-mean"
-    type: Literal["LogProb"] = "LogProb"
+    type: Literal["LogProb", "SelfVerify", "Judge", "Http", "Validator", "Composite"] = "LogProb"
     statistic: Literal["Mean", "Minimum", "Quantile", "Margin"] = "Mean"
     quantile: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    self_verify: SelfVerifyPolicy | UnsetType = UNSET
+    judge: JudgePolicy | UnsetType = UNSET
+    http: HttpPolicy | UnsetType = UNSET
+    validator: ValidatorPolicy | UnsetType = UNSET
+    deadline_seconds: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    max_concurrency: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    weight: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
+    calibration: Annotated[list[tuple[float, float]], Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    combine: Literal["All", "Minimum", "WeightedMean"] | UnsetType = UNSET
+    parts: Annotated[list[ScorerPolicy], Meta(min_length=2, max_length=8)] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        fields = {"SelfVerify": "self_verify", "Judge": "judge", "Http": "http", "Validator": "validator"}
+        for name in (fields[self.type],) if self.type in fields else ("combine", "parts") * (self.type == "Composite"):
+            if getattr(self, name) is UNSET:
+                raise ValueError(f"a scorer of type {self.type} needs {name}")
+        if self.parts is not UNSET and any(part.type == "Composite" for part in self.parts):
+            raise ValueError("a part of a Composite must not be one itself")
 
 
 class StreamingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
@@ -276,6 +381,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
         api_keys: Files, and folders of files, with the API keys of clients (``cascadia_router.api_keys`` says
             how); they are watched. None: whoever reaches the client port is served.
         tls: What the client port shows; None: it speaks plain HTTP, as the other ports always do.
+        scorer_secrets: Folder with the files that scorers' endpoints name: API keys and certificates.
         clock_scale: Service seconds per wall second (1 in a cluster).
         clock_epoch: See `ScaledClock.epoch`.
         max_body_bytes: Largest request body that is taken; a larger one is refused with 413.
@@ -291,6 +397,7 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
     policy_file: str | None = None
     policy_config_map: str | None = None
     peer_secret_file: str | None = None
+    scorer_secrets: str | None = None
     api_keys: Annotated[list[str], Meta(min_length=1, max_length=16)] | None = None
     tls: TlsFiles | None = None
     clock_scale: Annotated[float, Meta(gt=0)] = 1.0

@@ -20,7 +20,7 @@ from cascadia_api.policy import (
     encode_policy,
 )
 from cascadia_api.resilience import overload_policy
-from cascadia_api.scorer import scorer_policy
+from cascadia_api.scorer_policy import scorer_policy
 from cascadia_solver.catalogue.manifest import model_of, served_name
 from cascadia_solver.transition import Step
 

@@ -35,9 +35,11 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
+        scorer_secrets: Another one, with the scorer's keys and certificates; None if it needs none.
     """
 
     path: Path
+    scorer_secrets: Path | None = None
 
     @property
     def policy(self) -> Path:
@@ -172,6 +174,7 @@ class Replica:
                 admin=admin,
                 policy_file=str(run.policy),
                 peer_secret_file=str(run.peer_secret),
+                scorer_secrets=None if run.scorer_secrets is None else str(run.scorer_secrets),
                 clock_scale=clock.scale,
                 clock_epoch=clock.epoch,
             ),

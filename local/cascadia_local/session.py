@@ -55,6 +55,7 @@ class Options:
         port: Loopback port of the endpoint; 8080 or, if that is taken, a free one where None.
         keep: Whether the run's folder stays.
         api_keys: File or folder with the API keys that clients need; None if they need none.
+        scorer_secrets: Folder with the scorer's keys and certificates, each in a file ``SECRET.KEY``.
         replay: Whether a trace is replayed: the engines then answer as the calibration set says.
     """
 
@@ -64,6 +65,7 @@ class Options:
     port: int | None = None
     keep: bool = False
     api_keys: Path | None = None
+    scorer_secrets: Path | None = None
     replay: bool = False
 
     def check(self) -> None:
@@ -85,6 +87,9 @@ class Options:
             problems.append(Problem("--port", f"{self.port} is taken: name another one, or leave it to us"))
         if self.api_keys is not None and not self.api_keys.exists():
             problems.append(Problem("--api-keys", f"there is no {self.api_keys}: name a file of keys, one a line"))
+        if self.scorer_secrets is not None and not self.scorer_secrets.is_dir():
+            message = f"there is no folder {self.scorer_secrets}: name one with a file SECRET.KEY for each secret"
+            problems.append(Problem("--scorer-secrets", message))
         if problems:
             raise InputError(problems)
 
@@ -118,7 +123,7 @@ class Session:
         self.options = options
         self.console = console
         self.clock = ScaledClock(options.time_scale, time.time())
-        self.run = RunDirectory(directory)
+        self.run = RunDirectory(directory, options.scorer_secrets and options.scorer_secrets.absolute())
         self.events = EventLog(self.clock, directory / "events.jsonl")
         self.planner = PlanningProcess(directory)
         self.outcomes = directory / "outcomes.jsonl"

@@ -104,6 +104,7 @@ async def _put_in_force(
         thresholds=dict(zip(step.stages, step.thresholds, strict=True)),
         endpoints=[(stages[name], name, weight) for name, weight in zip(step.routed, step.weights, strict=True)],
         revision=1,
+        live=world.policy,
     )
     least = int((world.status.get("plan") or {}).get("policyRevision") or 0)
     policy = revised(wanted, world.policy, least)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
+from cascadia_router.said import Said, said_by_chunks
 from cascadia_router.scoring import TokenStatistic, TokenTally, worst
 
 __all__ = ["KEEP_ALIVE", "GatedStream", "HeldStream", "StraightStream"]
@@ -236,6 +237,10 @@ class HeldStream(_EventStream):
     def score(self, statistic: TokenStatistic) -> float | None:
         """Score of what has come, by its log-probabilities; None if it cannot be scored."""
         return worst([tally.score(statistic) for tally in self._tallies.values()])
+
+    def said(self) -> list[Said]:
+        """See `Scorable`."""
+        return said_by_chunks(event.removeprefix(b"data: ") for event in self._events)
 
     def replay(self, decision: bytes) -> bytes:
         """The whole stream, decision included.

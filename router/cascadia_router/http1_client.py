@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import ssl
 from time import monotonic
 from typing import Protocol, cast
 
@@ -78,10 +79,12 @@ class Upstream:
         host_line: The `Host` header's line for requests to it.
         heard: Times that something has come from it.
         idle: Connections whose call is complete and that can carry another, the last used last.
+        tls: How connections are encrypted; None: they are not.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
         self.address = address
+        self.tls = tls
         host, _, port = address.rpartition(":")
         self.host = host.strip("[]")
         self.port = int(port)
@@ -118,7 +121,9 @@ class Upstream:
     async def _connect(self, call: Call) -> None:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await asyncio.get_running_loop().create_connection(lambda: call, self.host, self.port)
+                await asyncio.get_running_loop().create_connection(
+                    lambda: call, self.host, self.port, ssl=self.tls, server_hostname=self.host if self.tls else None
+                )
         except OSError:  # TimeoutError and socket.gaierror included
             call.unreachable()
 

@@ -21,6 +21,7 @@ from cascadia_router.http1_client import Upstream
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
+from cascadia_router.scorers.surroundings import Surroundings
 from cascadia_router.settlement import Settlement
 from cascadia_router.shadow import Shadows
 from cascadia_router.share_budget import ShareBudget
@@ -80,7 +81,7 @@ class Node:
             self.own = Replica(config.replica or "", Upstream(config.engine), is_own=True)
             self.own.ready = False  # until the engine has said otherwise
         self.replicas = ReplicaTable(self.own, config.stage)
-        self.workbench = Workbench()
+        self.workbench = Workbench(self._surroundings())
         self.policies = PolicyStore(self.replicas, self.workbench)
         self.metrics = Metrics()
         self.window = Window(self.now())
@@ -96,6 +97,16 @@ class Node:
         self._ids = 0
         self._taken_on = self._seen = 0
         self._idle_waiters: list[asyncio.Future[None]] = []
+
+    def _surroundings(self) -> Surroundings:
+        config = self.config
+        return Surroundings(
+            now=self.now,
+            scale=self.scale,
+            engine=f"http://{config.engine}/v1" if config.engine is not None else None,
+            secrets=config.scorer_secrets,
+            took=lambda scorer, seconds: self.metrics.scorer_seconds[scorer].observe(seconds),
+        )
 
     def now(self) -> float:
         """Service time (monotonic), s."""

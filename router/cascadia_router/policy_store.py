@@ -173,9 +173,7 @@ class PolicyStore:
         try:
             policy = decode_policy(document)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self.rejected += 1
-            log.error("policy refused", extra=fields(source=source, reason=str(error)))  # noqa: TRY400
-            return False
+            return self._refuse(source, str(error))
         if self.current is not None and policy.policy_revision <= self.current.revision:
             if policy.policy_revision < self.current.revision:
                 log.info(
@@ -183,7 +181,11 @@ class PolicyStore:
                     extra=fields(source=source, revision=policy.policy_revision, inForce=self.current.revision),
                 )
             return False
-        self.current = Cascade(policy, self._workbench.scorer(policy.scorer))
+        try:
+            scorer = self._workbench.scorer(policy.scorer)
+        except ValueError as error:
+            return self._refuse(source, f"scorer: {error}")
+        self.current = Cascade(policy, scorer)
         self._remembered[policy.policy_revision] = self.current
         self._followed.add(self.current)
         while len(self._remembered) > REMEMBERED:
@@ -197,6 +199,11 @@ class PolicyStore:
             self._taken.set_result(None)
             self._taken = None
         return True
+
+    def _refuse(self, source: str, reason: str) -> bool:
+        self.rejected += 1
+        log.error("policy refused", extra=fields(source=source, reason=reason))
+        return False
 
     def taken(self) -> asyncio.Future[None]:
         """A future that is done once the next policy has been taken."""

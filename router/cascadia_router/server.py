@@ -148,6 +148,7 @@ class Router:
                 listener.sweep()
             for _, replica in self.node.replicas.all():
                 replica.upstream.sweep()
+            self.node.workbench.sweep()
 
     async def stop(self) -> None:
         """Finish what is in flight, within the request timeout, and close."""
@@ -172,6 +173,7 @@ class Router:
             listener.close()
         for _, replica in self.node.replicas.all():
             replica.upstream.close()
+        self.node.workbench.close()
         if self._probe_upstream is not None:
             self._probe_upstream.close()
         await asyncio.sleep(0)  # the transports close in the loop's next turn

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
+from cascadia_router.said import Said, said_by
 from cascadia_router.scoring import TokenStatistic, TokenTally, log_probabilities, margins, worst
 
 __all__ = ["WholeAnswer"]
@@ -111,6 +112,10 @@ class WholeAnswer:
         """The `logprobs` value that was cut out."""
         left = self._document.index(_KEY) + _VALUE
         return self._document[left : len(self._document) - (len(self._stripped) - left - len(b"null"))]
+
+    def said(self) -> list[Said]:
+        """See `Scorable`."""
+        return said_by(self._document)
 
     def replay(self, decision: bytes) -> bytes:
         """The body to send, decision included.

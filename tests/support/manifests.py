@@ -101,6 +101,15 @@ def _args(*arguments: str) -> Callable[[Document], object]:
     return _set("spec", "models", 0, "engine", {"extraArgs": list(arguments)})
 
 
+def _scorer(**fields: Any) -> Callable[[Document], object]:
+    return _set("spec", "routing", {"scorer": fields})
+
+
+_OPTIONS = "give the options of the scorer's own type"
+_JUDGE: Document = {"url": "https://judge/v1", "model": "referee"}
+_VERIFY: Document = {"type": "SelfVerify"}
+_FALLING = [{"score": "0.1", "worth": "0.9"}, {"score": "0.2", "worth": "0.8"}]
+
 BROKEN: tuple[Broken, ...] = (
     Broken("duplicate-model", "spec.models", _UNIQUE, _set("spec", "models", 1, "name", "small")),
     Broken("no-models", "spec.models", "", _set("spec", "models", [])),
@@ -195,6 +204,41 @@ BROKEN: tuple[Broken, ...] = (
         "percent must be above 0 and at most 100",
         _set("spec", "routing", {"shadowSampling": {"percent": "0"}}),
     ),
+    Broken("judge-without-options", "spec.routing.scorer", _OPTIONS, _scorer(type="Judge")),
+    Broken("options-of-another-type", "spec.routing.scorer", _OPTIONS, _scorer(type="LogProb", judge=_JUDGE)),
+    Broken(
+        "judge-without-an-answer",
+        "spec.routing.scorer.judge.prompt",
+        "prompt must contain {answer}",
+        _scorer(type="Judge", judge=_JUDGE | {"prompt": "Good?"}),
+    ),
+    Broken("judge-url", "spec.routing.scorer.judge.url", "", _scorer(type="Judge", judge=_JUDGE | {"url": "judge"})),
+    Broken(
+        "validator-of-nothing",
+        "spec.routing.scorer.validator",
+        "nothing would be checked",
+        _scorer(type="Validator", validator={"toolCalls": False}),
+    ),
+    Broken("composite-of-nothing", "spec.routing.scorer", "needs combine and parts", _scorer(type="Composite")),
+    Broken(
+        "parts-of-no-composite",
+        "spec.routing.scorer",
+        "needs combine and parts",
+        _scorer(type="LogProb", parts=[{"type": "LogProb"}, {"type": "SelfVerify"}]),
+    ),
+    Broken(
+        "weight-of-no-mean",
+        "spec.routing.scorer.parts",
+        "weight is for combine: WeightedMean",
+        _scorer(type="Composite", combine="All", parts=[{"type": "LogProb", "weight": "2"}, {"type": "SelfVerify"}]),
+    ),
+    Broken(
+        "calibration-that-falls",
+        "spec.routing.scorer.parts[0].calibration",
+        "a higher score must not have a lower worth",
+        _scorer(type="Composite", combine="All", parts=[{"type": "LogProb", "calibration": _FALLING}, _VERIFY]),
+    ),
+    Broken("deadline-of-nobody", "spec.routing.scorer", "are for scorers that ask", _scorer(deadlineMs=100)),
     Broken("unknown-field", "spec.colour", "", _set("spec", "colour", "blue")),
     Broken(
         "long-name",

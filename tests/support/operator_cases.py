@@ -65,6 +65,7 @@ def plan(
     cascade: str = "chat",
     pool: str = "h100",
     variant: int = 0,
+    scorer: str = "logprob-mean",
 ) -> Plan:
     """A plan with these replica shapes a stage; a stage without any is dropped."""
     live = [name for name, shapes in stages.items() if shapes]
@@ -115,7 +116,7 @@ def plan(
                 "thresholdVectors": 1089,
                 "version": "0.1.0",
             },
-            "scorer": "logprob-mean",
+            "scorer": scorer,
         }
     )
 

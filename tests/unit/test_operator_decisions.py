@@ -27,6 +27,7 @@ from tests.support.operator_worlds import NOW, PLAN, stored, world
 ONE = PLAN
 KEYS = {"apiKeysSecretRef": {"name": "k", "key": "k"}}
 CURRENT = world().inputs
+SHAPES = {"small": [(1, 1, 1)], "large": [(4, 1, 1)]}
 TWO = plan({"small": [(2, 1, 1)], "large": [(8, 1, 1)]})
 FAILURE = PlanFailure(Trouble("QualityOutOfReach", "no"), final=True)
 
@@ -47,6 +48,10 @@ FAILURE = PlanFailure(Trouble("QualityOutOfReach", "no"), final=True)
         ({"calibration": CalibrationData(problem="gone")}, None, None, False, "", "CalibrationNotFound"),
         ({"spec": {"planRef": {"name": "x"}}, "plans": [stored(name="a")]}, None, "a", False, "", "PlanNotFound"),
         ({"spec": {"planRef": {"name": "x"}}, "pinned": stored(TWO, name="x")}, None, "x", True, "", None),
+        (
+            {"spec": {"planRef": {"name": "x"}}, "pinned": stored(plan(SHAPES, scorer="logprob-min"), name="x")},
+            *(None, None, False, "", "PlanMismatch"),
+        ),
         (
             {"spec": {"planRef": {"name": "x"}}, "pinned": stored(plan({"tiny": [(1, 1, 1)]}), name="x")},
             *(None, None, False, "", "PlanMismatch"),

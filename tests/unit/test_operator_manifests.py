@@ -97,9 +97,32 @@ def volume_and_tokens() -> tuple[CascadeDeployment, Plan]:
                 "keys": [{"key": "team", "tokensPerMinute": 100000}],
             },
             "limits": {"bodyBytes": 1048576, "bufferedBytes": 33554432},
+            "scorer": JUDGED,
         },
     )
-    return cascade(document), plan({"small": [(1, 1, 1)], "large": [(4, 1, 1)]})
+    return cascade(document), plan({"small": [(1, 1, 1)], "large": [(4, 1, 1)]}, scorer="checked")
+
+
+JUDGED = {
+    "type": "Composite",
+    "id": "checked",
+    "combine": "All",
+    "parts": [
+        {"type": "Validator", "validator": {"toolCalls": True}},
+        {
+            "type": "Judge",
+            "deadlineMs": 4000,
+            "calibration": [{"score": "1", "worth": "0.9"}, {"score": "0", "worth": "0.1"}],
+            "judge": {
+                "url": "https://judge.example.com/v1",
+                "model": "referee",
+                "prompt": "{question} {answer}",
+                "apiKeySecretRef": {"name": "judge", "key": "token"},
+                "caSecretRef": {"name": "company-ca", "key": "ca.crt"},
+            },
+        },
+    ],
+}
 
 
 CASES = {"single-node": single_node, "multi-node": multi_node, "volume-and-tokens": volume_and_tokens}
@@ -272,6 +295,31 @@ def test_a_plan_survives_its_object() -> None:
     assert stored.for_kubernetes() == document["spec"]["plan"]
     assert [s.name for s in stored.live_stages] == ["small", "medium", "large"]
     assert stored.thresholds == its_plan.thresholds
+
+
+def test_scores_stay_those_of_the_thresholds_until_a_plan_for_the_new_scorer() -> None:
+    owner, its_plan = single_node()
+    thresholds = {stage.name: stage.threshold for stage in its_plan.live_stages}
+    first = router_policy(owner, its_plan, thresholds=thresholds, endpoints=[], revision=1)
+    document = cascade_document([SMALL, MEDIUM, LARGE], routing={"scorer": {"type": "LogProb", "statistic": "Minimum"}})
+    changed = router_policy(cascade(document), its_plan, thresholds=thresholds, endpoints=[], revision=2, live=first)
+    assert changed.scorer == first.scorer
+    replanned = its_plan.model_copy(update={"scorer": "logprob-min"})
+    after = router_policy(cascade(document), replanned, thresholds=thresholds, endpoints=[], revision=3, live=changed)
+    assert (after.scorer.id, after.scorer.statistic) == ("logprob-min", "Minimum")
+
+
+def test_a_scorers_secrets_are_part_of_a_replica() -> None:
+    """A pod that was started without them could not ask the scorer."""
+
+    def identity(scorer: dict[str, Any]) -> Any:
+        return replica_identity(
+            cascade(cascade_document([SMALL, LARGE], routing={"scorer": scorer})), "small", "h100", 1, 1
+        )
+
+    plain = identity({"type": "LogProb"})
+    assert identity(JUDGED) != plain
+    assert identity({"type": "Judge", "judge": {"url": "http://judge/v1", "model": "m"}}) == plain
 
 
 def test_policy_revision_grows_only_with_a_change() -> None:

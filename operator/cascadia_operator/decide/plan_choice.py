@@ -120,6 +120,8 @@ def _mismatch(world: World, stored: StoredPlan) -> str:
     models, stages = [m.name for m in spec.models], [s.name for s in stored.plan.stages]
     if models != stages:
         return f"its stages are {', '.join(stages)}, the models are {', '.join(models)}"
+    if stored.plan.scorer != spec.routing.scorer_id:
+        return f"its thresholds are for scores of {stored.plan.scorer}, spec.routing.scorer is {spec.routing.scorer_id}"
     unknown = {s.pool for s in stored.plan.live_stages} - {pool.name for pool in spec.gpus.pools}
     return f"it uses pools that spec.gpus.pools lacks: {', '.join(sorted(map(str, unknown)))}" if unknown else ""
 

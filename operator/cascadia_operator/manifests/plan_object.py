@@ -39,7 +39,7 @@ def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
         "models": [{k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS} for model in spec["models"]],
         "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
         "objective": spec["objective"],
-        "scorer": spec["routing"]["scorer"],
+        "scorer": _scorer(cascade),
         "maxEscalations": spec["routing"].get("maxEscalations"),
         "workload": spec["workload"],
         "calibration": calibration,
@@ -58,10 +58,16 @@ def placement_digest(cascade: CascadeDeployment) -> str:
             "models": [{k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS} for model in spec["models"]],
             "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
             "objective": {k: v for k, v in spec["objective"].items() if k not in _FLOOR_FIELDS},
-            "scorer": spec["routing"]["scorer"],
+            "scorer": _scorer(cascade),
             "maxEscalations": spec["routing"].get("maxEscalations"),
         }
     )
+
+
+def _scorer(cascade: CascadeDeployment) -> list[str | int]:
+    """What planning reads of the scorer: whose scores they are, and what they cost; not where a judge runs."""
+    routing = cascade.spec.routing
+    return [routing.scorer_id, routing.scorer.planned_latency_ms]
 
 
 def _digest(inputs: dict[str, Any]) -> str:

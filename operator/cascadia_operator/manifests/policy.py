@@ -22,6 +22,7 @@ from cascadia_api.policy import (
     Capability,
     Endpoint,
     RouterPolicy,
+    ScorerPolicy,
     ShadowPolicy,
     StagePolicy,
     StreamingPolicy,
@@ -29,7 +30,7 @@ from cascadia_api.policy import (
     encode_policy,
 )
 from cascadia_api.resilience import overload_policy
-from cascadia_api.scorer import scorer_policy
+from cascadia_api.scorer_policy import scorer_policy
 from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
 from cascadia_operator.manifests.statefulset import leader_host
@@ -46,8 +47,11 @@ def router_policy(
     thresholds: Mapping[str, float | None],
     endpoints: Sequence[tuple[str, str, float]],
     revision: int,
+    live: RouterPolicy | None = None,
 ) -> RouterPolicy:
     """Build the policy.
+
+    While a plan of another scorer is still in force, its scorer stays, too: raw scores meet raw thresholds.
 
     Args:
         cascade: The manifest.
@@ -55,6 +59,7 @@ def router_policy(
         thresholds: Threshold of each live stage, in order.
         endpoints: Stage, replica and weight of each replica that is to get requests.
         revision: Of the document.
+        live: The policy in force.
     """
     routing = cascade.spec.routing
     shadow = routing.shadow_sampling
@@ -65,7 +70,7 @@ def router_policy(
         plan_id=plan.plan_id,
         stages=[_stage(cascade, stage, threshold, endpoints) for stage, threshold in thresholds.items()],
         ladder=[[step.thresholds[place] for place in places] for step in plan.ladder],
-        scorer=scorer_policy(routing.scorer, plan.scorer),
+        scorer=_scorer(cascade, plan, live),
         on_scorer_error=routing.on_scorer_error,
         escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
@@ -85,6 +90,12 @@ def router_policy(
         rate_limits=rate_limit_policy(routing.rate_limits),
         limits=request_limit_policy(routing.limits),
     )
+
+
+def _scorer(cascade: CascadeDeployment, plan: Plan, live: RouterPolicy | None) -> ScorerPolicy:
+    if plan.scorer != cascade.spec.routing.scorer_id and live is not None and live.scorer.id == plan.scorer:
+        return live.scorer
+    return scorer_policy(cascade.spec.routing.scorer, plan.scorer)
 
 
 def _stage(

@@ -13,6 +13,7 @@ from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
 from cascadia_api.names import ADMIN_PORT, CASCADE_LABEL, CLIENT_PORT, GROUP, PEERS_PORT, REPLICA_LABEL
+from cascadia_api.scorer import scorer_secrets, secret_file
 from cascadia_operator.manifests import router_config
 from cascadia_operator.manifests.engine_argv import MODEL_VOLUME_PATH, POD_INDEX_VARIABLE, engine_command
 from cascadia_operator.manifests.naming import (
@@ -114,6 +115,7 @@ def _pod_metadata(
             nodes=nodes,
             api_keys=cascade.spec.routing.api_keys_secret_ref is not None,
             tls=cascade.spec.routing.tls is not None,
+            scorer_secrets=bool(scorer_secrets(cascade.spec.routing.scorer)),
         ),
     }
 
@@ -305,11 +307,21 @@ def _secret_volumes(cascade: CascadeDeployment) -> list[dict[str, Any]]:
     tls = cascade.spec.routing.tls
     if tls is not None:
         volumes.append({"name": "tls", "secret": {"secretName": tls.secret_ref.name}})
+    sources = [
+        {"secret": {"name": each.name, "items": [{"key": each.key, "path": secret_file(each)}]}}
+        for each in scorer_secrets(cascade.spec.routing.scorer)
+    ]
+    if sources:
+        volumes.append({"name": "scorer-secrets", "projected": {"sources": sources}})
     return volumes
 
 
 def _secret_mounts(cascade: CascadeDeployment) -> list[dict[str, Any]]:
-    folders = {"api-keys": router_config.API_KEYS_FOLDER, "tls": router_config.TLS_FOLDER}
+    folders = {
+        "api-keys": router_config.API_KEYS_FOLDER,
+        "tls": router_config.TLS_FOLDER,
+        "scorer-secrets": router_config.SCORER_SECRETS_FOLDER,
+    }
     names = [volume["name"] for volume in _secret_volumes(cascade)]
     return [{"name": name, "mountPath": folders[name], "readOnly": True} for name in names]
 

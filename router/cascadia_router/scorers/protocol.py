@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.said import Said
 from cascadia_router.scoring import TokenStatistic
 
 __all__ = ["Case", "Outcome", "Pending", "Scorable", "Scorer", "Unscored"]
@@ -35,6 +36,9 @@ class Scorable(Protocol):
 
     def score(self, statistic: TokenStatistic) -> float | None:
         """Score by the tokens' log-probabilities; None if it has none."""
+
+    def said(self) -> list[Said]:
+        """Its choices. Raises `msgspec.DecodeError` if they cannot be read."""
 
 
 class Case(Protocol):
