@@ -316,6 +316,18 @@ class Overload(ApiModel):
     max_queued: int = Field(
         256, ge=0, le=65_536, description="Requests that wait while so many are held; more are refused with 429."
     )
+    ladder: Literal["Automatic", "Off"] = Field(
+        "Automatic",
+        description="Automatic: under overload routers step down the plan's ladder of thresholds, all within the "
+        "quality floor (or minQualityOverloaded), and back.",
+    )
+    latency_milliseconds: int | None = Field(
+        None,
+        ge=1,
+        le=3_600_000,
+        description="A router is overloaded when more than 5 % of its requests take longer, ms. Absent: what the "
+        "objective's EndToEnd target says; without one twice the p95 that the plan predicts.",
+    )
     max_queue_seconds: int = Field(
         30, ge=1, le=3600, description="Longest wait; then a request is refused with 429, s."
     )

@@ -225,10 +225,16 @@ class OverloadPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     Attributes:
         max_queued: Requests that wait while `maxInFlight` are held; more are refused with 429.
         max_queue_seconds: Longest wait, service s; who has waited so long is refused with 429.
+        ladder: Whether routers step down the policy's ladder under overload, and back.
+        latency_seconds: A request that takes longer is late, service s; None: only those that wait count.
+        late_share: Share of late requests above which a router is overloaded.
     """
 
     max_queued: Annotated[int, Meta(ge=0)] = 256
     max_queue_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    ladder: bool = True
+    latency_seconds: Annotated[float, Meta(gt=0)] | None = None
+    late_share: Annotated[float, Meta(gt=0, lt=1)] = 0.05
 
 
 class RateLimit(Struct, frozen=True, rename="camel", kw_only=True):

@@ -160,6 +160,7 @@ class WorkloadReport(Struct, rename="camel", kw_only=True):
         end_to_end_ms: Time from the first byte of the request to the last of the answer, at the entry.
         time_to_first_token_ms: Time to the first byte of the answer, at the entry.
         in_flight: Requests held now.
+        ladder_steps: Steps below the plan's own thresholds by which requests go that enter at this router now.
         stage: What it saw at its own stage; None for an entry router.
         samples: At most 256 samples.
     """
@@ -178,5 +179,6 @@ class WorkloadReport(Struct, rename="camel", kw_only=True):
     end_to_end_ms: Histogram
     time_to_first_token_ms: Histogram
     in_flight: int = 0
+    ladder_steps: int = 0
     stage: StageReport | None = None
     samples: list[CalibrationSample] = msgspec.field(default_factory=list)

@@ -72,10 +72,10 @@ def build_policy(
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         retry_budget=routing.retry_budget_percent / 100,
         max_in_flight=routing.overload.max_in_flight,
-        overload=overload_policy(routing),
         shadow=None
         if shadow is None
         else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
+        overload=overload_policy(cascade, plan),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,

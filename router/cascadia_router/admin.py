@@ -94,7 +94,7 @@ class AdminPort:
             waiting=len(node.room.waiting) if node.room is not None else 0,
             policy_revision=cascade.revision if cascade else 0,
             policy_rejected=node.policies.rejected,
-            ladder_position=cascade.ladder_position() if cascade else None,
+            ladder_position=node.policies.entry.ladder_position() if node.policies.entry else None,
             ready=not self.missing(),
             replicas=[
                 (stage, replica.name, replica.outstanding, replica.ready and replica.breaker.allows(now))
@@ -124,6 +124,7 @@ class AdminPort:
             replica=node.config.replica or "",
             stage=node.config.stage if node.own is not None else None,
             in_flight=len(node.exchanges),
+            ladder_steps=node.policies.steps,
         )
         connection.respond(200, msgspec.json.encode(report))
 

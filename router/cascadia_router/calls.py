@@ -39,6 +39,8 @@ _RELAYED_HEADERS = (
     b"x-cascadia-score",
     b"x-cascadia-path",
     b"x-cascadia-plan",
+    b"x-cascadia-reason",
+    b"x-cascadia-ladder",
     b"x-request-id",
 )
 _STAGE_LINE = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
@@ -329,6 +331,7 @@ class PeerCall(_UpstreamCall):
             exchange.lost,
             "" if exchange.end == len(stages) else stages[exchange.end - 1].name,
             exchange.spent,
+            rung=exchange.cascade.rung,
         )
         message = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
             request.path,

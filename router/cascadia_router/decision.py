@@ -23,6 +23,7 @@ class _AfterScore(Struct, rename="camel"):
     path: str
     plan: str
     policy_revision: int
+    ladder: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def header_text(text: str) -> bytes:
@@ -50,6 +51,7 @@ class DecisionText:
         path: Stages that were rejected before, in order.
         plan_id: The plan that governs the request.
         revision: The policy that governs it.
+        rung: Index in the ladder of the thresholds that govern it, where they are not the policy's own.
 
     Attributes:
         head: Header lines of an answer without a score; the plan's line comes with every answer.
@@ -57,12 +59,24 @@ class DecisionText:
 
     __slots__ = ("_scored", "_unscored", "head")
 
-    def __init__(self, stage: str, threshold: float | None, path: tuple[str, ...], plan_id: str, revision: int) -> None:
+    def __init__(
+        self,
+        stage: str,
+        threshold: float | None,
+        path: tuple[str, ...],
+        plan_id: str,
+        revision: int,
+        rung: int | None = None,
+    ) -> None:
         way = ">".join((*path, stage))
         self.head = b"x-cascadia-stage: %s\r\nx-cascadia-path: %s\r\n" % (header_text(stage), header_text(way))
+        if rung is not None:
+            self.head += b"x-cascadia-ladder: %d\r\n" % rung
         name = msgspec.json.encode(stage).replace(b"%", b"%%")
         before = b'{"stage":%s,"score":' % name  # `stage` first: relays look for it
-        after = msgspec.json.encode(_AfterScore(threshold, way, plan_id, revision))[1:-1].replace(b"%", b"%%")
+        after = msgspec.json.encode(
+            _AfterScore(threshold, way, plan_id, revision, msgspec.UNSET if rung is None else rung)
+        )[1:-1].replace(b"%", b"%%")
         after = b',%s,"usage":{%s,"stages":{%%s%s:{%s}}}}' % (after, _SPENT, name, _SPENT)
         self._scored = b"%s%%a%s" % (before, after)
         self._unscored = b"%snull%s" % (before, after)

@@ -353,6 +353,11 @@ class Exchange(Judged):
         self._reply.interrupt(message)
         self._finish("interrupted")
 
+    @property
+    def entered(self) -> float | None:
+        """See `Entered`."""
+        return self._arrived if self._port == "client" and not self.pinned else None
+
     # -- time and the client ----------------------------------------------------------------------
 
     def tick(self, now: float) -> None:

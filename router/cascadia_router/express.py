@@ -144,6 +144,11 @@ class Express:
         """See `ResponseSink`."""
         self._hand_over().carry_on(self._call).response_fault(fault)
 
+    @property
+    def entered(self) -> float | None:
+        """See `Entered`."""
+        return self._http.arrived * self._node.scale
+
     # -- time and the client ----------------------------------------------------------------------
 
     def tick(self, now: float) -> None:

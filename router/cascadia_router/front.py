@@ -158,7 +158,7 @@ class ClientPort(_Port):
 
     def _complete(self, connection: Answering, request: Request) -> None:
         node = self.node
-        cascade = node.policies.current
+        cascade = node.policies.entry
         now = node.now()
         window = node.window
         piece = window.newest if now < window.until else window.slice(now)
@@ -189,7 +189,7 @@ class ClientPort(_Port):
 
     def _begin_waiting(self, connection: Answering, request: Request) -> None:
         """Begin a request that has waited; it has been counted."""
-        now, cascade = self.node.now(), self.node.policies.current
+        now, cascade = self.node.now(), self.node.policies.entry
         assert cascade is not None
         self._begin(connection, request, cascade, self.node.window.slice(now), now)
 
@@ -301,7 +301,7 @@ class PeerPort(_Port):
         if request.path not in COMPLETIONS or request.method != b"POST":
             _refuse(connection, 404, "There is nothing here.", "not_found")
             return
-        cascade = node.policies.at(hop.revision)
+        cascade = node.policies.at(hop.revision, hop.rung)
         if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
             self._turn_away(connection, cascade)
             return

@@ -63,6 +63,7 @@ class Metrics:
         faults: Failed calls by (stage, fault).
         queued: Requests that had to wait for room.
         shadows: Shadow requests, by (stage whose answer was accepted, what became of it).
+        ladder_steps: Along the ladder, by direction.
         refused: Requests that were never begun, by reason.
         scores: Scores at the own stage.
         request_seconds: By port: first byte of a request to the last of its answer.
@@ -81,6 +82,7 @@ class Metrics:
         self.faults: Counter[tuple[str, str]] = Counter()
         self.queued = 0
         self.shadows: Counter[tuple[str, str]] = Counter()
+        self.ladder_steps: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.scores = BucketCounts(SCORE_BUCKETS)
         self.request_seconds = {port: BucketCounts(LATENCY_BUCKETS) for port in ("client", "peer", "shadow")}
@@ -245,6 +247,10 @@ def exposition(
         *samples(
             f"{prefix}ladder_position", "gauge", "Index in the plan's ladder of the thresholds in force.",
             (), [] if ladder_position is None else [((), ladder_position)],
+        ),
+        *samples(
+            f"{prefix}ladder_steps_total", "counter", "Steps along the plan's ladder, by direction.",
+            ("direction",), (((direction,), count) for direction, count in metrics.ladder_steps.items()),
         ),
         *samples(
             f"{prefix}endpoint_outstanding", "gauge", "Requests of this router that a replica holds.",

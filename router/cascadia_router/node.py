@@ -18,6 +18,7 @@ from cascadia_router.balancing import Replica, ReplicaTable
 from cascadia_router.clients import Clients
 from cascadia_router.completion_body import Usage
 from cascadia_router.http1_client import Upstream
+from cascadia_router.ladder_watch import Entered, LadderWatch
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
@@ -38,7 +39,7 @@ RETRIES_PER_SECOND = 10
 """So many are allowed in any case, on average over the window: a quiet cascade must survive a dying replica."""
 
 
-class Held(Protocol):
+class Held(Entered, Protocol):
     """A request that a router holds."""
 
     def tick(self, now: float) -> None:
@@ -65,6 +66,7 @@ class Node:
         answer_times: Of other routers, by stage.
         settlement: What is still to be counted in the metrics, the window and the budget.
         shadows: Comparisons with the next stage, off the clients' paths.
+        ladder: Steps along the plan's ladder.
         exchanges: Requests held now, in order of arrival.
         room: Requests that wait to be; the client port sets it.
         draining: Whether it is on its way out: unready, and connections close after their answer.
@@ -90,6 +92,7 @@ class Node:
         self.answer_times: defaultdict[str, AnswerTimes] = defaultdict(AnswerTimes)
         self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.shadows = Shadows(self)
+        self.ladder = LadderWatch(self.policies, self.settlement.lateness, self.window, self.metrics)
         self.exchanges: dict[Held, None] = {}
         self.room: WaitingRoom | None = None
         self.draining = False
@@ -197,6 +200,8 @@ class Node:
             self.room.tick(now, self._taken_on - len(self.exchanges))
             if self.room.waiting:  # a policy may have made room
                 self.room.wake(self.has_room)
+        waiting = len(self.room.waiting) if self.room is not None else 0
+        self.ladder.look(now, self.exchanges, len(self.exchanges), waiting)
         for exchange in list(self.exchanges):
             try:
                 exchange.tick(now)

@@ -60,7 +60,7 @@ class Stage:
         "threshold",
     )
 
-    def __init__(self, index: int, policy: StagePolicy, plan: tuple[str, int]) -> None:
+    def __init__(self, index: int, policy: StagePolicy, plan: tuple[str, int, int | None]) -> None:
         self.index = index
         self.policy = policy
         self.name = policy.name
@@ -100,6 +100,7 @@ class Cascade:
         by_name: The same by name.
         plan_line: Its plan's id as a header line.
         leaders: Routers that clients may call: one beside each replica.
+        rung: Index in the ladder of its thresholds, where they are not the policy's own; else None.
         max_in_flight: Requests that a router holds at once.
         sample_rate: Share of scored answers kept as samples.
         shadow_share: Share of accepted answers that are compared with the next stage's.
@@ -109,11 +110,12 @@ class Cascade:
             needs, and its scorer needs each token's log-probability.
     """
 
-    def __init__(self, policy: RouterPolicy, scorer: Scorer) -> None:
+    def __init__(self, policy: RouterPolicy, scorer: Scorer, rung: int | None = None) -> None:
         self.policy = policy
+        self.rung = rung
         self.name = policy.cascade
         self.revision = policy.policy_revision
-        plan = (policy.plan_id, policy.policy_revision)
+        plan = (policy.plan_id, policy.policy_revision, rung)
         self.stages = tuple(Stage(index, stage, plan) for index, stage in enumerate(policy.stages))
         self.by_name = {stage.name: stage for stage in self.stages}
         self.plan_line = b"x-cascadia-plan: %s\r\n" % header_text(policy.plan_id)
@@ -136,8 +138,17 @@ class Cascade:
         able = tuple(stage for stage in later if stage.can_answer(request))
         return able or later[-1:]
 
+    def at_rung(self, rung: int) -> Cascade:
+        """The same with another threshold vector of the ladder."""
+        vector = (*self.policy.ladder[rung][:-1], None)
+        stages = [
+            msgspec.structs.replace(stage, threshold=threshold)
+            for stage, threshold in zip(self.policy.stages, vector, strict=True)
+        ]
+        return Cascade(msgspec.structs.replace(self.policy, stages=stages), self.scorer, rung)
+
     def ladder_position(self) -> int | None:
-        """Index of the ladder's vector that is in force; None if it is none of them."""
+        """Index of its thresholds in the ladder; None if they are none of its vectors."""
         vector = [stage.threshold for stage in self.stages]
         return self.policy.ladder.index(vector) if vector in self.policy.ladder else None
 
@@ -147,17 +158,23 @@ class PolicyStore:
 
     Attributes:
         current: The policy in force; None before the first.
+        entry: What governs requests that enter the cascade here: the policy in force, or the same with the
+            thresholds of a step further down its ladder.
+        steps: How many steps down that is.
         rejected: Documents refused as invalid.
         whereabouts: What is known of replicas' places beyond the policy; `place` puts it in force.
     """
 
     def __init__(self, replicas: ReplicaTable, workbench: Workbench | None = None) -> None:
         self.current: Cascade | None = None
+        self.entry: Cascade | None = None
+        self.steps = 0
         self.rejected = 0
         self.whereabouts = Whereabouts()
         self._replicas = replicas
         self._workbench = workbench or Workbench()
         self._remembered: dict[int, Cascade] = {}
+        self._rungs: dict[tuple[int, int], Cascade] = {}  # by revision and index in the ladder
         self._followed: weakref.WeakSet[Cascade] = weakref.WeakSet()  # requests follow older ones, too
         self._taken: asyncio.Future[None] | None = None
 
@@ -185,12 +202,16 @@ class PolicyStore:
             scorer = self._workbench.scorer(policy.scorer)
         except ValueError as error:
             return self._refuse(source, f"scorer: {error}")
-        self.current = Cascade(policy, scorer)
+        before, self.current = self.current, Cascade(policy, scorer)
         self._remembered[policy.policy_revision] = self.current
         self._followed.add(self.current)
         while len(self._remembered) > REMEMBERED:
-            del self._remembered[min(self._remembered)]
-        self.place()
+            oldest = min(self._remembered)
+            del self._remembered[oldest]
+            self._rungs = {key: cascade for key, cascade in self._rungs.items() if key[0] != oldest}
+        same = before is not None and before.policy.ladder == policy.ladder
+        same = same and before is not None and before.ladder_position() == self.current.ladder_position()
+        self.step(self.steps if same else 0)
         log.info(
             "policy taken",
             extra=fields(source=source, revision=policy.policy_revision, plan=policy.plan_id),
@@ -204,6 +225,35 @@ class PolicyStore:
         self.rejected += 1
         log.error("policy refused", extra=fields(source=source, reason=reason))
         return False
+
+    @property
+    def ladder_depth(self) -> int:
+        """Vectors of the ladder below the thresholds of the policy in force."""
+        place = self.current.ladder_position() if self.current is not None else None
+        return 0 if self.current is None or place is None else len(self.current.policy.ladder) - 1 - place
+
+    def step(self, steps: int) -> None:
+        """Let requests that enter from now on go by the thresholds so many steps down the ladder.
+
+        Args:
+            steps: At most `ladder_depth`; 0: those of the policy in force.
+        """
+        cascade = self.current
+        place = cascade.ladder_position() if cascade is not None else None
+        self.steps = steps
+        if steps and cascade is not None and place is not None:
+            self.entry = self._at_rung(cascade, place + steps)
+        else:
+            self.entry = cascade
+        self.place()
+
+    def _at_rung(self, cascade: Cascade, rung: int) -> Cascade:
+        key = (cascade.revision, rung)
+        found = self._rungs.get(key)
+        if found is None:
+            found = self._rungs[key] = cascade.at_rung(rung)
+            self._followed.add(found)
+        return found
 
     def taken(self) -> asyncio.Future[None]:
         """A future that is done once the next policy has been taken."""
@@ -252,6 +302,18 @@ class PolicyStore:
                 placed.append((replica, endpoint.weight / len(places)))
         return Targets(placed)
 
-    def at(self, revision: int) -> Cascade | None:
-        """The policy of that revision if it is remembered, else the one in force."""
-        return self._remembered.get(revision, self.current)
+    def at(self, revision: int, rung: int | None = None) -> Cascade | None:
+        """The policy of that revision if it is remembered, else the one in force.
+
+        Args:
+            revision: Of the policy.
+            rung: Index in its ladder of the thresholds to go by; None: its own.
+        """
+        cascade = self._remembered.get(revision, self.current)
+        if rung is None or cascade is None or cascade.revision != revision or rung >= len(cascade.policy.ladder):
+            return cascade
+        known = self._rungs.get((revision, rung))
+        if known is None:
+            known = self._at_rung(cascade, rung)
+            self.place()
+        return known

@@ -13,6 +13,7 @@ from itertools import repeat
 from operator import attrgetter, mul, sub
 
 from cascadia_router.completion_body import Usage
+from cascadia_router.ladder import Lateness
 from cascadia_router.metrics import Metrics
 from cascadia_router.share_budget import ShareBudget
 from cascadia_router.window import Window
@@ -31,13 +32,15 @@ class Settlement:
             score is None if it was not asked for or could not be told.
         ends: Requests that were answered: (port, stage that answered, outcome), when the first byte of the
             request came, when the first and when the last of the answer left.
+        lateness: Told of client requests that ended.
     """
 
-    __slots__ = ("_budget", "_metrics", "_window", "answers", "ends")
+    __slots__ = ("_budget", "_metrics", "_window", "answers", "ends", "lateness")
 
     def __init__(self, metrics: Metrics, window: Window, budget: ShareBudget) -> None:
         self.answers: list[tuple[float, float, Usage | None, float | None]] = []
         self.ends: list[tuple[tuple[str, str, str], float, float, float]] = []
+        self.lateness = Lateness()
         self._metrics = metrics
         self._window = window
         self._budget = budget
@@ -79,6 +82,7 @@ class Settlement:
             if port == "client":
                 piece.answered_by[key[1]] += count
         if port == "client":
+            self.lateness.observe(last[-1], arrived, seconds)
             piece.end_to_end_ms.observe_all(_milliseconds(seconds))
             piece.first_token_ms.observe_all(_milliseconds(until_first))
 

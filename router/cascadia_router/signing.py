@@ -42,6 +42,7 @@ class Hop(Struct, array_like=True, frozen=True):
         max_stage: The last stage that may be asked; empty: any.
         shadow: Whether no client waits for it: see `cascadia_router.shadow`.
         spent: Tokens of the answers that were rejected: stage, prompt tokens, completion tokens.
+        rung: Index in the policy's ladder of the thresholds that the entry goes by; None: the policy's own.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class Hop(Struct, array_like=True, frozen=True):
     max_stage: str = ""
     spent: tuple[tuple[str, int, int], ...] = ()
     shadow: bool = False
+    rung: int | None = None
 
 
 _encoder = msgspec.json.Encoder()

@@ -101,6 +101,11 @@ class Window:
             self._slices.popleft()
         return newest
 
+    def arrivals_per_second(self, now: float, seconds: float) -> float:
+        """Client requests per service second that came in the last so many seconds, in whole slices."""
+        recent = [piece for piece in self._slices if piece.start > now - seconds]
+        return sum(piece.arrivals for piece in recent) / max(now - recent[0].start, 1.0) if recent else 0.0
+
     def draws(self, probability: float) -> bool:
         """Whether chance picks a request that is to be a sample with this probability."""
         return self._random.random() < probability
@@ -120,6 +125,7 @@ class Window:
         replica: str = "",
         stage: str | None = None,
         in_flight: int = 0,
+        ladder_steps: int = 0,
     ) -> WorkloadReport:
         """Add up the last slices.
 
@@ -134,6 +140,7 @@ class Window:
             replica: The reporting replica.
             stage: Its stage; None for an entry router.
             in_flight: Requests held now.
+            ladder_steps: Steps below the plan's own thresholds.
         """
         self.settle()
         total = Slice(now)
@@ -156,6 +163,7 @@ class Window:
             end_to_end_ms=_histogram("latencyMs", total.end_to_end_ms),
             time_to_first_token_ms=_histogram("latencyMs", total.first_token_ms),
             in_flight=in_flight,
+            ladder_steps=ladder_steps,
             stage=None if stage is None else _stage_report(stage, total),
             samples=self._chosen_samples(since),
         )

@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cascadia_api.policy import OverloadPolicy
+from cascadia_router.ladder_watch import LadderWatch
 from tests.support.router_chain import Chain, Reply, StageOf, chain_of, eventually, http
 from tests.support.scripted_engine import ScriptedEngine, Seen, answer, hang
 
@@ -100,3 +103,57 @@ async def test_a_policy_that_makes_room_lets_requests_in(tmp_path: Path) -> None
         await eventually(lambda: len(engine.seen) == 3, "all are asked")
         gate.let(3)
         assert [reply.status for reply in await asyncio.gather(*tasks)] == [200, 200, 200]
+
+
+async def test_a_router_steps_down_the_ladder_and_its_requests_keep_their_rung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is overloaded; what it lets in goes by its rung at every stage, what others let in does not."""
+    monkeypatch.setattr(LadderWatch, "look", lambda *_: None)  # the test steps itself
+    engines = {"small": answer(logprob=-0.5), "medium": answer(logprob=-0.7), "large": answer()}
+    stages = [
+        StageOf(name, at, [ScriptedEngine(name, engines[name])])
+        for name, at in (("small", 0.9), ("medium", 0.8), ("large", None))
+    ]
+    ladder: list[list[float | None]] = [[0.9, 0.8, None], [0.7, 0.4, None]]
+    async with chain_of(tmp_path, *stages, ladder=ladder) as chain:
+        entry = chain.router("small").node
+        for stream in (False, True):
+            body = chat() | {"stream": stream}
+            reply = await http(chain.client("small"), CHAT, body)
+            assert reply.headers["x-cascadia-path"] == "small>medium>large"
+            assert "x-cascadia-ladder" not in reply.headers
+        entry.policies.step(1)
+        for stream in (False, True):
+            body = chat() | {"stream": stream}
+            reply = await http(chain.client("small"), CHAT, body)
+            assert reply.headers["x-cascadia-path"] == "small>medium", "0.50 < 0.7, 0.497 ≥ 0.4"
+            assert reply.headers["x-cascadia-ladder"] == "1"
+            said = (reply.events[-2] if stream else reply.json)["cascadia"]
+            assert (said["ladder"], said["threshold"], said["policyRevision"]) == (1, 0.4, 1)
+            reply = await http(chain.client("medium"), CHAT, body)
+            assert reply.headers["x-cascadia-path"] == "small>medium>large", "that router is not overloaded"
+        text = (await http(chain.admin("small"), "/metrics")).body.decode()
+        assert "cascadia_router_ladder_position 1\n" in text
+        report = (await http(chain.admin("small"), "/cascade/report")).json
+        assert (report["ladderSteps"], report["policyRevision"]) == (1, 1)
+
+
+async def test_late_requests_make_a_router_step_down_and_back_up(tmp_path: Path) -> None:
+    large = ScriptedEngine("large", hang)
+    stages = [StageOf("small", 0.9, [ScriptedEngine("small", answer(logprob=-0.5))]), StageOf("large", None, [large])]
+    settings: dict[str, Any] = {
+        "ladder": [[0.9, None], [0.5, None]],
+        "overload": OverloadPolicy(latency_seconds=20.0),
+        "request_timeout_seconds": 10_000,
+    }
+    async with chain_of(tmp_path, *stages, clock_scale=100.0, **settings) as chain:
+        node = chain.router("small").node
+        late = [asyncio.create_task(http(chain.client("small"), CHAT, chat())) for _ in range(4)]
+        await eventually(lambda: node.policies.steps == 1, "late requests are seen before they end")
+        reply = await http(chain.client("small"), CHAT, chat())
+        assert (reply.headers["x-cascadia-path"], reply.headers["x-cascadia-ladder"]) == ("small", "1")
+        for request in late:
+            request.cancel()
+        await eventually(lambda: node.policies.steps == 0, "the load is gone", 20)
+        assert node.metrics.ladder_steps == {"down": 1, "up": 1}

@@ -69,17 +69,18 @@ def router_policy(
         policy_revision=revision,
         plan_id=plan.plan_id,
         stages=[_stage(cascade, stage, threshold, endpoints) for stage, threshold in thresholds.items()],
-        ladder=[[step.thresholds[place] for place in places] for step in plan.ladder],
+        # The last live stage answers everything, whatever the plan has after it.
+        ladder=[[*(step.thresholds[place] for place in places[:-1]), None] for step in plan.ladder],
         scorer=_scorer(cascade, plan, live),
         on_scorer_error=routing.on_scorer_error,
         escalation_budget=routing.escalation_budget_percent / 100,
         max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
         retry_budget=routing.retry_budget_percent / 100,
         max_in_flight=routing.overload.max_in_flight,
-        overload=overload_policy(routing),
         shadow=None
         if shadow is None
         else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
+        overload=overload_policy(cascade, plan),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,
