@@ -9,9 +9,7 @@ import msgspec
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.policy import RouterConfig
 
-__all__ = ["check_config", "load_config", "read_secret"]
-
-LEAST_SECRET_BYTES = 16
+__all__ = ["check_config", "load_config"]
 
 
 def load_config(path: str) -> RouterConfig:
@@ -58,22 +56,3 @@ def _leader_problems(config: RouterConfig) -> list[Problem]:
     if config.policy_file is None and config.policy_config_map is None:
         problems.append(Problem("policyFile", "give policyFile or policyConfigMap"))
     return problems
-
-
-def read_secret(config: RouterConfig) -> bytes:
-    """Return the peers' secret; empty if the configuration names none.
-
-    Raises:
-        InputError: Its file cannot be read, or it is too short.
-    """
-    path = config.peer_secret_file
-    if path is None:
-        return b""
-    try:
-        secret = Path(path).read_bytes().strip()
-    except OSError as error:
-        raise InputError(Problem("peerSecretFile", f"cannot read {path}: {error.strerror}")) from None
-    if len(secret) < LEAST_SECRET_BYTES:
-        message = f"the secret in {path} has {len(secret)} bytes: give at least {LEAST_SECRET_BYTES}"
-        raise InputError(Problem("peerSecretFile", message))
-    return secret

@@ -20,7 +20,7 @@ from cascadia_router.http1_head import header_fields
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import DEADLINE_CODE, ERROR_EVENT
 from cascadia_router.policy_store import Cascade, Stage
-from cascadia_router.signing import Hop, sign
+from cascadia_router.signing import Hop
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Asker", "EngineCall", "PeerCall", "remaining_for_peer"]
@@ -337,7 +337,7 @@ class PeerCall(_UpstreamCall):
             request.path,
             replica.upstream.host_line,
             len(request.body),
-            sign(hop, request.body, exchange.node.secret),
+            exchange.node.secrets.sign(hop, request.path, request.body),
             exchange.traced_lines(),
             request.body,
         )

@@ -21,7 +21,7 @@ from cascadia_router.openai_errors import error_body
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.responses_connection import ResponsesConnection
 from cascadia_router.responses_request import chat_request
-from cascadia_router.signing import SignatureError, verify
+from cascadia_router.signing import SignatureError
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Slice
 
@@ -292,7 +292,7 @@ class PeerPort(_Port):
             connection.respond(200, b"ok\n", content_type=b"text/plain")
             return
         try:
-            hop = verify(request.headers, request.body, node.secret, time.time())
+            hop = node.secrets.verify(request.headers, request.path, request.body, time.time())
         except SignatureError as error:
             node.metrics.refused["unsigned"] += 1
             message = f"This port is for the cascade's own routers: {error}."

@@ -26,6 +26,7 @@ from cascadia_router.scorers.surroundings import Surroundings
 from cascadia_router.settlement import Settlement
 from cascadia_router.shadow import Shadows
 from cascadia_router.share_budget import ShareBudget
+from cascadia_router.signing import PeerSecrets
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Window
 
@@ -53,7 +54,7 @@ class Node:
         config: Its bootstrap.
         clock: Service time.
         scale: Service seconds per wall second.
-        secret: Signs what routers send each other.
+        secrets: Sign what routers send each other; a follower, which sends nothing, has one that nobody knows.
         clients: Who may call the client port; None: everybody.
         own: The replica beside it; None for an entry router or a follower.
         replicas: All replicas it knows.
@@ -72,11 +73,11 @@ class Node:
         draining: Whether it is on its way out: unready, and connections close after their answer.
     """
 
-    def __init__(self, config: RouterConfig, secret: bytes) -> None:
+    def __init__(self, config: RouterConfig, peer_secrets: PeerSecrets | None) -> None:
         self.config = config
         self.clock = ScaledClock(scale=config.clock_scale, epoch=config.clock_epoch)
         self.scale = config.clock_scale
-        self.secret = secret
+        self.secrets = peer_secrets or PeerSecrets([secrets.token_bytes(32)])
         self.clients = Clients(ApiKeys(config.api_keys)) if config.api_keys is not None else None
         self.own: Replica | None = None
         if config.engine is not None and config.role == "Leader":

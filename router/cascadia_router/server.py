@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.policy import LARGEST_BODY_BYTES, RouterConfig
 from cascadia_router.admin import AdminPort
-from cascadia_router.bootstrap import check_config, read_secret
+from cascadia_router.bootstrap import check_config
 from cascadia_router.certificate import Certificate
 from cascadia_router.config_map_watch import ConfigMapWatch
 from cascadia_router.endpoint_names import EndpointNames
@@ -22,6 +22,7 @@ from cascadia_router.json_log import fields
 from cascadia_router.list_watch import ApiServer
 from cascadia_router.listener import Listener
 from cascadia_router.node import Node
+from cascadia_router.peer_secret_file import PeerSecretFile
 from cascadia_router.peer_watch import PeerWatch
 from cascadia_router.policy_file import PolicyFile
 
@@ -48,7 +49,9 @@ class Router:
             InputError: The configuration contradicts itself or names a file that cannot be read.
         """
         check_config(config)
-        self.node = Node(config, read_secret(config))
+        path = config.peer_secret_file
+        self._peer_secrets = PeerSecretFile(path) if path is not None else None
+        self.node = Node(config, self._peer_secrets.secrets if self._peer_secrets is not None else None)
         self.addresses: dict[str, str] = {}
         self._limits = limits or Limits(body_bytes=config.max_body_bytes)
         self._room = Room()
@@ -85,11 +88,7 @@ class Router:
             sources.append(self._probe.run())
         if config.role == "Leader":
             sources.append(PeerWatch(node).run())
-        if node.clients is not None:
-            node.clients.keys.read()
-            sources.append(node.clients.keys.run())
-        if self._certificate is not None:
-            sources.append(self._certificate.run())
+        sources += self._secret_sources()
         self._tasks = [self._task(work) for work in (*sources, self._tick(), self._sweep())]
         if config.role == "Leader":
             if config.client is not None:
@@ -98,6 +97,14 @@ class Router:
                 self._serving.append(await self._listen("peers", config.peers, PeerPort(node)))
         await self._listen("admin", config.admin, self._admin)
         log.info("listening", extra=fields(stage=config.stage, replica=config.replica, **self.addresses))
+
+    def _secret_sources(self) -> list[Coroutine[None, None, None]]:
+        """What watches the files that hold secrets."""
+        keys = self.node.clients.keys if self.node.clients is not None else None
+        if keys is not None:
+            keys.read()
+        watched = (self._peer_secrets, self._certificate, keys)
+        return [each.run() for each in watched if each is not None]
 
     async def _listen(self, name: str, address: str, application: Application) -> Listener:
         listener = Listener(application, self._peer_limits if name == "peers" else self._client_limits, self._room)

@@ -23,7 +23,7 @@ from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.http1_client import Call, Fault
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import Cascade, Stage
-from cascadia_router.signing import Hop, sign
+from cascadia_router.signing import Hop, PeerSecrets
 from cascadia_router.whole_answer import WholeAnswer
 from cascadia_router.window import Window
 
@@ -38,7 +38,7 @@ class Comparing(Protocol):
 
     draining: bool
     metrics: Metrics
-    secret: bytes
+    secrets: PeerSecrets
     window: Window
 
     @property
@@ -155,7 +155,13 @@ class _Shadow:
         self._replica.outstanding += 1
         self._call = upstream.send(
             b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-            % (accepted.request.path, upstream.host_line, len(body), sign(hop, body, node.secret), body),
+            % (
+                accepted.request.path,
+                upstream.host_line,
+                len(body),
+                node.secrets.sign(hop, accepted.request.path, body),
+                body,
+            ),
             self,
         )
 

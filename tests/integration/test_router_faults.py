@@ -1,8 +1,10 @@
 """What goes wrong between routers and engines, and who gets an answer all the same."""
 
 import asyncio
+import contextlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from cascadia_api.policy import OverloadPolicy
 from cascadia_router.answer_times import AnswerTimes
 from cascadia_router.balancing import Breaker
-from cascadia_router.signing import Hop, sign
+from cascadia_router.signing import Hop, PeerSecrets
 from tests.support.router_chain import SECRET, StageOf, chain_of, eventually, http
 from tests.support.scripted_engine import ScriptedEngine, answer, hang, malformed, reset, status, stream_then, truncated
 
@@ -239,33 +241,71 @@ async def test_the_stage_port_takes_signed_requests_only(tmp_path: Path) -> None
         peers = chain.router("large").addresses["peers"]
         body = json.dumps(chat()).encode()
 
-        def headers(lines: bytes) -> dict[str, str]:
+        def headers(hop: Hop, signed: bytes = body, secret: bytes = SECRET, path: str = CHAT) -> dict[str, str]:
+            lines = PeerSecrets([secret]).sign(hop, path.encode(), signed)
             return dict(line.split(": ", 1) for line in lines.decode().strip().split("\r\n"))
 
-        good = headers(sign(hop(), body, SECRET))
+        good = headers(hop())
         assert (await http(peers, CHAT, body, headers=good)).headers["x-cascadia-path"] == "small>large"
         for bad in (
             {},
-            headers(sign(hop(), body, b"another secret of some length")),
-            headers(sign(hop(), body + b" ", SECRET)),
-            headers(sign(hop(signed_at=time.time() - 3600), body, SECRET)),
+            good,
+            headers(hop(), secret=b"another secret of some length"),
+            headers(hop(), body + b" "),
+            headers(hop(), path="/v1/completions"),
+            headers(hop(signed_at=time.time() - 120)),
+            headers(hop(signed_at=time.time() + 120)),
             good | {"x-cascadia-hop": good["x-cascadia-hop"][:-4] + "AAAA"},
             good | {"x-cascadia-signature": "é"},
         ):
             reply = await http(peers, CHAT, body, headers=bad)
             assert reply.status == 401
             assert reply.json["error"]["code"] == "invalid_signature"
-        reply = await http(peers, CHAT, body, headers=headers(sign(hop(stage="small"), body, SECRET)))
+        reply = await http(peers, CHAT, body, headers=headers(hop(stage="small")))
         assert (reply.status, reply.json["error"]["code"]) == (503, "wrong_stage")
-        reply = await http(peers, CHAT, body, headers=headers(sign(hop(remaining=-1.0), body, SECRET)))
+        reply = await http(peers, CHAT, body, headers=headers(hop(remaining=-1.0)))
         assert reply.status == 504
         assert len(chain.engine("large").seen) == 1
-        assert chain.router("large").node.metrics.refused["unsigned"] == 6
+        assert chain.router("large").node.metrics.refused["unsigned"] == 9
+
+
+async def test_the_routers_secret_is_changed_while_requests_travel(tmp_path: Path) -> None:
+    """As docs/security.md says: believe the new one everywhere, sign with it, then forget the old one."""
+    old, new = SECRET, b"a new secret between routers"
+    file = tmp_path / "peer-secret"
+    async with chain_of(tmp_path, *two_stages()) as chain:
+        chain.engine("small").behaviour = UNSURE
+        routers = [chain.router("small"), chain.router("large")]
+        paths = Counter[str | None]()
+
+        async def call_on() -> None:
+            while True:
+                reply = await http(chain.client("small"), CHAT, chat())
+                paths[reply.headers.get("x-cascadia-path")] += 1
+
+        async def more_requests() -> None:
+            seen = paths.total()
+            await eventually(lambda: paths.total() > seen + 6, "requests")
+
+        callers = [asyncio.create_task(call_on()) for _ in range(3)]
+        try:
+            for secrets in ([old, new], [new, old], [new], [], [b"short"], [new] * 9):
+                file.write_bytes(b"\n".join(secrets) + b"\n")
+                for router in routers:  # one after the other, as kubelets refresh them
+                    assert router._peer_secrets is not None
+                    router._peer_secrets.read()
+                    await more_requests()
+        finally:
+            for caller in callers:
+                caller.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(*callers)
+        assert set(paths) == {"small>large"}
 
 
 async def test_a_wrong_secret_between_routers_is_not_the_clients_fault(tmp_path: Path) -> None:
     async with chain_of(tmp_path, *two_stages()) as chain:
-        chain.router("large").node.secret = b"another secret of some length"
+        chain.router("large").node.secrets.use([b"another secret of some length"])
         assert (await http(chain.client("large"), CHAT, chat())).headers["x-cascadia-path"] == "large"
         chain.engine("small").behaviour = UNSURE
         assert (await http(chain.client("small"), CHAT, chat())).headers["x-cascadia-path"] == "small"

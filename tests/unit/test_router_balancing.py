@@ -16,7 +16,7 @@ from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.http1_client import Upstream
 from cascadia_router.policy_store import REMEMBERED, PolicyStore
 from cascadia_router.share_budget import ShareBudget
-from cascadia_router.signing import MAX_SKEW_SECONDS, Hop, SignatureError, sign, verify
+from cascadia_router.signing import MAX_SKEW_SECONDS, Hop, PeerSecrets, SignatureError
 
 few = settings(max_examples=50, deadline=None)
 
@@ -185,23 +185,45 @@ def headers_of(lines: bytes) -> dict[bytes, bytes]:
 @few
 @given(st.text(max_size=20), st.binary(max_size=40), st.integers(0, 10**6), st.data())
 def test_what_was_signed_is_read_and_nothing_else(plan: str, body: bytes, place: int, data: st.DataObject) -> None:
-    secret = b"0123456789abcdef"
+    secret, path = b"0123456789abcdef", b"/v1/completions"
     hop = make_hop(plan_id=plan)
-    headers = headers_of(sign(hop, body, secret))
-    assert verify(headers, body, secret, time.time()) == hop
+    headers = headers_of(PeerSecrets([secret]).sign(hop, path, body))
+
+    def verify(headers: dict[bytes, bytes], path: bytes, body: bytes, secret: bytes, now: float) -> Hop:
+        return PeerSecrets([secret]).verify(headers, path, body, now)
+
+    now = time.time()
+    assert verify(headers, path, body, secret, now) == hop
     name = data.draw(st.sampled_from(sorted(headers)))
     value = bytearray(headers[name])
     value[place % len(value)] ^= 1
-    for headers_, body_, secret_, now in (
-        (headers | {name: bytes(value)}, body, secret, time.time()),
-        (headers, body + b"x", secret, time.time()),
-        (headers, body, secret + b"x", time.time()),
-        (headers, body, secret, time.time() + MAX_SKEW_SECONDS + 1),
-        (headers, body, secret, time.time() - MAX_SKEW_SECONDS - 1),
-        ({}, body, secret, time.time()),
+    for wrong in (
+        (headers | {name: bytes(value)}, path, body, secret, now),
+        (headers, path + b"s", body, secret, now),
+        (headers, path, body + b"x", secret, now),
+        (headers, path, body, secret + b"x", now),
+        (headers, path, body, secret, now + MAX_SKEW_SECONDS + 1),
+        (headers, path, body, secret, now - MAX_SKEW_SECONDS - 1),
+        ({}, path, body, secret, now),
     ):
         with pytest.raises(SignatureError):
-            verify(headers_, body_, secret_, now)
+            verify(*wrong)
+
+
+def test_a_hop_is_taken_once_and_by_any_secret_that_is_believed() -> None:
+    old, new, path = b"an old secret of some length", b"a new secret of some length", b"/v1/completions"
+    receiver = PeerSecrets([new, old])
+    hops = [headers_of(PeerSecrets([secret]).sign(make_hop(), path, b"{}")) for secret in (old, new)]
+    for headers in hops:
+        assert receiver.verify(headers, path, b"{}", time.time()).request_id == make_hop().request_id
+        with pytest.raises(SignatureError, match="before"):
+            receiver.verify(headers, path, b"{}", time.time())
+    receiver.use([new])
+    with pytest.raises(SignatureError, match="wrong"):
+        receiver.verify(hops[0], path, b"{}", time.time())
+    for number in range(70_000):  # what is remembered is bounded
+        receiver._take_once(b"%d" % number)
+    assert len(receiver._seen) + len(receiver._seen_before) <= 2 * 16_384
 
 
 def policy(revision: int, *, window: int | None = None, port: int = 1) -> RouterPolicy:
