@@ -62,6 +62,13 @@ class Precision(StrEnum):
     fp4 = "fp4"
 
 
+class CostSource(StrEnum):
+    """Where step times come from."""
+
+    roofline = "roofline"
+    measured = "measured"
+
+
 class Dataset(StrEnum):
     """Public results that can be imported."""
 
@@ -90,6 +97,12 @@ Calibration = Annotated[
     typer.Option(metavar="FILE", help="Calibration set (.jsonl, .csv, .parquet); else the manifest's ConfigMap."),
 ]
 Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
+StepTimes = Annotated[
+    CostSource,
+    typer.Option(help="The built-in roofline, or aiconfigurator's tables (pip install 'cascadia[measured]')."),
+]
+Engine = Annotated[str, typer.Option(metavar="ENGINE[:VERSION]", help="sglang, vllm or trtllm.")]
+Live = Annotated[str | None, typer.Option(metavar="FILE", help="Corrections learnt from running engines.")]
 Trace = Annotated[
     str | None, typer.Option(metavar="FILE", help="Real traffic: Azure's CSV, or JSONL. Takes the place of workload.")
 ]
@@ -135,6 +148,9 @@ def plan(
     frontier: Annotated[bool, typer.Option("--frontier", help="List the plans that no other beats.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what binds, and why not another plan.")] = False,
     plot: Annotated[str | None, typer.Option(metavar="OUT.png|svg", help="Draw the frontier and the GPUs.")] = None,
+    cost_source: StepTimes = CostSource.roofline,
+    engine: Engine = "sglang",
+    live: Live = None,
     output: Annotated[PlanFormat, typer.Option("--output", "-o", help="How to print the plan.")] = PlanFormat.table,
 ) -> None:
     """Plan a cascade: GPUs, parallelism and thresholds; predicted quality, latency and cost. No cluster needed.
@@ -155,6 +171,7 @@ def plan(
         frontier=frontier,
         explained=explain,
         plot=plot,
+        cost=(cost_source.value, engine, live),
         output=output.value,
     )
 
@@ -223,11 +240,20 @@ def predict(
     input_tokens: Annotated[int, typer.Option("--input", min=1, metavar="N", help="Prompt length, tokens.")],
     output_tokens: Annotated[int, typer.Option("--output", min=1, metavar="N", help="Answer length, tokens.")],
     pipeline_parallel: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Groups of layers in a row.")] = 1,
-    precision: Annotated[Precision, typer.Option(help="Precision of the weights.")] = Precision.bf16,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Precision of the weights; by default that of the published ones.")
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, metavar="C", help="Clients that ask again as soon as they are answered; or")
     ] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Requests per second, arriving at random.")] = None,
+    gpu_spec: Annotated[
+        str | None,
+        typer.Option(metavar="GB,GB/s,BF16,FP8,LINK", help="For another GPU: memory, bandwidth, teraflops, link GB/s."),
+    ] = None,
+    cost_source: StepTimes = CostSource.roofline,
+    engine: Engine = "sglang",
+    live: Live = None,
     output: Annotated[ResultFormat, typer.Option("-o", "--format", help="How to print it.")] = ResultFormat.table,
 ) -> None:
     """Predict what one replica of a model would do: memory, latencies, throughput.
@@ -239,6 +265,9 @@ def predict(
         cascadia predict --model ./config.json --gpu H200-SXM-141GB
             --tensor-parallel 8 --precision fp8
             --input 1024 --output 512 --concurrency 16 -o json
+        cascadia predict --model Qwen/Qwen3-32B --gpu H20-96GB
+            --gpu-spec 96,4000,148,296,450 --tensor-parallel 2
+            --input 1024 --output 512 --rate 1 --engine vllm
     """
     from cascadia_cli.predicting import print_prediction
 
@@ -247,11 +276,13 @@ def predict(
         gpu=gpu,
         tensor_parallel=tensor_parallel,
         pipeline_parallel=pipeline_parallel,
-        precision=precision.value,
+        precision=None if precision is None else precision.value,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         concurrency=concurrency,
         rate=rate,
+        gpu_spec=gpu_spec,
+        cost=(cost_source.value, engine, live),
         as_json=output is ResultFormat.json,
     )
 

@@ -145,6 +145,8 @@ def _promises(plan: Plan, cascade: CascadeDeployment) -> Table:
     if latency.time_to_first_token_p95_ms is not None:
         token = duration(latency.time_per_output_token_p95_ms)
         table.add_row("", f"first token p95 {duration(latency.time_to_first_token_p95_ms)}, each further p95 {token}")
+    if latency.extrapolates:
+        table.add_row("", Text(f"extrapolated: {'; '.join(latency.extrapolates)}", style="yellow"))
     table.add_row("GPUs", _gpus_in_use(plan, cascade))
     table.add_row("Cost", "no prices given" if plan.cost_per_hour is None else f"{money(plan.cost_per_hour)} an hour")
     table.add_row(

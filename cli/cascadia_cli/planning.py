@@ -14,6 +14,7 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_api.load import Manifest
 from cascadia_cli.failures import say
 from cascadia_cli.files import read_calibration, read_manifest, read_plan, read_trace
+from cascadia_cli.step_times import read_cost_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +37,10 @@ def print_plan(
     frontier: bool,
     explained: bool,
     plot: str | None,
+    cost: tuple[str, str, str | None],
     output: str,
 ) -> None:
-    """Plan and print: a table, or the plan as a document.
+    """Plan and print: a table, or the plan as a document; `cost` are the arguments of `read_cost_source`.
 
     Raises:
         InputError: A file or flag is wrong.
@@ -51,7 +53,7 @@ def print_plan(
     manifest = read_manifest(file)
     cascade = with_gpus(manifest.cascade, gpus)
     inputs = _inputs(manifest, file, cascade, calibration=calibration, trace=trace)
-    inputs = replace(inputs, free_by_node=_free_gpus(cascade, free))
+    inputs = replace(inputs, free_by_node=_free_gpus(cascade, free), cost=read_cost_source(*cost))
     plan = _plan(inputs, file)
     explanation: list[str] = []
     if explained:

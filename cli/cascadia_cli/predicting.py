@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from cascadia_api.errors import InputError, Problem
 from cascadia_cli.figures import duration
 from cascadia_cli.files import read_json
+from cascadia_cli.step_times import read_cost_source
 
 if TYPE_CHECKING:
+    from cascadia_solver.catalogue.gpus import GpuFacts
     from cascadia_solver.catalogue.models import ModelFacts
     from cascadia_solver.prediction import Prediction
 
@@ -23,19 +25,20 @@ def print_prediction(
     gpu: str,
     tensor_parallel: int,
     pipeline_parallel: int,
-    precision: str,
+    precision: str | None,
     input_tokens: int,
     output_tokens: int,
     concurrency: int | None,
     rate: float | None,
+    gpu_spec: str | None,
+    cost: tuple[str, str, str | None],
     as_json: bool,
 ) -> None:
-    """Predict and print.
+    """Predict and print; `cost` are the arguments of `read_cost_source`.
 
     Raises:
         InputError: A flag is wrong; every such error names the flag.
     """
-    from cascadia_solver.catalogue.gpus import gpu_facts
     from cascadia_solver.prediction import predict
     from cascadia_solver.roofline import Shape
 
@@ -45,27 +48,54 @@ def print_prediction(
     if facts.heads % tensor_parallel:
         indivisible = f"{tensor_parallel} does not divide the {facts.heads} attention heads of {facts.name}"
         raise InputError(Problem("--tensor-parallel", f"{indivisible}: use a power of two"))
-    try:
-        accelerator = gpu_facts(gpu)
-    except InputError as error:
-        raise InputError(Problem("--gpu", str(error))) from None
+    accelerator = _gpu(gpu, gpu_spec)
+    source = read_cost_source(*cost)
     try:
         prediction = predict(
             facts,
             accelerator,
             Shape(tensor_parallel, pipeline_parallel),
-            precision,
+            precision or facts.native_precision,
             [input_tokens],
             [output_tokens],
             concurrency=concurrency,
             rate=rate,
+            source=source,
         )
     except InputError as error:
         raise InputError([Problem(f"--{p.field}" if p.field else "", p.message) for p in error.problems]) from None
     if as_json:
-        sys.stdout.write(json.dumps(prediction.to_json(), indent=2, allow_nan=False) + "\n")
+        document = prediction.to_json() | {"engine": cost[1], "precision": precision or facts.native_precision}
+        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     else:
-        sys.stdout.write(_words(facts.name, accelerator.name, tensor_parallel, pipeline_parallel, prediction))
+        sys.stdout.write(_words(facts.name, accelerator.name, tensor_parallel, pipeline_parallel, prediction, cost[1]))
+
+
+def _gpu(name: str, spec: str | None) -> GpuFacts:
+    from cascadia_solver.catalogue.gpus import custom_gpu, gpu_facts
+
+    try:
+        if spec is None:
+            return gpu_facts(name)
+    except InputError as error:
+        raise InputError(Problem("--gpu", f"{error}; or give another's numbers with --gpu-spec")) from None
+    try:
+        memory, bandwidth, bf16, fp8, link = (float(number) for number in spec.split(","))
+    except ValueError:
+        raise InputError(
+            Problem("--gpu-spec", f"{spec!r} is not five numbers: memory GB, GB/s, bf16 and fp8 teraflops, link GB/s")
+        ) from None
+    try:
+        return custom_gpu(
+            name,
+            memory_gigabytes=memory,
+            memory_gigabytes_per_second=bandwidth,
+            bf16_teraflops=bf16,
+            fp8_teraflops=fp8,
+            link_gigabytes_per_second=link,
+        )
+    except InputError as error:
+        raise InputError([Problem("--gpu-spec", str(problem)) for problem in error.problems]) from None
 
 
 def _model(name: str) -> ModelFacts:
@@ -81,7 +111,9 @@ def _model(name: str) -> ModelFacts:
         raise InputError([Problem("--model", str(problem)) for problem in error.problems]) from None
 
 
-def _words(model: str, gpu: str, tensor_parallel: int, pipeline_parallel: int, prediction: Prediction) -> str:
+def _words(
+    model: str, gpu: str, tensor_parallel: int, pipeline_parallel: int, prediction: Prediction, engine: str
+) -> str:
     shape = f"TP{tensor_parallel}" + (f" PP{pipeline_parallel}" if pipeline_parallel > 1 else "")
     lines = [f"{model} on {tensor_parallel * pipeline_parallel} {gpu} ({shape})", f"memory       {prediction.reason}"]
     if prediction.fits:
@@ -92,9 +124,12 @@ def _words(model: str, gpu: str, tensor_parallel: int, pipeline_parallel: int, p
             ("end to end", prediction.e2e),
         ):
             if latency is not None:
-                lines.append(f"{name:<12} p50 {duration(latency.p50_ms)}, p95 {duration(latency.p95_ms)}")
+                lines.append(f"{name:<12} {', '.join(f'p{p} {duration(ms)}' for p, ms in latency.by_percentile())}")
         lines.append(f"throughput   {prediction.output_tokens_per_second:,.0f} output tokens/s")
         if prediction.saturated:
             lines.append("saturated    it cannot keep up: these latencies grow with time; lower the load or add GPUs")
-        lines.append(f"source       {prediction.source}, median error about {prediction.uncertainty_percent:.0f} %")
+        lines.append(
+            f"source       {prediction.source} ({engine}), median error about {prediction.uncertainty_percent:.0f} %"
+        )
+        lines += [f"extrapolated {what}" for what in prediction.extrapolates]
     return "".join(f"{line}\n" for line in lines)

@@ -92,6 +92,9 @@ class PlanLatency(ApiModel):
     time_per_output_token_p95_ms: Milliseconds | None = None
     source: Annotated[str, StringConstraints(max_length=128)] = Field(description="Which estimator.")
     uncertainty_percent: Figure | None = Field(None, description="Median error of the estimator on measurements, %.")
+    extrapolates: Annotated[list[Sentence], Field(max_length=16)] = Field(
+        default_factory=list, description="In what stages differ from all that the estimator was measured on."
+    )
 
 
 class LadderStep(ApiModel):

@@ -13,6 +13,7 @@ from cascadia_local.planning_messages import Expectation
 from cascadia_local.simulated_engine.recorded import RecordedAnswer, RecordedRequest, encode_rows
 from cascadia_local.traffic import PlannedRequest, write_requests
 from cascadia_solver.catalogue.manifest import model_of
+from cascadia_solver.roofline import CostSource
 from cascadia_solver.standing import simulate_plan
 from cascadia_solver.workload import RequestSample
 
@@ -21,17 +22,18 @@ __all__ = ["expect", "write_replay"]
 PERCENTILES = (50, 90, 95, 99)
 
 
-def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample) -> Expectation:
+def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample, cost: CostSource) -> Expectation:
     """Simulate a plan under a demand.
 
     Args:
         cascade: The manifest that the plan is for.
         plan: The plan.
         sample: The demand's requests.
+        cost: Where step times come from.
     """
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     facts = [model_of(model) for model in cascade.spec.models]
-    times, answered_by = simulate_plan(cascade.spec, facts, plan, sample)
+    times, answered_by = simulate_plan(cascade.spec, facts, plan, sample, cost)
     each = np.arange(len(sample))
     taken = np.stack([sample.taken_by(model) for model in range(len(plan.stages))], axis=1)
     seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)

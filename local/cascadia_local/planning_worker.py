@@ -32,7 +32,9 @@ def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid
             write_replay(
                 sample, job.inputs.cascade, plan.scorer, job.requests_file, job.outcomes_file, most=job.most_requests
             )
-        return Planned(plan, None if job.in_force is None else expect(job.inputs.cascade, job.in_force, sample))
+        return Planned(
+            plan, None if job.in_force is None else expect(job.inputs.cascade, job.in_force, sample, job.inputs.cost)
+        )
     except InputError as error:
         return Invalid(error.problems, error.source)
     except InfeasibleError as error:

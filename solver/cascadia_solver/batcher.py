@@ -1,11 +1,11 @@
 """A continuous-batching scheduler in virtual time.
 
 The scheduler of one replica: requests wait first come, first served; at each step boundary the
-waiting ones are admitted while the batch has a slot and the key-value cache has room for prompt and
-answer, prompts are processed in chunks that share their steps with the running requests' next
-tokens (as SGLang with mixed chunks, or vLLM), and an answer's first token comes out of the step
-that finishes its prompt. An admitted request keeps its place in the cache until it ends: nothing is
-evicted and recomputed.
+waiting ones are admitted while the batch has a slot and the key-value cache has room for the prompt and
+a part of the answer (`reserved_tokens`), prompts are processed in chunks that share their steps with
+the running requests' next tokens (as SGLang with mixed chunks, or vLLM), and an answer's first token
+comes out of the step that finishes its prompt. An admitted request keeps its place in the cache until it
+ends: nothing is evicted and recomputed.
 
 Time is whatever the caller says it is. All instants are computed from step times, never from the
 moments at which the scheduler happens to be called, so calling late moves no event. Runs of steps
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple
 
-from cascadia_solver.steptime import StepModel, decode_run_seconds, step_seconds
+from cascadia_solver.steptime import StepModel, decode_run_seconds, reserved_tokens, step_seconds
 
 __all__ = ["Batcher", "Event"]
 
@@ -50,6 +50,11 @@ class _Request:
     """Count of engine steps at which the last token comes out; -1 until the prompt is done."""
     finished: bool = False
     cancelled: bool = False
+
+    @property
+    def reserved(self) -> int:
+        """Tokens of the cache that are set aside for it."""
+        return reserved_tokens(self.input_tokens, self.output_tokens)
 
     def generated(self, steps: int) -> int:
         """Tokens produced once the engine has made `steps` steps."""
@@ -110,7 +115,7 @@ class Batcher:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens of key-value cache held for the admitted requests, their answers' room included."""
+        """Tokens of key-value cache set aside for the admitted requests, a part of their answers included."""
         return self._reserved
 
     def submit(self, request_id: str, now: float, input_tokens: int, output_tokens: int) -> None:
@@ -216,10 +221,7 @@ class Batcher:
         return self._segment_steps == 0 and not self._waiting and self._partial is None and not self._decoding
 
     def _has_room(self, request: _Request) -> bool:
-        return (
-            self._admitted < self._max_running
-            and self._reserved + request.input_tokens + request.output_tokens <= self._kv_capacity
-        )
+        return self._admitted < self._max_running and self._reserved + request.reserved <= self._kv_capacity
 
     def _advance(self, now: float) -> None:
         while True:
@@ -247,7 +249,7 @@ class Batcher:
                     break
                 request = self._waiting.popleft()
                 self._admitted += 1
-                self._reserved += request.input_tokens + request.output_tokens
+                self._reserved += request.reserved
             chunk = min(budget, request.input_tokens - request.prefilled)
             pairs += chunk * float(request.prefilled) + 0.5 * chunk * (chunk + 1.0)
             request.prefilled += chunk
@@ -350,7 +352,7 @@ class Batcher:
 
     def _release(self, request: _Request) -> None:
         self._admitted -= 1
-        self._reserved -= request.input_tokens + request.output_tokens
+        self._reserved -= request.reserved
 
     def _drop_cancelled(self) -> None:
         if self._partial is not None and self._partial.cancelled:

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from cascadia_solver.compiled import compiled
 from cascadia_solver.scheduling_kernel import Floats, Ints
-from cascadia_solver.steptime import StepModel, step_seconds
+from cascadia_solver.steptime import ANSWER_SHARE, StepModel, step_seconds
 
 __all__ = ["LengthProfile", "length_profile", "replica_latency", "trusted_latency", "trusted_rate"]
 
@@ -163,7 +163,7 @@ def _most_decoding(step: StepModel, profile: LengthProfile) -> float:
     for k in range(len(profile.shares)):
         weight = profile.shares[k] * max(profile.outputs[k] - 1.0, 1.0)
         decode_steps += weight
-        held += weight * (profile.inputs[k] + profile.outputs[k])
+        held += weight * (profile.inputs[k] + ANSWER_SHARE * profile.outputs[k])
     return float(min(step.max_running, step.kv_capacity_tokens * decode_steps / held))
 
 

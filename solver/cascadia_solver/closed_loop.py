@@ -26,13 +26,9 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from cascadia_solver.compiled import compiled
 from cascadia_solver.scheduling_kernel import Floats, Ints
-from cascadia_solver.steptime import StepModel, step_seconds
+from cascadia_solver.steptime import ANSWER_SHARE, StepModel, step_seconds
 
-__all__ = ["ANSWER_SHARE", "ClosedLoop", "closed_loop", "closed_loops"]
-
-ANSWER_SHARE = 0.6
-"""Share of an answer's length that engines set cache aside for when they admit a request: they count
-on others ending before it does (SGLang's new-token ratio lies between 0.1 and 0.7)."""
+__all__ = ["ClosedLoop", "closed_loop", "closed_loops"]
 
 _FIELDS = len(StepModel._fields)
 _step_seconds = compiled(step_seconds)

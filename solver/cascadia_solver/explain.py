@@ -26,7 +26,7 @@ def explain(plan: Plan, inputs: PlanningInputs) -> list[str]:
     said += [
         f"{stage.name} has no stage: the cascade does better without it." for stage in plan.stages if not stage.gpus
     ]
-    said.append(_binding(plan, inputs))
+    said += [_binding(plan, inputs), _trust(plan)]
     said += [f"Not {other.name}: {other.reason}." for other in plan.alternatives]
     return said
 
@@ -39,6 +39,13 @@ def _summary(plan: Plan, minimize: str, percentile: int) -> str:
         f"{path} on {_gpus(plan.gpus)}{cost} has {target} found at {plan.demand.requests_per_second:.3g} requests/s: "
         f"p50 {plan.latency.p50_ms / 1e3:.1f} s, p95 {plan.latency.p95_ms / 1e3:.1f} s."
     )
+
+
+def _trust(plan: Plan) -> str:
+    latency = plan.latency
+    sure = "" if latency.uncertainty_percent is None else f", off by {latency.uncertainty_percent:.0f} % in the median"
+    beyond = f" Extrapolated: {'; '.join(latency.extrapolates)}." if latency.extrapolates else ""
+    return f"Latencies are of an {latency.source}{sure}.{beyond}"
 
 
 def _quality(plan: Plan, floor: float) -> str:

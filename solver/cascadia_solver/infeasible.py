@@ -15,6 +15,7 @@ from cascadia_solver.evaluation import Evaluation
 from cascadia_solver.packing import POD_SIZES
 from cascadia_solver.quality import QualityOfGrid, fewest_requests
 from cascadia_solver.replay import ThresholdGrid
+from cascadia_solver.roofline import CostSource
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, certified, pool_choices, screen_all
 from cascadia_solver.sites import find_sites
@@ -67,14 +68,16 @@ def quality_out_of_reach(
     )
 
 
-def too_few_gpus(problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts]) -> InfeasibleError:
+def too_few_gpus(
+    problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], source: CostSource
+) -> InfeasibleError:
     """The floor can be kept, but not by stages that fit into the GPU budget at this rate."""
     for model, reason in sorted(problem.sites.unfit.items()):
         if any(problem.rooms) and spec.models[model].min_replicas:
             return reason
     most = [max(64, _MORE_GPUS * limit) for limit in problem.limits]
     budgets = [replace(budget, gpus=gpus, room=None) for budget, gpus in zip(problem.budgets, most, strict=True)]
-    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile)
+    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile, source=source)
     grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
     roomy = replace(
         _by_cost(problem),

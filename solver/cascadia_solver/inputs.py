@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from cascadia_solver.catalogue.manifest import precision_of, repository
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.observed import ObservedDemand, demand_of_observation
 from cascadia_solver.prior import prior_accuracy, prior_table
+from cascadia_solver.roofline import CostSource, Roofline
 from cascadia_solver.sites import PoolBudget, catalogue_facts
 from cascadia_solver.trace import Trace
 from cascadia_solver.workload import (
@@ -35,7 +36,7 @@ __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_
 
 Bools = NDArray[np.bool_]
 
-SOLVER_VERSION = "4"
+SOLVER_VERSION = "5"
 """Grows when the same inputs may give another plan."""
 
 
@@ -53,6 +54,7 @@ class PlanningInputs:
         requests_per_second: Rate to scale the trace to; its own where None.
         seed: Seed of everything that is drawn.
         notes: What the plan's warnings should also say, as of rows skipped in a file.
+        cost: Where step times come from.
     """
 
     cascade: CascadeDeployment
@@ -64,6 +66,7 @@ class PlanningInputs:
     requests_per_second: float | None = None
     seed: int = 0
     notes: Sequence[str] = ()
+    cost: CostSource = field(default_factory=Roofline)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +202,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
             "calibration": table.digest if inputs.calibration is not None else "prior",
             "demand": _demand_id(inputs),
             "seed": inputs.seed,
+            **({} if inputs.cost == Roofline() else {"cost": repr(inputs.cost)}),
         }
     )
 

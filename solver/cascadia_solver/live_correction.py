@@ -220,8 +220,11 @@ class LiveSource:
         return (1.0 - trust) * base + trust * ratios.spread_percent("decode")
 
     def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:
-        """None where windows of this replica were seen, else the base's."""
-        return () if self._known(model, gpu, shape).decode else self.base.extrapolations(model, gpu, shape)
+        """None where windows of this replica were seen, else the base's, and that there were none."""
+        if self._known(model, gpu, shape).decode:
+            return ()
+        unseen = f"no live correction learnt on {shape} of {gpu.name} under {self.engine_version}"
+        return (*self.base.extrapolations(model, gpu, shape), unseen)
 
     def _known(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> Correction:
         key = CorrectionKey(model.name, gpu.name, str(shape), self.engine_version)

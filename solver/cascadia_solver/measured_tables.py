@@ -63,6 +63,8 @@ _QUANTISATION = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8", "int8": "
 _UNCERTAINTY = {"H100-SXM-80GB": 9.0, "H200-SXM-141GB": 27.0, "B200-SXM-180GB": 21.0}
 _ELSEWHERE = 30.0
 _PIPELINE_SPREAD = 1.5
+_VERSIONS = {"sglang": "0.5.14", "vllm": "0.24.0", "trtllm": "1.3.0rc20"}
+"""Of the engines that aiconfigurator-core 0.12.0's tables were measured on."""
 
 _PROMPTS = ((1, 128), (1, 512), (1, 2048), (1, 8192), (4, 1024), (8, 1024))
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -85,10 +87,12 @@ class MeasuredTables:
 
     Attributes:
         engine: sglang, vllm or trtllm.
+        version: Of the engine that is asked about; the tables are of one version each.
         open_tables: Opens the tables of (model, system, engine, shape, precision, is a mixture).
     """
 
     engine: str = DEFAULT_ENGINE
+    version: str = ""
     open_tables: Callable[[str, str, str, Shape, str, bool], StepTables] | None = None
     _fitted: dict[tuple[object, ...], StepModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -119,10 +123,12 @@ class MeasuredTables:
         return percent * _PIPELINE_SPREAD if shape.pipeline_parallel > 1 else percent
 
     def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:  # noqa: ARG002  # the protocol's
-        """GPUs whose tables were not checked against engines, and pipelines, which none of those had."""
+        """GPUs whose tables were not checked against engines, pipelines, which none had, and another engine version."""
         found = [] if gpu.name in _UNCERTAINTY else [f"tables of {gpu.name} not checked against engines"]
         if shape.pipeline_parallel > 1:
             found.append("no measured engine with pipeline parallelism")
+        if self.version not in {"", _VERSIONS[self.engine]}:
+            found.append(f"tables of {self.engine} {_VERSIONS[self.engine]}, not {self.version}")
         return tuple(found)
 
     def _samples(self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str) -> list[StepSample]:

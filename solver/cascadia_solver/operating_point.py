@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cascadia_solver.closed_form import LengthProfile
 from cascadia_solver.compiled import compiled
-from cascadia_solver.steptime import StepModel, step_seconds
+from cascadia_solver.steptime import ANSWER_SHARE, StepModel, step_seconds
 
 __all__ = ["LOADS", "LOAD_LIMIT", "LoadCurves", "load_curves"]
 
@@ -110,7 +110,7 @@ def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> F
             weight = shares[p, k] * max(outputs[p, k] - 1.0, 1e-3)
             decode_steps += weight
             context += weight * (inputs[p, k] + 0.5 * outputs[p, k])
-            held += weight * (inputs[p, k] + outputs[p, k])
+            held += weight * (inputs[p, k] + ANSWER_SHARE * outputs[p, k])
         context /= decode_steps
         held /= decode_steps
         for r in range(len(steps)):

@@ -25,6 +25,7 @@ from cascadia_solver.ladder import Rung
 from cascadia_solver.operating_point import LOAD_LIMIT
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem
+from cascadia_solver.sources import Certainty
 
 __all__ = [
     "alternative",
@@ -42,6 +43,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 _FRONTIER = 63
+_SENTENCES = 16
 
 
 def thresholds_of_plan(stages: Sequence[int], thresholds: Sequence[float], models: int) -> list[float | None]:
@@ -102,7 +104,7 @@ def quality_of_plan(design: Design, traffic: Traffic, confidence: float) -> Plan
     )
 
 
-def latency_of_plan(best: Evaluation, uncertainty_percent: float) -> PlanLatency:
+def latency_of_plan(best: Evaluation, source: str, trust: Certainty) -> PlanLatency:
     """Percentiles of the simulated requests."""
     p50, p90, p95, p99 = (best.percentile(p) * 1e3 for p in (50, 90, 95, 99))
     return PlanLatency(
@@ -112,8 +114,9 @@ def latency_of_plan(best: Evaluation, uncertainty_percent: float) -> PlanLatency
         p99_ms=p99,
         time_to_first_token_p95_ms=best.percentile(95, "TimeToFirstToken") * 1e3,
         time_per_output_token_p95_ms=best.percentile(95, "TimePerOutputToken") * 1e3,
-        source=f"event-jump simulation of {len(best.end_to_end)} requests on roofline step times",
-        uncertainty_percent=uncertainty_percent,
+        source=f"event-jump simulation of {len(best.end_to_end)} requests on {source} step times",
+        uncertainty_percent=trust.uncertainty_percent,
+        extrapolates=[said[:1024] for said in trust.extrapolates[:_SENTENCES]],
     )
 
 

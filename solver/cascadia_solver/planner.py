@@ -33,6 +33,7 @@ from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, candidates, certified, design_route, pool_choices, screen_all
 from cascadia_solver.selection import best_of, improve, simulate_finalists
 from cascadia_solver.sites import find_sites, pool_budgets
+from cascadia_solver.sources import certainty
 
 __all__ = ["PlanningInputs", "plan_cascade"]
 
@@ -104,7 +105,8 @@ def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
             f"no GPU is available: {', '.join(f'pool {b.name} has 0' for b in budgets)}; free some, or add a pool",
             shortfalls=[Shortfall(f"GPUs of pool {b.name}", 1, 0) for b in budgets],
         )
-    sites = find_sites(spec, traffic.facts, budgets, traffic.sample, percentile=float(spec.objective.percentile))
+    percentile = float(spec.objective.percentile)
+    sites = find_sites(spec, traffic.facts, budgets, traffic.sample, percentile=percentile, source=inputs.cost)
     forced = {index for index, model in enumerate(spec.models) if model.min_replicas}
     priced = all(budget.price is not None for budget in budgets)
     fitting = {model for model, _ in sites.at}
@@ -148,7 +150,7 @@ def _no_design(inputs: PlanningInputs, traffic: Traffic, problem: Problem) -> In
     )
     if max(float(quality.assured.max()) for quality in best) < problem.floor:
         return quality_out_of_reach(spec.objective, traffic.table, study.grids, best)
-    return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts)
+    return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts, inputs.cost)
 
 
 def _certify(plan: Design, problem: Problem, seconds: float) -> MilpResult:
@@ -237,7 +239,14 @@ def _plan(
         floor=problem.floor,
         overloaded=None if overloaded is None else float(overloaded),
     )
-    sites = [problem.sites.at[m, p] for m, p in zip(plan.route.stages, plan.route.pools, strict=True)]
+    trust = certainty(
+        inputs.cost,
+        (
+            (names[m], traffic.facts[m], problem.budgets[p].gpu, option.shape)
+            for m, p, replicas in zip(plan.route.stages, plan.route.pools, plan.replicas, strict=True)
+            for option in replicas.options
+        ),
+    )
     return Plan(
         plan_id=inputs_id(inputs, traffic.table, problem.budgets),
         cascade=inputs.cascade.metadata.name,
@@ -245,7 +254,7 @@ def _plan(
         stages=document.stages_of_plan(best, problem, names),
         ladder=document.ladder_of_plan(rungs, plan.route.stages, len(names)),
         quality=document.quality_of_plan(plan, traffic, float(spec.objective.confidence)),
-        latency=document.latency_of_plan(best, max(site.uncertainty_percent for site in sites)),
+        latency=document.latency_of_plan(best, inputs.cost.name, trust),
         cost_per_hour=plan.cost(problem.prices) if problem.priced else None,
         demand=document.demand_of_plan(traffic, plan.route.stages[0]),
         frontier=document.frontier_of_plan(problem, screened, best, traffic),

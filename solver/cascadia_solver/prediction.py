@@ -16,15 +16,16 @@ import numpy.typing as npt
 from cascadia_api.errors import InputError, Problem
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
-from cascadia_solver.closed_loop import ANSWER_SHARE, closed_loop
+from cascadia_solver.closed_loop import closed_loop
 from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
 from cascadia_solver.scheduling_kernel import Floats
 from cascadia_solver.shapes import unsupported_precision
 from cascadia_solver.simulation import StageReplicas, simulate_closed_loop, simulate_stage
-from cascadia_solver.steptime import StepModel
+from cascadia_solver.steptime import ANSWER_SHARE, StepModel
 
 __all__ = ["Latency", "Prediction", "predict"]
 
+_PERCENTILES = (50, 90, 95, 99)
 _SEED = 20250604
 _REQUESTS = 10_000
 _ROUNDS = 20
@@ -39,11 +40,17 @@ class Latency:
     """Percentiles of a latency, ms."""
 
     p50_ms: float
+    p90_ms: float
     p95_ms: float
+    p99_ms: float
+
+    def by_percentile(self) -> list[tuple[int, float]]:
+        """Percentiles and values."""
+        return list(zip(_PERCENTILES, (self.p50_ms, self.p90_ms, self.p95_ms, self.p99_ms), strict=True))
 
     def to_json(self) -> dict[str, float]:
         """With the field names of ``predict -o json``."""
-        return {"p50Ms": self.p50_ms, "p95Ms": self.p95_ms}
+        return {f"p{percentile}Ms": value for percentile, value in self.by_percentile()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +166,6 @@ def predict(
             f"a request of {longest:.0f} tokens exceeds the key-value cache of {step.kv_capacity_tokens:.0f} tokens; "
             f"use more or larger GPUs a replica"
         )
-    # Requests reserve cache for all of their answer in the simulation, for a part of it in engines.
-    held = float((prompts + answers).mean()) / float((prompts + ANSWER_SHARE * answers).mean())
-    step = step._replace(kv_capacity_tokens=float(int(step.kv_capacity_tokens * held)))
     random = np.random.default_rng(_SEED)
     if rate is not None:
         drawn = random.integers(len(prompts), size=_REQUESTS)
@@ -184,7 +188,7 @@ def predict(
         opened, closed = 2.0 * ramp, float(arrivals.max())
         counted = np.flatnonzero((arrivals >= min(opened, 0.5 * closed)) & (arrivals <= closed))
         throughput = _throughput(answers, first, finish, min(opened, 0.5 * closed), closed)
-        room = step.kv_capacity_tokens / float((prompts + answers).mean())
+        room = step.kv_capacity_tokens / float((prompts + ANSWER_SHARE * answers).mean())
         saturated = clients > min(room, step.max_running)
         bunched = _bunching(step, clients, prompts, answers, first[counted] - arrivals[counted])
         first = np.minimum(first + bunched, np.maximum(finish - _LEAST_DECODING * (finish - first), first))
@@ -250,5 +254,4 @@ def _throughput(answers: Floats, first: Floats, finish: Floats, opened: float, c
 
 
 def _percentiles(seconds: Floats) -> Latency:
-    p50, p95 = np.percentile(seconds, [50.0, 95.0]) * 1e3
-    return Latency(float(p50), float(p95))
+    return Latency(*(float(value) * 1e3 for value in np.percentile(seconds, _PERCENTILES)))

@@ -76,21 +76,21 @@ def thresholds_alone(inputs: PlanningInputs, in_force: Plan, *, simulate: bool =
     if not (targets or simulate):
         return found
     traffic = traffic_of(inputs)
-    times, exits = simulate_plan(spec, traffic.facts, found, traffic.sample)
+    times, exits = simulate_plan(spec, traffic.facts, found, traffic.sample, inputs.cost)
     seen = path_times(times, traffic.sample, exits)
     if seen.saturated or seen.excess(targets) > 0:
         return None
-    return found.model_copy(update={"latency": _simulated(found.latency, seen)})
+    return found.model_copy(update={"latency": _simulated(found.latency, seen, inputs.cost.name)})
 
 
-def _simulated(latency: PlanLatency, times: PathTimes) -> PlanLatency:
+def _simulated(latency: PlanLatency, times: PathTimes, source: str) -> PlanLatency:
     figures = {f"p{p}_ms": times.percentile(p) * 1e3 for p in (50, 90, 95, 99)}
     return latency.model_copy(
         update=figures
         | {
             "time_to_first_token_p95_ms": times.percentile(95, "TimeToFirstToken") * 1e3,
             "time_per_output_token_p95_ms": times.percentile(95, "TimePerOutputToken") * 1e3,
-            "source": f"event-jump simulation of {len(times.end_to_end)} requests on roofline step times",
+            "source": f"event-jump simulation of {len(times.end_to_end)} requests on {source} step times",
         }
     )
 

@@ -35,9 +35,10 @@ from cascadia_solver.ladder import ladder
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.parallelism import latency_levels, rates_at
 from cascadia_solver.replay import Replay, ThresholdGrid, threshold_grids
-from cascadia_solver.roofline import Roofline, Shape
+from cascadia_solver.roofline import Shape
 from cascadia_solver.screening import path_latency
 from cascadia_solver.sites import pool_budgets
+from cascadia_solver.sources import Certainty, certainty
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["replan_thresholds"]
@@ -60,13 +61,13 @@ class _Placed:
         levels: Ascending latencies, s [LEVELS].
         carried: Rate of all replicas there, 1/s [LEVELS].
         parts: Wait s, prefill s/token and decode s/token there [LEVELS, 3].
-        uncertainty_percent: Of the cost source.
+        trust: In the cost source.
     """
 
     levels: Floats
     carried: Floats
     parts: Floats
-    uncertainty_percent: float
+    trust: Certainty
 
 
 def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
@@ -158,8 +159,9 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
                     f"p{p}_ms": float(value) * 1e3
                     for p, value in zip(_SHOWN_AT, np.percentile(times, _SHOWN_AT), strict=True)
                 },
-                source="closed form on roofline step times",
-                uncertainty_percent=max(stage.uncertainty_percent for stage in placed),
+                source=f"closed form on {inputs.cost.name} step times",
+                uncertainty_percent=max(stage.trust.uncertainty_percent for stage in placed),
+                extrapolates=[said for stage in placed for said in stage.trust.extrapolates][:16],
             ),
             "demand": document.demand_of_plan(traffic, live[0]),
             "alternatives": [],
@@ -212,7 +214,7 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
     if pool is None:
         raise InputError(f"the plan's stage {stage.name!r} is on pool {stage.pool!r}, which the manifest does not have")
-    gpu, source = gpu_of(pool), Roofline()
+    gpu, source = gpu_of(pool), inputs.cost
     precision = precision_of(spec.models[model], traffic.facts[model])
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
     steps = [
@@ -232,8 +234,8 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
     carried = rates.sum(axis=0)
     idle = curves.parts[0, :, 0].mean(axis=0)
     parts = np.where(carried[:, None] > 0, parts / np.maximum(carried, 1e-12)[:, None], idle)
-    uncertain = max(source.uncertainty_percent(traffic.facts[model], gpu, shape) for shape in shapes)
-    return _Placed(levels, carried, parts, uncertain)
+    trust = certainty(source, ((stage.name, traffic.facts[model], gpu, shape) for shape in shapes))
+    return _Placed(levels, carried, parts, trust)
 
 
 def _rates(replay: Replay, traffic: Traffic, grid: ThresholdGrid) -> Floats:

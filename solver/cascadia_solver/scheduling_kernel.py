@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from cascadia_solver.compiled import compiled
-from cascadia_solver.steptime import StepModel, decode_run_seconds, step_seconds
+from cascadia_solver.steptime import StepModel, decode_run_seconds, reserved_tokens, step_seconds
 
 __all__ = ["run_stage"]
 
@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 _step_seconds = compiled(step_seconds)
 _decode_run_seconds = compiled(decode_run_seconds)
+_reserved_tokens = compiled(reserved_tokens)
 _FIELDS = len(StepModel._fields)
 _KV_FIELD, _RUNNING_FIELD, _CHUNK_FIELD = (
     StepModel._fields.index(name) for name in ("kv_capacity_tokens", "max_running", "chunk_tokens")
@@ -163,7 +164,7 @@ def _compose(step: StepModel, counts: Ints, times: Floats, heap: Ints, tokens: I
             if counts[_WAITING] == 0:
                 break
             request = counts[_HEAD]
-            need = tokens[request, _INPUT] + tokens[request, _OUTPUT]
+            need = _reserved_tokens(tokens[request, _INPUT], tokens[request, _OUTPUT])
             if not _has_room(counts, need):
                 break
             counts[_HEAD] = tokens[request, _NEXT]
@@ -220,9 +221,8 @@ def _cut(step: StepModel, counts: Ints, times: Floats, now: float) -> None:
 
 @compiled
 def _finish(counts: Ints, tokens: Ints, moments: Floats, request: int, time: float) -> None:
-    held = tokens[request, _INPUT] + tokens[request, _OUTPUT]
-    counts[_CONTEXT] -= held
-    counts[_RESERVED] -= held
+    counts[_CONTEXT] -= tokens[request, _INPUT] + tokens[request, _OUTPUT]
+    counts[_RESERVED] -= _reserved_tokens(tokens[request, _INPUT], tokens[request, _OUTPUT])
     counts[_ADMITTED] -= 1
     counts[_OUTSTANDING] -= 1
     moments[request, _FINISH] = time
@@ -357,12 +357,12 @@ def run_stage(
 
     for request in range(sent):
         now = arrivals[request]
-        need = inputs[request] + outputs[request]
         for r in range(replicas):
             if due[r] <= now:
                 due[r] = _advance(state, r, now)
-        chosen = _choose(counts, weights, need)
+        chosen = _choose(counts, weights, inputs[request] + outputs[request])
         if chosen >= 0:
+            need = _reserved_tokens(inputs[request], outputs[request])
             due[chosen] = _submit(state, chosen, request, need, now)
     waiting = 0
     for r in range(replicas):

@@ -17,7 +17,7 @@ from cascadia_solver.closed_form import LengthProfile, length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.packing import POD_SIZES, pod_gpus, room_on
 from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
-from cascadia_solver.roofline import Roofline
+from cascadia_solver.roofline import CostSource
 from cascadia_solver.shapes import ReplicaOption, replica_options
 from cascadia_solver.workload import RequestSample
 
@@ -70,7 +70,6 @@ class Site:
         reaches: Reach of each profile of `table` [P].
         answer_tokens: Mean answer length of each profile [P].
         table: Rates carried under each profile.
-        uncertainty_percent: Median error of the cost source here, %.
         gpus_per_node: GPUs of one node.
         room: Most GPUs that replicas of at least so many GPUs can hold, by that number; None for any.
     """
@@ -82,7 +81,6 @@ class Site:
     reaches: Floats
     answer_tokens: Floats
     table: StageTable
-    uncertainty_percent: float
     gpus_per_node: int = 8
     room: Mapping[int, int] | None = None
 
@@ -178,6 +176,7 @@ def find_sites(
     sample: RequestSample,
     *,
     percentile: float,
+    source: CostSource,
 ) -> Sites:
     """Tabulate every model on every pool that it may use.
 
@@ -187,10 +186,10 @@ def find_sites(
         budgets: Of its pools.
         sample: The traffic.
         percentile: Of latency.
+        source: Where step times come from.
     """
     limits = [budget.gpus for budget in budgets]
-    source = Roofline()
-    found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile], float]] = {}
+    found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile]]] = {}
     answer_tokens: list[Floats] = []
     reaches: list[Floats] = []
     unfit: dict[int, InfeasibleError] = {}
@@ -210,22 +209,21 @@ def find_sites(
             if model.pools is not None and budget.name not in model.pools:
                 continue
             try:
-                options = _options(model, facts[m], budget, limits[p], longest)
+                options = _options(model, facts[m], budget, limits[p], longest, source)
             except InfeasibleError as error:
                 reasons.append(error)
                 continue
             options = useful_options(options, profiles[0], percentile)
-            uncertain = max(source.uncertainty_percent(facts[m], budget.gpu, option.shape) for option in options)
-            found[m, p] = options, profiles, uncertain
+            found[m, p] = options, profiles
         if not any(key[0] == m for key in found):
             unfit[m] = reasons[0]
     curves = {
         key: load_curves([option.step for option in options], profiles, percentile)
-        for key, (options, profiles, _) in found.items()
+        for key, (options, profiles) in found.items()
     }
     levels = latency_levels(list(curves.values())) if curves else np.empty(0)
     at = {}
-    for key, (options, _, uncertain) in found.items():
+    for key, (options, _) in found.items():
         m, p = key
         tokens = answer_tokens[m]
         least = max(1, spec.models[m].min_replicas or 0)
@@ -239,12 +237,13 @@ def find_sites(
             table=StageTable(options, curves[key], levels, limits[p], least, room_by_replica(budgets[p], options)),
             gpus_per_node=budgets[p].gpus_per_node,
             room=room_by_replica(budgets[p], options),
-            uncertainty_percent=uncertain,
         )
     return Sites(at, unfit, levels)
 
 
-def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, longest: float) -> list[ReplicaOption]:
+def _options(
+    model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, longest: float, source: CostSource
+) -> list[ReplicaOption]:
     """Shapes whose key-value cache holds the longest requests: routers do not look at lengths."""
     limits = model.parallelism
     pipeline = (limits.max_pipeline_parallel if limits is not None else None) or _PIPELINE
@@ -256,6 +255,7 @@ def _options(model: Model, facts: ModelFacts, budget: PoolBudget, gpus: int, lon
         max_pipeline_parallel=pipeline,
         gpus_per_node=budget.gpus_per_node,
         max_gpus=min(gpus, _REPLICA_GPUS),
+        source=source,
     )
     room = room_by_replica(budget, options)
     if room is not None:

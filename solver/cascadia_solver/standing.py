@@ -13,7 +13,7 @@ from cascadia_api.plan import Plan
 from cascadia_solver.catalogue.manifest import gpu_of, precision_of
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.replay import exit_stages
-from cascadia_solver.roofline import Roofline, Shape
+from cascadia_solver.roofline import CostSource, Shape
 from cascadia_solver.simulation import CascadeTimes, StageReplicas, simulate_cascade
 from cascadia_solver.sites import PoolBudget
 from cascadia_solver.workload import RequestSample
@@ -22,7 +22,7 @@ __all__ = ["replicas_allowed", "simulate_plan"]
 
 
 def simulate_plan(
-    spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], plan: Plan, sample: RequestSample
+    spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], plan: Plan, sample: RequestSample, source: CostSource
 ) -> tuple[CascadeTimes, NDArray[np.int64]]:
     """Simulate a plan under some traffic, request by request.
 
@@ -31,6 +31,7 @@ def simulate_plan(
         facts: Of the manifest's models.
         plan: The plan.
         sample: The traffic: n requests.
+        source: Where step times come from.
 
     Returns:
         The times, and the model that answers each request [n].
@@ -38,19 +39,21 @@ def simulate_plan(
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     thresholds = [-math.inf if (h := plan.stages[index].threshold) is None else h for index in live[:-1]]
     exits = exit_stages(live, thresholds, sample.scores, sample.able)
-    stages = [_replicas(spec, facts[index], plan, index) for index in range(len(plan.stages))]
+    stages = [_replicas(spec, facts[index], plan, index, source) for index in range(len(plan.stages))]
     times = simulate_cascade(
         stages, sample.arrivals, sample.input_tokens, sample.output_tokens, exits, able=sample.able
     )
     return times, exits
 
 
-def _replicas(spec: CascadeDeploymentSpec, facts: ModelFacts, plan: Plan, index: int) -> StageReplicas:
+def _replicas(
+    spec: CascadeDeploymentSpec, facts: ModelFacts, plan: Plan, index: int, source: CostSource
+) -> StageReplicas:
     model, stage = spec.models[index], plan.stages[index]
     if not stage.gpus:
         return StageReplicas([], [])
     pool = next(pool for pool in spec.gpus.pools if pool.name == stage.pool)
-    source, gpu, precision = Roofline(), gpu_of(pool), precision_of(model, facts)
+    gpu, precision = gpu_of(pool), precision_of(model, facts)
     steps, weights = [], []
     for group in stage.replicas:
         shape = Shape(group.tensor_parallel, group.pipeline_parallel)

@@ -21,7 +21,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["StepModel", "decode_run_seconds", "step_seconds"]
+__all__ = ["ANSWER_SHARE", "StepModel", "decode_run_seconds", "reserved_tokens", "step_seconds"]
+
+ANSWER_SHARE = 0.6
+"""Share of an answer that an admitted request has cache set aside for: engines count on others ending before it
+does. In SGLang what a request holds and the new-token ratio (0.1 to 0.7) of what is to come average to this."""
 
 
 class StepModel(NamedTuple):
@@ -80,6 +84,16 @@ class StepModel(NamedTuple):
     overlap_loss: float = 0.0
     first_token_seconds: float = 0.0
     bunching: float = 0.0
+
+
+def reserved_tokens(input_tokens: int, output_tokens: int) -> int:
+    """Tokens of the key-value cache that are set aside for a request while it is admitted.
+
+    Args:
+        input_tokens: Prompt length.
+        output_tokens: Answer length, ≥ 1.
+    """
+    return input_tokens + max(1, int(ANSWER_SHARE * output_tokens))
 
 
 def step_seconds(

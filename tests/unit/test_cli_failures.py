@@ -64,6 +64,14 @@ CALIBRATE = "calibrate {file} --prompts "
         (PREDICT.replace("parallel 1", "parallel 3") + " --rate 1", "--tensor-parallel: 3 does not divide the 32"),
         (PREDICT.replace("--input 9", "--input 999999") + " --rate 1", "exceed the context window"),
         (PREDICT + " --rate 1 --precision fp3", "'fp3' is not one of"),
+        (
+            PREDICT.replace("H100-SXM-80GB", "X --gpu-spec 1,2") + " --rate 1",
+            "--gpu-spec: '1,2' is not five numbers",
+        ),
+        (
+            PREDICT + " --rate 1 --engine x",
+            "--engine: 'x' is no engine: use sglang, vllm, trtllm",
+        ),
         ("predict --model {file}.json --gpu L4-24GB --tensor-parallel 1 --input 1 --output 1 --rate 1", "no such file"),
         ("calibrate import gsm8k --input {file} -o -", "'gsm8k' is not one of 'zeroeval', 'wildbench'"),
         ("calibrate import zeroeval --input {file} --model small -o -", "--model: 'small' is not STAGE=NAME"),

@@ -158,6 +158,24 @@ def test_predict_prints_the_contract(capsys: pytest.CaptureFixture[str]) -> None
     assert {"outputTokensPerSecond", "saturated", "source", "uncertaintyPercent"} <= document.keys()
 
 
+def test_predict_says_its_source_and_what_it_extrapolates(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (
+        "predict --model openai/gpt-oss-20b --gpu H20-96GB --gpu-spec 96,4000,148,296,450 --tensor-parallel 2 "
+        "--pipeline-parallel 2 --input 500 --output 100 --rate 1 --engine vllm:0.15.1"
+    )
+    assert main(flags.split()) == 0
+    text = capsys.readouterr().out
+    assert "roofline (vllm:0.15.1), median error about" in text
+    assert "extrapolated no measured engine on H20-96GB\nextrapolated no measured engine with pipeline" in text
+    assert main([*flags.split(), "-o", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["source"], document["engine"], document["precision"]) == ("roofline", "vllm:0.15.1", "fp4")
+    assert len(document["extrapolates"]) == 2
+    for latency in ("ttft", "tpot", "e2e"):
+        p50, p90, p95, p99 = (document[latency][f"p{p}Ms"] for p in (50, 90, 95, 99))
+        assert 0 < p50 <= p90 <= p95 <= p99
+
+
 def test_predict_of_a_model_that_does_not_fit_says_by_how_much(capsys: pytest.CaptureFixture[str]) -> None:
     flags = "predict --model meta-llama/Llama-3.1-70B-Instruct --gpu H100-SXM-80GB --tensor-parallel 1"
     assert main([*flags.split(), *["--input", "1155", "--output", "211", "--rate", "1"]]) == 0

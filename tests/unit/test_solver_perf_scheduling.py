@@ -60,10 +60,11 @@ def take_prompts(
             prefilled[partial[0]] += chunk
             budget -= chunk
             continue
-        held = sum(inputs[r] + outputs[r] for r in admitted)
+        # Cache is set aside for 60 % of an answer, as engines do that count on others ending first.
+        reserved = [inputs[r] + max(1, int(0.6 * outputs[r])) for r in (*admitted, *list(queue)[:1])]
         if not queue or len(admitted) >= step.max_running:
             return
-        if held + inputs[queue[0]] + outputs[queue[0]] > step.kv_capacity_tokens:
+        if sum(reserved) > step.kv_capacity_tokens:
             return
         admitted.append(queue.popleft())
 

@@ -19,6 +19,7 @@ from cascadia_solver.live_correction import Correction, CorrectionKey, LiveCorre
 from cascadia_solver.measured_tables import MeasuredTables, StepTables
 from cascadia_solver.prediction import predict
 from cascadia_solver.roofline import Factors, Roofline, Shape
+from cascadia_solver.sources import certainty, cost_source, engine_version
 from cascadia_solver.step_fit import StepSample, fit_step_model
 from cascadia_solver.steptime import StepModel, step_seconds
 
@@ -153,7 +154,10 @@ def test_a_correction_holds_for_its_own_replica_and_version_only() -> None:
     assert same.step_model(L8, H100, Shape(2, 1), "bf16") == Roofline().step_model(L8, H100, Shape(2, 1), "bf16")
     assert same.uncertainty_percent(L8, H100, ONE) < newer.uncertainty_percent(L8, H100, ONE)
     assert same.extrapolations(L8, H100, ONE) == ()
-    assert newer.extrapolations(L8, H100, Shape(1, 2)) == ("no measured engine with pipeline parallelism",)
+    assert newer.extrapolations(L8, H100, Shape(1, 2)) == (
+        "no measured engine with pipeline parallelism",
+        "no live correction learnt on TP1xPP2 of H100-SXM-80GB under sglang 0.6.0",
+    )
     assert same.name == "live correction of roofline"
 
 
@@ -181,3 +185,33 @@ def test_median_of_a_histogram() -> None:
     assert histogram_median(bounds, [0, 4, 8, 8]) == pytest.approx(0.2)
     assert histogram_median(bounds, [0, 2, 8, 8]) == pytest.approx(0.2 + 0.2 * 2 / 6)
     assert histogram_median(bounds, [0, 0, 0, 5]) == 0.4
+
+
+def test_flags_make_a_source() -> None:
+    assert cost_source() == Roofline()
+    assert cost_source("roofline", engine_version("vllm")) == Roofline(engine="vllm")
+    tables = cost_source("measured", engine_version("trtllm:1.2.0"))
+    assert tables.name == "measured"
+    assert tables.extrapolations(L8, H100, ONE) == ("tables of trtllm 1.3.0rc20, not 1.2.0",)
+    for text in ("tgi", "sglang:", ""):
+        with pytest.raises(InputError, match="use sglang, vllm, trtllm, with or without a version"):
+            engine_version(text)
+    with pytest.raises(InputError, match="costSource: 'oracle' is unknown"):
+        cost_source("oracle")
+    # Corrections are of one version: the only one learnt, or the one that is named.
+    corrections = learnt([1.3] * 60)
+    assert cost_source(corrections=corrections) == LiveSource(Roofline(), corrections, "sglang 0.5.9")
+    both = corrections.observed(KEY._replace(engine_version="sglang 0.6.0"), "decode", 0.01, 0.01)
+    with pytest.raises(InputError, match=r"name one of sglang:0\.5\.9, sglang:0\.6\.0"):
+        cost_source(corrections=both)
+    named = cost_source(corrections=both, engine=engine_version("sglang:0.5.9"))
+    assert named.step_model(L8, H100, ONE, "bf16").weight_seconds > 1.2 * Roofline().step_model(
+        L8, H100, ONE, "bf16"
+    ).weight_seconds  # fmt: skip
+
+
+def test_certainty_is_of_the_least_certain_replica() -> None:
+    source = Roofline()
+    found = certainty(source, [("small", L8, H100, ONE), ("large", L70, H100, Shape(4, 2)), ("large", L70, H100, FOUR)])
+    assert found.uncertainty_percent == source.uncertainty_percent(L70, H100, Shape(4, 2))
+    assert found.extrapolates == ("large: no measured engine with pipeline parallelism",)

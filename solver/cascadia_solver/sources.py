@@ -1,0 +1,104 @@
+"""Which cost source to plan or predict with: its kind, whose engine, and what running ones have taught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from cascadia_api.errors import InputError, Problem
+from cascadia_solver.catalogue.gpus import GpuFacts
+from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.factors import DEFAULT_ENGINE, ENGINES
+from cascadia_solver.live_correction import LiveCorrections, LiveSource
+from cascadia_solver.measured_tables import MeasuredTables
+from cascadia_solver.roofline import CostSource, Roofline, Shape
+
+__all__ = ["KINDS", "Certainty", "EngineVersion", "certainty", "cost_source", "engine_version"]
+
+KINDS = ("roofline", "measured")
+
+
+class EngineVersion(NamedTuple):
+    """An engine.
+
+    Attributes:
+        engine: One of `ENGINES`.
+        version: Its version; empty where it does not matter.
+    """
+
+    engine: str = DEFAULT_ENGINE
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.version}".rstrip()
+
+
+def engine_version(text: str) -> EngineVersion:
+    """Read ``ENGINE`` or ``ENGINE:VERSION``.
+
+    Raises:
+        InputError: Names the engines there are.
+    """
+    engine, colon, version = text.partition(":")
+    if engine not in ENGINES or (colon and not version):
+        raise InputError(f"{text!r} is no engine: use {', '.join(ENGINES)}, with or without a version: sglang:0.5.9")
+    return EngineVersion(engine, version)
+
+
+def cost_source(
+    kind: str = KINDS[0], engine: EngineVersion | None = None, corrections: LiveCorrections | None = None
+) -> CostSource:
+    """The source of that kind, corrected by what was learnt.
+
+    Args:
+        kind: ``roofline`` or ``measured``.
+        engine: Whose step times; SGLang's by default. Corrections are of one version: the only one learnt,
+            where none is named.
+        corrections: What running engines have taught; None for none.
+
+    Raises:
+        InputError: The kind is unknown, or corrections are of several versions and none is named.
+    """
+    if kind not in KINDS:
+        raise InputError(Problem("costSource", f"{kind!r} is unknown; use {' or '.join(KINDS)}"))
+    engine = engine or EngineVersion()
+    base: CostSource = MeasuredTables(engine=engine.engine, version=engine.version)
+    if kind == "roofline":
+        base = Roofline(engine=engine.engine)
+    if corrections is None:
+        return base
+    learnt = sorted({key.engine_version for key in corrections.by_key})
+    chosen = str(engine)
+    if not engine.version:
+        of_engine = [name for name in learnt if name.split(" ", 1)[0] == engine.engine]
+        if len(of_engine) > 1:
+            versions = ", ".join(name.replace(" ", ":", 1) for name in of_engine)
+            raise InputError(Problem("engine", f"the live corrections are of several versions: name one of {versions}"))
+        chosen = of_engine[0] if of_engine else chosen
+    return LiveSource(base, corrections, chosen)
+
+
+class Certainty(NamedTuple):
+    """How far some predictions can be trusted.
+
+    Attributes:
+        uncertainty_percent: Expected (median) error of end-to-end latencies of the least certain, percent.
+        extrapolates: In what they differ from all that the source was measured on.
+    """
+
+    uncertainty_percent: float
+    extrapolates: tuple[str, ...]
+
+
+def certainty(source: CostSource, replicas: Iterable[tuple[str, ModelFacts, GpuFacts, Shape]]) -> Certainty:
+    """What a source says of several replicas.
+
+    Args:
+        source: The source.
+        replicas: Stage, model, GPU and shape of each, at least one.
+    """
+    worst, said = 0.0, dict[str, None]()
+    for stage, model, gpu, shape in replicas:
+        worst = max(worst, source.uncertainty_percent(model, gpu, shape))
+        said |= dict.fromkeys(f"{stage}: {what}" for what in source.extrapolations(model, gpu, shape))
+    return Certainty(worst, tuple(said))
