@@ -7,7 +7,7 @@ ENGINE_STAMP := $(VENV)/.engine-installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo test unit integration e2e lint format crds lock tools clean
+.PHONY: help install engine demo test unit integration e2e soak lint format crds lock tools clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,11 +49,14 @@ tools: $(STAMP) ## build the Kubernetes binaries that integration tests use (onc
 
 integration: tools engine ## tests on a real API server, scheduler and KWOK nodes
 	@echo "» integration tests on a real control plane"
-	@$(BIN)/python -m pytest tests/integration $(ARGS)
+	@$(BIN)/python -m pytest tests/integration --numprocesses 2 --dist loadgroup $(ARGS)
 
 e2e: engine ## tests of the whole product on this machine
 	@echo "» end-to-end tests"
-	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest tests/e2e --numprocesses 2 --dist loadfile $(ARGS)
+
+soak: $(STAMP) ## routers under mixed load, changes and kills: `make soak ARGS="--minutes 30"`
+	@$(BIN)/python -m tests.support.soak $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@echo "» ruff, mypy, import-linter"

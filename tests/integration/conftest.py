@@ -13,6 +13,13 @@ CRDS = sorted((Path(__file__).resolve().parents[2] / "crds").glob("*.yaml"))
 _build_failure = pytest.StashKey[Exception]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests on the shared control plane, whatever others do beside it (`--dist loadgroup`)."""
+    for item in items:
+        if "control_plane" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("control-plane"))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the binaries before the first test: the minutes that takes once should count against no test's timeout."""
     needed = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
