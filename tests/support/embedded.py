@@ -40,8 +40,8 @@ Group = tuple[int, int]
 """Tensor parallelism and number of replicas."""
 
 
-def pair() -> CascadeDeployment:
-    return load_manifest(MANIFEST, "pair.yaml").cascade
+def pair(gpus: int = 8) -> CascadeDeployment:
+    return load_manifest(MANIFEST.replace("maxGpus: 8", f"maxGpus: {gpus}"), "pair.yaml").cascade
 
 
 def plan_of(
@@ -102,11 +102,11 @@ def phase(rate: float, *, name: str = "one", hardness: float = 0.0) -> Phase:
 class Embedded:
     """The runtime of `pair`, its events and its traffic."""
 
-    def __init__(self, directory: Path, scale: float) -> None:
+    def __init__(self, directory: Path, scale: float, gpus: int) -> None:
         self.directory = directory
         self.clock = ScaledClock(scale, time.time())
         self.events = EventLog(self.clock, directory / "events.jsonl")
-        cascade = pair()
+        cascade = pair(gpus)
         abilities = {ability.name: ability for ability in default_abilities(["small", "large"])}
         settings = SimulationSettings(abilities=abilities, clock=self.clock, load_speedup=4)
         starter = engine_starter(cascade, settings, kind="simulated")
@@ -130,8 +130,8 @@ class Embedded:
 
 
 @contextlib.asynccontextmanager
-async def embedded(directory: Path, *, scale: float = 20.0) -> AsyncIterator[Embedded]:
-    run = Embedded(directory, scale)
+async def embedded(directory: Path, *, scale: float = 20.0, gpus: int = 8) -> AsyncIterator[Embedded]:
+    run = Embedded(directory, scale, gpus)
     try:
         yield run
     finally:

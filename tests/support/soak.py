@@ -48,12 +48,14 @@ SHAPE_SECONDS = 12.0
 KILL_SECONDS = 6.0
 """Pause after a killed process is back, wall s."""
 SHAPES: tuple[tuple[list[Group], list[Group]], ...] = (
-    ([(1, 2)], [(2, 2)]),
-    ([(1, 3)], [(2, 2)]),
-    ([(1, 2)], [(2, 3)]),
-    ([(1, 4)], [(2, 2)]),
+    ([(1, 2)], [(4, 2)]),
+    ([(1, 3)], [(4, 2)]),
+    ([(1, 2)], [(4, 3)]),
+    ([(1, 4)], [(4, 2)]),
 )
 """Replicas (tensor parallelism, count) of the small and of the large stage."""
+GPUS = 20
+"""The largest shape's and room to start a replica before another one goes."""
 KINDS = {"whole": 45, "stream": 35, "leaves-stream": 8, "leaves-early": 7, "pinned": 5}
 REQUEST_DEADLINE_SECONDS = 60.0
 
@@ -186,7 +188,7 @@ class Soak:
             "simulation": {
                 "key": str(number),
                 "inputTokens": self._random.randint(20, 1500),
-                "outputTokens": self._random.randint(5, 600),
+                "outputTokens": self._random.randint(5, 400),
             },
         }
         label = f"{kind} {number} ({self._part})"
@@ -347,7 +349,7 @@ def _established(port: int) -> int:
 
 async def soak(directory: Path, minutes: float, seed: int = 0) -> Outcome:
     """Run a cascade for some minutes."""
-    async with embedded(directory, scale=CLOCK_SCALE) as run:
+    async with embedded(directory, scale=CLOCK_SCALE, gpus=GPUS) as run:
         return await Soak(run, 60.0 * minutes, seed).go()
 
 
