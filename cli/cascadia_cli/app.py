@@ -44,6 +44,13 @@ class PlanFormat(StrEnum):
     yaml = "yaml"
 
 
+class MilpSolver(StrEnum):
+    """Solvers of the MILP."""
+
+    cbc = "cbc"
+    highs = "highs"
+
+
 class ResultFormat(StrEnum):
     """How other results are printed."""
 
@@ -145,6 +152,9 @@ def plan(
         list[str] | None,
         typer.Option(metavar="N,N,...", help="Free GPUs of each node, as 8,8,4; POOL=N,N for several pools."),
     ] = None,
+    solver: Annotated[
+        MilpSolver, typer.Option(help="Certifies the allocation; highs needs pip install 'cascadia[highs]'.")
+    ] = MilpSolver.cbc,
     frontier: Annotated[bool, typer.Option("--frontier", help="List the plans that no other beats.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what binds, and why not another plan.")] = False,
     plot: Annotated[str | None, typer.Option(metavar="OUT.png|svg", help="Draw the frontier and the GPUs.")] = None,
@@ -168,6 +178,7 @@ def plan(
         trace=trace,
         gpus=gpus or [],
         free=free or [],
+        solver="HiGHS" if solver is MilpSolver.highs else "CBC",
         frontier=frontier,
         explained=explain,
         plot=plot,

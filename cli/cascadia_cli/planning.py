@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cascadia_api.plan import Plan
+    from cascadia_solver.milp import SolverName
     from cascadia_solver.planner import PlanningInputs
 
 __all__ = ["print_document", "print_manifests", "print_plan", "with_gpus"]
@@ -34,6 +35,7 @@ def print_plan(
     trace: str | None,
     gpus: Sequence[str],
     free: Sequence[str],
+    solver: SolverName,
     frontier: bool,
     explained: bool,
     plot: str | None,
@@ -54,7 +56,7 @@ def print_plan(
     cascade = with_gpus(manifest.cascade, gpus)
     inputs = _inputs(manifest, file, cascade, calibration=calibration, trace=trace)
     inputs = replace(inputs, free_by_node=_free_gpus(cascade, free), cost=read_cost_source(*cost))
-    plan = _plan(inputs, file)
+    plan = _plan(inputs, file, solver)
     explanation: list[str] = []
     if explained:
         from cascadia_solver.explain import explain
@@ -179,12 +181,12 @@ def _free_gpus(cascade: CascadeDeployment, flags: Sequence[str]) -> dict[str, li
     return free
 
 
-def _plan(inputs: PlanningInputs, file: str) -> Plan:
+def _plan(inputs: PlanningInputs, file: str, solver: SolverName = "CBC") -> Plan:
     from cascadia_solver.planner import plan_cascade
 
     try:
         with _progress() as progress:
-            return plan_cascade(inputs, progress=progress)
+            return plan_cascade(inputs, progress=progress, solver=solver)
     except InputError as error:
         raise error if error.source else error.within(file) from None
 

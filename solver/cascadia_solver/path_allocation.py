@@ -3,8 +3,9 @@
 The objective is neither separable nor min-max, but it does not increase with any stage's GPUs, and a
 stage's latency changes at few numbers of GPUs only. So up to some thousands of combinations are all
 tried (the stage with the most steps takes what the others leave); beyond that, a local search runs
-from the stages' least, and its result is held against a lower bound: every stage with all the GPUs
-that the others' least leaves, sharpened by branch and bound over boxes of allocations where asked.
+from the stages' least. On few GPUs branch and bound over boxes of allocations then finds the best one and
+proves it; on many it only sharpens the lower bound that the result is held against (every stage with all
+the GPUs that the others' least leaves), where asked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ Integers = NDArray[np.int64]
 _EXHAUSTIVE = 4096
 _BLOCK = 256
 _MOVES = (1, 2, 4, 8, 16)
+_FEW_GPUS = 32
+_MOST_BOXES = 200_000
+"""Of branch and bound on few GPUs: far more than it takes there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ class PathAllocation:
         choice: Index into each stage's choices.
         latency: Estimated percentile of end-to-end latency, s.
         bound: No allocation within the limits has less of what is minimised, s or price.
-        exhaustive: Whether all allocations were tried.
+        exhaustive: Whether no allocation is better: all were tried, or ruled out.
     """
 
     choice: tuple[int, ...]
@@ -114,6 +118,11 @@ def allocate_path(
         if start is None:
             return None
         best = search.descend(start)
+        if sum(limits) <= _FEW_GPUS and not any(room is not None for room in rooms):
+            known = np.inf if (search.excess(best[None]) > 0).any() else float(search.value(best[None])[0])
+            found = _branch_and_bound(search, sizes, known, tolerance=0.0, evaluations=_MOST_BOXES)
+            best = best if found.choice is None else found.choice
+            exhaustive = found.complete and (prices is None or found.bound < np.inf)
     latency = float(search.latency(best[None], percentile)[0])
     value = search.value(best[None])[0]
     bound = value if exhaustive else min(value, search.bound())
@@ -150,23 +159,50 @@ def path_bound(
     Returns:
         A value that no allocation within the limits undercuts; at most `known`.
     """
-    sizes = np.array([len(stage.gpus) for stage in stages])
-    free = int(np.argmax(sizes))
     search = _Search(stages, limits, percentile, prices, ceilings)
-    low = np.zeros((1, len(stages)), dtype=np.int64)
-    high = (sizes - 1)[None]
-    bound, looked = known, 0
+    sizes = [len(stage.gpus) for stage in stages]
+    return _branch_and_bound(search, sizes, known, tolerance=tolerance, evaluations=evaluations).bound
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """What branch and bound found.
+
+    Attributes:
+        bound: No allocation has less of what is minimised; at most the known value.
+        choice: An allocation better than the known one, if there is any.
+        complete: Whether the bound is attained: by `choice`, or else by the known value.
+    """
+
+    bound: float
+    choice: Integers | None
+    complete: bool
+
+
+def _branch_and_bound(
+    search: _Search, sizes: Sequence[int], known: float, *, tolerance: float, evaluations: int
+) -> _Bounded:
+    free = int(np.argmax(sizes))
+    low = np.zeros((1, len(sizes)), dtype=np.int64)
+    high = (np.array(sizes) - 1)[None]
+    bound, best, looked, complete = known, known, 0, tolerance == 0.0
+    choice: Integers | None = None
     while len(low):
-        values, possible = search.box_bounds(low, high, free)
+        values, possible, corners = search.box_bounds(low, high, free)
         looked += len(low)
         single = (np.delete(high - low, free, axis=1) == 0).all(axis=1)
-        done = possible & (single | (values >= known * (1 - tolerance)))
+        exact = np.flatnonzero(possible & single)
+        if len(exact) and values[exact].min() < best:
+            least = exact[values[exact].argmin()]
+            best, choice = float(values[least]), corners[least].copy()
+        done = possible & (single | (values >= best * (1 - tolerance)))
         if looked >= evaluations:
+            complete &= not (possible & ~done).any()
             done = possible
         bound = min([bound, *values[done]])
         rest = possible & ~done
         low, high = _halved(low[rest], high[rest], free)
-    return float(bound)
+    return _Bounded(float(bound), choice, complete)
 
 
 def _halved(low: Integers, high: Integers, free: int) -> tuple[Integers, Integers]:
@@ -304,8 +340,13 @@ class _Search:
         choices[:, free] = low
         return choices
 
-    def box_bounds(self, low: Integers, high: Integers, free: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Bound what is minimised in boxes of allocations; and whether a box holds any that may be taken."""
+    def box_bounds(self, low: Integers, high: Integers, free: int) -> tuple[Floats, NDArray[np.bool_], Integers]:
+        """Bound what is minimised in boxes of allocations.
+
+        Returns:
+            The bounds, whether a box holds any allocation that may be taken, and the allocation of the bound: it
+            may be taken where the box is a single one but for the free stage.
+        """
         corner = low.copy()
         corner[:, free] = 0
         possible = self.within(corner)
@@ -317,7 +358,7 @@ class _Search:
         upper = high.copy()
         upper[:, free] = most
         if self._prices is None:
-            return self.latency(upper, self._percentile), possible
+            return self.latency(upper, self._percentile), possible, upper
         possible &= self.excess(upper) <= 0
         first, last = np.zeros(len(low), dtype=np.int64), most.copy()
         while (first < last).any():
@@ -327,7 +368,7 @@ class _Search:
             last = np.where(kept, middle, last)
             first = np.where(kept, first, np.minimum(middle + 1, last))
         corner[:, free] = first
-        return self.value(corner), possible
+        return self.value(corner), possible, corner
 
     def start(self) -> Integers | None:
         """Every stage at its least, then GPUs one step at a time to the stage that gains the path most."""

@@ -26,7 +26,7 @@ from cascadia_solver.evaluation import Evaluation, evaluate
 from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reach, too_few_gpus
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
-from cascadia_solver.milp import MilpResult, solve_allocation
+from cascadia_solver.milp import MilpResult, SolverName, solve_allocation
 from cascadia_solver.path_allocation import path_bound
 from cascadia_solver.replay import threshold_grids
 from cascadia_solver.screening import Screened
@@ -43,13 +43,20 @@ _MILP_TOLERANCE = 1e-6
 Progress = Callable[[str, float], None]
 
 
-def plan_cascade(inputs: PlanningInputs, *, deadline_seconds: float = 60.0, progress: Progress | None = None) -> Plan:
+def plan_cascade(
+    inputs: PlanningInputs,
+    *,
+    deadline_seconds: float = 60.0,
+    progress: Progress | None = None,
+    solver: SolverName = "CBC",
+) -> Plan:
     """Make the best plan that the inputs allow.
 
     Args:
         inputs: What to plan from.
         deadline_seconds: Wall time after which the best plan so far is returned, marked `TimedOut`.
         progress: Told what is being done and the share that is done, 0 to 1.
+        solver: What solves the MILP that certifies the allocation.
 
     Returns:
         The plan. The same inputs give the same plan, but for the time it took and after a time-out.
@@ -84,15 +91,15 @@ def plan_cascade(inputs: PlanningInputs, *, deadline_seconds: float = 60.0, prog
     if best.excess(spec.objective.targets or []) > 0:
         raise latency_out_of_reach(best, spec.objective.targets or [])
     tell("certifying", 0.9)
-    certificate = _certify(best.design, problem, max(_LEAST_SOLVER_SECONDS, ends - time.monotonic()))
+    certificate = _certify(best.design, problem, max(_LEAST_SOLVER_SECONDS, ends - time.monotonic()), solver)
     alternatives = _alternatives(problem, evaluations, best, [m.name for m in spec.models], expired)
     tell("writing the plan", 0.97)
     timed_out = expired()
     plan = _plan(inputs, traffic, problem, screened, best, alternatives)
-    solver = _solver(best.design, problem, certificate, timed_out, _cpu_seconds() - started)
+    found = _solver(best.design, problem, certificate, timed_out, _cpu_seconds() - started)
     warnings = _warnings(inputs, traffic, problem, best, certificate, timed_out)
     tell("done", 1.0)
-    return plan.model_copy(update={"solver": solver, "warnings": warnings})
+    return plan.model_copy(update={"solver": found, "warnings": warnings})
 
 
 def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
@@ -153,7 +160,7 @@ def _no_design(inputs: PlanningInputs, traffic: Traffic, problem: Problem) -> In
     return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts, inputs.cost)
 
 
-def _certify(plan: Design, problem: Problem, seconds: float) -> MilpResult:
+def _certify(plan: Design, problem: Problem, seconds: float, solver: SolverName) -> MilpResult:
     """Hold the exact min-max search of the plan's own tables against the MILP.
 
     Raises:
@@ -161,7 +168,7 @@ def _certify(plan: Design, problem: Problem, seconds: float) -> MilpResult:
     """
     tables, pools = plan.routed.latencies, plan.route.pools
     exact = max_stage_allocation(tables, problem.limits, pools)
-    result = solve_allocation(tables, problem.limits, pools, deadline_seconds=seconds)
+    result = solve_allocation(tables, problem.limits, pools, deadline_seconds=seconds, solver=solver)
     agree = result.status != "Optimal" or (
         exact is not None and abs(result.latency - exact.latency) <= _MILP_TOLERANCE * exact.latency
     )
@@ -285,7 +292,8 @@ def _solver(plan: Design, problem: Problem, certificate: MilpResult, timed_out: 
         )
         bound = max(bound, sharper)
     gap = max(0.0, value / bound - 1) if bound > 0 else 0.0
-    proven = plan.exhaustive and certificate.status == "Optimal"
+    # On partly used nodes who gets the whole ones is tried, not proven.
+    proven = plan.exhaustive and certificate.status == "Optimal" and not any(problem.rooms)
     return PlanSolver(
         status="TimedOut" if timed_out else "Optimal" if proven else "Feasible",
         objective="EndToEnd",

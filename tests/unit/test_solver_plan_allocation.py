@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pulp
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from cascadia_solver import path_allocation
 from cascadia_solver.allocation import Allocation, max_stage_allocation
-from cascadia_solver.milp import solve_allocation
+from cascadia_solver.milp import SolverName, solve_allocation
 from cascadia_solver.path_allocation import Ceiling, PathStage, allocate_path, path_bound, trim_allocation
 
 
@@ -80,21 +81,52 @@ def test_a_budget_in_money_is_kept() -> None:
     assert solve_allocation([table, table], [8], prices=[2.0], budget=3.0).status == "Infeasible"
 
 
-def test_infeasible_failed_and_timed_out_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+SOLVERS = ("CBC", "HiGHS")
+
+
+def with_solver(solver: str) -> SolverName:
+    if solver == "HiGHS":
+        pytest.importorskip("highspy")
+        return "HiGHS"
+    return "CBC"
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_infeasible_and_timed_out_are_told_apart(name: str) -> None:
+    solver, table = with_solver(name), np.array([np.inf, np.inf, 3.0])
+    assert solve_allocation([table, table], [3], solver=solver).status == "Infeasible"
+    assert solve_allocation([np.full(4, np.inf)], [3], solver=solver).status == "Infeasible"
+    assert solve_allocation([table, table], [4], solver=solver).status == "Optimal"
+    random = np.random.default_rng(3)
+    hard = [np.concatenate([[np.inf], np.sort(random.uniform(1, 99, 300))[::-1]]) for _ in range(6)]
+    stopped = solve_allocation(hard, [300], deadline_seconds=1e-9, solver=solver)
+    assert stopped.status == "TimedOut"
+    exact = max_stage_allocation(hard, [300])
+    assert exact is not None
+    assert stopped.latency >= exact.latency, "what it has by then is no proof"
+
+
+def test_a_solver_that_fails_is_told_from_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table = np.array([np.inf, np.inf, 3.0])
-    assert solve_allocation([table, table], [3]).status == "Infeasible"
-    assert solve_allocation([np.full(4, np.inf)], [3]).status == "Infeasible"
-    monkeypatch.setattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", "/nowhere/cbc")
-    failed = solve_allocation([table, table], [4])
-    assert failed.status == "Failed"
-    assert "cbc" in failed.detail
+    crashing = tmp_path / "cbc"
+    crashing.write_text("#!/bin/sh\nexit 3\n")
+    crashing.chmod(0o755)
+    for binary in ("/nowhere/cbc", str(crashing)):
+        monkeypatch.setattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", binary)
+        failed = solve_allocation([table, table], [4])
+        assert failed.status == "Failed"
+        assert "cbc" in failed.detail
 
-    def stopped(self: object, problem: pulp.LpProblem, **_: object) -> int:
-        problem.assignStatus(pulp.LpStatusNotSolved, pulp.LpSolutionNoSolutionFound)
-        return int(pulp.LpStatusNotSolved)
 
-    monkeypatch.setattr(pulp.COIN_CMD, "actualSolve", stopped)
-    assert solve_allocation([table, table], [4]).status == "TimedOut"
+def test_a_solver_that_is_not_installed_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(self: object, problem: pulp.LpProblem) -> int:  # what PuLP does without highspy
+        raise pulp.PulpSolverError("HiGHS: Not Available")
+
+    monkeypatch.setattr(pulp.HiGHS, "actualSolve", absent)
+    table = np.array([np.inf, np.inf, 3.0])
+    missing = solve_allocation([table, table], [4], solver="HiGHS")
+    assert missing.status == "Failed"
+    assert "HiGHS" in missing.detail
 
 
 def path_stages(seed: int, count: int, steps: int, pools: int) -> list[PathStage]:
@@ -169,6 +201,7 @@ def test_the_cheapest_allocation_within_a_ceiling_equals_brute_force(seed: int, 
 
 def test_the_local_search_is_close_to_brute_force_and_states_its_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(path_allocation, "_EXHAUSTIVE", 0)
+    monkeypatch.setattr(path_allocation, "_FEW_GPUS", 0)
     ratios = []
     for seed in range(40):
         stages, limits = path_stages(seed, 3, 8, 1), [18]
