@@ -165,12 +165,14 @@ def routed(
     stages = []
     for place, site in enumerate(sites):
         most = widest[place] if widest else None
-        key = (site.model, site.pool, most, *zip(route.stages[:place], route.thresholds[:place], strict=True))
+        # With a gate, how long a stage works depends on its own threshold, too.
+        before = len(route.thresholds[: place + (sample.gate_tokens is not None)])
+        key = (site.model, site.pool, most, *zip(route.stages[:before], route.thresholds[:before], strict=True))
         if key not in made:
             visits = exits >= site.model
             if sample.able is not None:
                 visits &= sample.able[:, site.model]
-            made[key] = _stage(site, visits, sample, limits[site.pool], percentile, most)
+            made[key] = _stage(site, visits, exits, sample, limits[site.pool], percentile, most)
         stages.append(made[key])
     share = np.array([stage.reach for stage in stages])
     return Routed(
@@ -185,9 +187,17 @@ def routed(
 
 
 def _stage(
-    site: Site, visits: NDArray[np.bool_], sample: RequestSample, limit: int, percentile: float, widest: int | None
+    site: Site,
+    visits: NDArray[np.bool_],
+    exits: Integers,
+    sample: RequestSample,
+    limit: int,
+    percentile: float,
+    widest: int | None,
 ) -> StageMade:
     inputs, outputs = sample.input_tokens, sample.output_tokens[:, site.model]
+    if sample.gate_tokens is not None:
+        outputs = np.where(exits > site.model, np.minimum(outputs, sample.gate_tokens), outputs)
     reach = float(visits.mean())
     ordered = sample.by_length[site.model]
     rows = ordered[visits[ordered]] if reach else ordered

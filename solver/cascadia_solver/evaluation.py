@@ -82,7 +82,13 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
         stages[model] = replicas
     exits = design.routed.exits
     times = simulate_cascade(
-        stages, sample.arrivals, sample.input_tokens, sample.output_tokens, exits, able=sample.able
+        stages,
+        sample.arrivals,
+        sample.input_tokens,
+        sample.output_tokens,
+        exits,
+        able=sample.able,
+        gate_tokens=sample.gate_tokens,
     )
     service = [times.stage_service[model] for model in design.route.stages]
     seen = path_times(times, sample, exits)

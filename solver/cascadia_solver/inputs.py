@@ -118,7 +118,11 @@ def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Tr
     demand = _demand(inputs, table, requests)
     table = _with_needs(table, _stated_needs(inputs, demand), inputs.seed)
     sample = match(demand, table, seed=inputs.seed)
-    sample = replace(sample, able=able_models(facts, sample.input_tokens, sample.output_tokens, sample.needs))
+    sample = replace(
+        sample,
+        able=able_models(facts, sample.input_tokens, sample.output_tokens, sample.needs),
+        gate_tokens=spec.routing.streaming.gate_tokens,
+    )
     return Traffic(facts, replace(table, able=_able_rows(table, facts, sample)), demand, sample)
 
 

@@ -67,7 +67,10 @@ def ladder(
     replay = Replay(grid, sample.scores, sample.able)
     reach = replay.reach(np.ones(len(sample)))
     load = np.stack(
-        [replay.at_stage(j, np.ascontiguousarray(sample.output_tokens[:, m])) for j, m in enumerate(grid.stages)],
+        [
+            replay.generated(j, np.ascontiguousarray(sample.output_tokens[:, m]), sample.gate_tokens)
+            for j, m in enumerate(grid.stages)
+        ],
         axis=1,
     )
     own = grid.nearest(thresholds)

@@ -180,6 +180,20 @@ class Replay:
         """Sum of `values` [n] over the requests that a stage serves, for every vector [V]."""
         return self._spread(self.reaching(stage, self._served(stage, values)), stage).ravel()
 
+    def generated(self, stage: int, answers: Floats, gate_tokens: int | None) -> Floats:
+        """Answer tokens that a stage generates, for every vector [V].
+
+        Args:
+            stage: Place in `grid.stages`.
+            answers: Whole lengths of its answers [n].
+            gate_tokens: Where rejected answers stop; None: at their end.
+        """
+        whole = self.at_stage(stage, answers)
+        if gate_tokens is None or stage + 1 == len(self.grid.stages):
+            return whole
+        spared = self._served(stage, np.maximum(answers - gate_tokens, 0.0))
+        return whole - self._spread(self.reaching(stage + 1, spared), stage + 1).ravel()
+
     def at_exit(self, values: Floats) -> Floats:
         """Sum over all requests of the value of the model that answers them; 0 for one that the last refuses.
 

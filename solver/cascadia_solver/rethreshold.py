@@ -206,6 +206,7 @@ def _thinned(sample: RequestSample) -> RequestSample:
         quality=sample.quality[rows],
         row=sample.row[rows],
         able=None if sample.able is None else sample.able[rows],
+        gate_tokens=sample.gate_tokens,
     )
 
 
@@ -245,7 +246,7 @@ def _rates(replay: Replay, traffic: Traffic, grid: ThresholdGrid) -> Floats:
     for j, model in enumerate(grid.stages):
         answers = np.ascontiguousarray(sample.output_tokens[:, model])
         typical = answers[sample.taken_by(model)].mean() * len(sample)
-        columns.append(replay.at_stage(j, answers) / typical * sample.requests_per_second)
+        columns.append(replay.generated(j, answers, sample.gate_tokens) / typical * sample.requests_per_second)
     return np.stack(columns, axis=1)
 
 
@@ -282,6 +283,7 @@ def _latency(
         times = path_latency(
             grid.stages, [t[rows] for t in thresholds], [p[rows] for p in parts],
             inputs[shown], outputs[shown], scores[shown], None if able is None else able[shown],
+            sample.gate_tokens,
         )  # fmt: skip
         kth = min(len(shown) - 1, int(percentile / 100 * len(shown)))
         latency[rows] = np.partition(times, kth, axis=1)[:, kth]
@@ -289,7 +291,7 @@ def _latency(
     def times_of(vector: int) -> Floats:
         one = slice(vector, vector + 1)
         chosen = [t[one] for t in thresholds], [p[one] for p in parts]
-        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores, able)[0])
+        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores, able, sample.gate_tokens)[0])
 
     return latency, times_of
 

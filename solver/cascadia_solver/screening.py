@@ -221,6 +221,7 @@ def path_latency(
     outputs: Floats,
     scores: Floats,
     able: NDArray[np.bool_] | None = None,
+    gate_tokens: int | None = None,
 ) -> Floats:
     """Latency of each request along its path, in closed form.
 
@@ -232,6 +233,7 @@ def path_latency(
         outputs: Answer lengths [n, C].
         scores: Raw scores [n, C].
         able: Which models can take each request [n, C]; None: all of them.
+        gate_tokens: Where rejected answers stop; None: at their end.
 
     Returns:
         Seconds [K, n].
@@ -241,9 +243,13 @@ def path_latency(
     for j, (model, part) in enumerate(zip(stages, parts, strict=True)):
         own = part[:, 0, None] + part[:, 1, None] * inputs + part[:, 2, None] * outputs[:, model]
         takes = np.True_ if able is None else able[:, model]
+        if j + 1 < len(stages):
+            rejected = scores[:, model] < thresholds[j][:, None]
+            if gate_tokens is not None:
+                own -= np.where(rejected, part[:, 2, None] * np.maximum(outputs[:, model] - gate_tokens, 0.0), 0.0)
         total += np.where(here & takes, own, 0.0)
         if j + 1 < len(stages):
-            here &= (scores[:, model] < thresholds[j][:, None]) | ~takes
+            here &= rejected | ~takes
     return total
 
 
@@ -253,7 +259,7 @@ def _stage_loads(replay: Replay, sites: Sequence[Site], sample: RequestSample) -
     rates, profiles = [], []
     for j, site in enumerate(sites):
         visits = replay.at_stage(j, every)
-        tokens = replay.at_stage(j, np.ascontiguousarray(sample.output_tokens[:, site.model]))
+        tokens = replay.generated(j, np.ascontiguousarray(sample.output_tokens[:, site.model]), sample.gate_tokens)
         reach = visits / len(sample)
         distance = np.abs(np.log(np.maximum(reach, 1e-6))[:, None] - np.log(site.reaches)[None, :])
         profile = distance.argmin(axis=1)
@@ -295,7 +301,14 @@ def _estimates(
     for start in range(0, len(vector), 512):
         block = slice(start, start + 512)
         times = path_latency(
-            grid.stages, [t[block] for t in thresholds], [p[block] for p in parts], inputs, outputs, scores, able
+            grid.stages,
+            [t[block] for t in thresholds],
+            [p[block] for p in parts],
+            inputs,
+            outputs,
+            scores,
+            able,
+            sample.gate_tokens,
         )
         kth = min(len(rows) - 1, int(percentile / 100 * len(rows)))
         latency[block] = np.partition(times, kth, axis=1)[:, kth]

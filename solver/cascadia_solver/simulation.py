@@ -185,6 +185,7 @@ def simulate_cascade(
     scorer_seconds: float = 0.0,
     hop_seconds: float = 0.002,
     able: npt.NDArray[np.bool_] | None = None,
+    gate_tokens: int | None = None,
 ) -> CascadeTimes:
     """Simulate requests on their way through a cascade.
 
@@ -201,6 +202,9 @@ def simulate_cascade(
         hop_seconds: Time to pass a request on to the next stage.
         able: Which stages can take each request, [n, stages]; None: all of them. It passes the others by, and
             one that its exit stage cannot take is refused there at once.
+        gate_tokens: Answers of all stages but the last are decided on after so many tokens: rejected ones stop
+            there, accepted ones begin to be seen there (in between, tokens are taken to come evenly). None: they
+            are decided on at their end.
 
     Raises:
         ValueError: If some request's exit stage has no replicas, or shapes disagree.
@@ -232,17 +236,24 @@ def simulate_cascade(
         reached = np.isfinite(at_stage[visitors])
         saturated[index] = not bool(reached.all())
         visitors = visitors[reached]
-        times = simulate_stage(stages[index], at_stage[visitors], prompts[visitors], answers[visitors, index])
+        last = index == live[-1]
+        accepted = exits[visitors] == index
+        lengths = answers[visitors, index]
+        if gate_tokens is not None and not last:
+            lengths = np.where(accepted, lengths, np.minimum(lengths, gate_tokens))
+        times = simulate_stage(stages[index], at_stage[visitors], prompts[visitors], lengths)
         utilisation[index] = times.utilisation
         saturated[index] |= times.saturated
         in_order = np.argsort(visitors)
         service[index] = (times.finish - at_stage[visitors])[in_order]
 
-        last = index == live[-1]
         decided = times.finish if last else times.finish + scorer_seconds
-        accepted = exits[visitors] == index
+        seen = times.first_token if last else decided
+        if gate_tokens is not None and not last:
+            held = (np.minimum(lengths, gate_tokens) - 1) / np.maximum(lengths - 1, 1)
+            seen = times.first_token + held * (times.finish - times.first_token) + scorer_seconds
         end[visitors[accepted]] = decided[accepted]
-        first_byte[visitors[accepted]] = (times.first_token if last else decided)[accepted]
+        first_byte[visitors[accepted]] = seen[accepted]
         at_stage[visitors[~accepted]] = decided[~accepted] + hop_seconds
     return CascadeTimes(end - when, first_byte - when, service, utilisation, saturated)
 

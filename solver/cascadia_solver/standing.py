@@ -41,7 +41,13 @@ def simulate_plan(
     exits = exit_stages(live, thresholds, sample.scores, sample.able)
     stages = [_replicas(spec, facts[index], plan, index, source) for index in range(len(plan.stages))]
     times = simulate_cascade(
-        stages, sample.arrivals, sample.input_tokens, sample.output_tokens, exits, able=sample.able
+        stages,
+        sample.arrivals,
+        sample.input_tokens,
+        sample.output_tokens,
+        exits,
+        able=sample.able,
+        gate_tokens=sample.gate_tokens,
     )
     return times, exits
 

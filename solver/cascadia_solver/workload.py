@@ -85,6 +85,7 @@ class RequestSample:
         row: Calibration row that each request was matched with [n].
         needs: What each request needs beyond text [n]; None: nothing.
         able: Which models can take each request [n, C]; None: all of them.
+        gate_tokens: Tokens after which a rejected answer stops (`streaming.mode: Gate`); None: at its end.
     """
 
     requests_per_second: float
@@ -96,6 +97,7 @@ class RequestSample:
     row: Integers
     needs: Masks | None = None
     able: NDArray[np.bool_] | None = None
+    gate_tokens: int | None = None
 
     def __len__(self) -> int:
         return len(self.arrivals)
