@@ -18,6 +18,7 @@ from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_deci
 from cascadia_api.scorer import Scorer, SecretKeyReference
 
 __all__ = [
+    "Balancing",
     "Calibration",
     "CapabilityNeeds",
     "CascadeDeployment",
@@ -309,6 +310,39 @@ class Streaming(ApiModel):
     )
 
 
+class Balancing(ApiModel):
+    """Where requests go among the replicas of a stage, and conversations among stages."""
+
+    policy: Literal["LeastLoaded", "PrefixAffinity"] = Field(
+        "LeastLoaded",
+        description="LeastLoaded: to the replica with the fewest outstanding requests by weight. PrefixAffinity: "
+        "conversations that begin alike to the same replica, for its prefix cache, while its load is near its share.",
+    )
+    prefix_bytes: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="PrefixAffinity: bytes of a conversation's beginning (its messages up to the first of the user, "
+        "or its prompt) that count. Absent: 4096.",
+    )
+    session_latch_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=604_800,
+        description="A conversation that has escalated goes straight to that stage until it has been silent for so "
+        "long, s. Absent: each request is judged for itself.",
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.prefixBytes) || self.policy == 'PrefixAffinity'",
+            "prefixBytes needs policy: PrefixAffinity: set it, or remove prefixBytes",
+            lambda b: b.prefix_bytes is None or b.policy == "PrefixAffinity",
+            ".prefixBytes",
+        ),
+    )
+
+
 class Overload(ApiModel):
     """What each router does with more requests than it can hold."""
 
@@ -375,6 +409,9 @@ class Routing(ApiModel):
         le=100,
         description="Most of its requests that a router repeats on another replica, % over 10 s; "
         "10 a second are always allowed, unless it is 0.",
+    )
+    balancing: Balancing = Field(
+        default_factory=Balancing, description="Where requests go among replicas, and conversations among stages."
     )
     overload: Overload = Field(
         default_factory=Overload, description="What each router does with more requests than it can hold."

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
     "POLICY_SCHEMA_VERSION",
+    "BalancingPolicy",
     "Capability",
     "Endpoint",
     "EndpointPolicy",
@@ -219,6 +220,22 @@ class StreamingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
             raise ValueError("mode Gate needs gateTokens, and no other mode takes it")
 
 
+class BalancingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """Where requests go among the replicas of a stage, and conversations among stages.
+
+    Attributes:
+        policy: ``LeastLoaded``: to the replica with the least outstanding ÷ weight. ``PrefixAffinity``:
+            conversations that begin alike to the same replica, while its load is near its share.
+        prefix_bytes: ``PrefixAffinity`` only: bytes of a conversation's beginning that count.
+        session_latch_seconds: A conversation that has escalated goes straight to that stage until it has been
+            silent for so long, service s; None: each request is judged for itself.
+    """
+
+    policy: Literal["LeastLoaded", "PrefixAffinity"] = "LeastLoaded"
+    prefix_bytes: Annotated[int, Meta(ge=1, le=1_048_576)] = 4096
+    session_latch_seconds: Annotated[float, Meta(gt=0)] | None = None
+
+
 class OverloadPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """What a router does with more requests than it can hold.
 
@@ -317,6 +334,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         request_timeout_seconds: Deadline of a request through the whole cascade, service seconds.
         max_in_flight: Requests that one router holds at once; see `OverloadPolicy` for more.
         overload: What is done with more requests.
+        balancing: Where requests go.
         sample_rate: Share of answered requests kept as calibration samples in the report.
         shadow: Shadow sampling; None: none.
         pin_stages: Whether `model: <stage name>` asks that stage alone.
@@ -339,6 +357,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     request_timeout_seconds: Annotated[float, Meta(gt=0)] = 600.0
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
     overload: OverloadPolicy = msgspec.field(default_factory=OverloadPolicy)
+    balancing: BalancingPolicy = msgspec.field(default_factory=BalancingPolicy)
     sample_rate: Annotated[float, Meta(ge=0, le=1)] = 0.05
     shadow: ShadowPolicy | None = None
     pin_stages: bool = True

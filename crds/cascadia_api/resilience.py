@@ -1,16 +1,27 @@
-"""What a manifest says of overload, as routers are told: in a cluster and in embedded mode alike."""
+"""What a manifest says of overload and balancing, as routers are told: in a cluster and in embedded mode alike."""
 
 from __future__ import annotations
 
-from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.cascade import CascadeDeployment, Routing
 from cascadia_api.plan import Plan
-from cascadia_api.policy import OverloadPolicy
+from cascadia_api.policy import BalancingPolicy, OverloadPolicy
 
-__all__ = ["overload_policy"]
+__all__ = ["balancing_policy", "overload_policy"]
 
 _LATE_SHARE = 0.05
 _PREDICTIONS = 2.0
 """Without a target, so many times the predicted 95th percentile is late."""
+
+
+def balancing_policy(routing: Routing) -> BalancingPolicy:
+    """Where requests go."""
+    balancing = routing.balancing
+    latch = balancing.session_latch_seconds
+    return BalancingPolicy(
+        policy=balancing.policy,
+        prefix_bytes=balancing.prefix_bytes or BalancingPolicy().prefix_bytes,
+        session_latch_seconds=None if latch is None else float(latch),
+    )
 
 
 def overload_policy(cascade: CascadeDeployment, plan: Plan) -> OverloadPolicy:

@@ -19,7 +19,7 @@ from cascadia_api.policy import (
     StreamingPolicy,
     encode_policy,
 )
-from cascadia_api.resilience import overload_policy
+from cascadia_api.resilience import balancing_policy, overload_policy
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_solver.catalogue.manifest import model_of, served_name
 from cascadia_solver.transition import Step
@@ -76,6 +76,7 @@ def build_policy(
         if shadow is None
         else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
         overload=overload_policy(cascade, plan),
+        balancing=balancing_policy(routing),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,

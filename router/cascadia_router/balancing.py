@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from itertools import accumulate
 from random import random
 
@@ -91,16 +92,18 @@ class Replica:
         is_own: Whether it is the replica beside this router.
         outstanding: Requests that this router has chosen it for and that are not answered.
         breaker: Its circuit breaker.
+        seed: Of its places in conversations' orders: see `affinity`.
         ready: False while it is known not to serve: by its engine (own replica), by the cluster (others).
     """
 
-    __slots__ = ("breaker", "is_own", "name", "outstanding", "ready", "upstream")
+    __slots__ = ("breaker", "is_own", "name", "outstanding", "ready", "seed", "upstream")
 
     def __init__(self, name: str, upstream: Upstream, *, is_own: bool = False) -> None:
         self.name = name
         self.upstream = upstream
         self.is_own = is_own
         self.outstanding = 0
+        self.seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
         self.breaker = Breaker()
         self.ready = True
 

@@ -122,6 +122,11 @@ class CompletionRequest:
         self.needs = _NOTHING if plain else _needs(head)
 
     @property
+    def content(self) -> bytes:
+        """JSON of its messages, or of its prompt."""
+        return bytes(self._head.messages if self.chat else self._head.prompt)
+
+    @property
     def wants_usage(self) -> bool:
         """See the class."""
         options = self._head.stream_options

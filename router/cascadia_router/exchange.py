@@ -57,7 +57,9 @@ class Exchange(Judged):
         "_port",
         "_repeating",
         "_reply_begun",
+        "_session",
         "_shown",
+        "_skips",
         "_tail",
         "_taken",
         "answered_by",
@@ -80,6 +82,7 @@ class Exchange(Judged):
         pinned: bool = False,
         end: int | None = None,
         spent: tuple[Spent, ...] = (),
+        session: int | None = None,
     ) -> None:
         self._arrived = arrived = http.arrived * node.scale
         super().__init__(
@@ -88,6 +91,8 @@ class Exchange(Judged):
         self._connection = connection
         self._http = http
         self._port = port
+        self._skips = False  # stages before the first one asked are still to be asked
+        self._session = session  # key of its conversation, if that is to stay with a stage
         self.lost = self._lost_before = lost
         self.answered_by = ""
         self._repeating = False
@@ -116,13 +121,15 @@ class Exchange(Judged):
 
     # -- beginning --------------------------------------------------------------------------------
 
-    def enter(self, pinned: Stage | None) -> None:
+    def enter(self, pinned: Stage | None, first: int = 0) -> None:
         """Begin at the router that the client called.
 
         Args:
             pinned: The only stage that may answer, if the client asked for one.
+            first: Index of the stage to begin at; those before are asked only if no other can answer.
         """
-        stages = (pinned,) if pinned is not None else self._able_from(0)
+        self._skips = first > 0
+        stages = (pinned,) if pinned is not None else self._able_from(first)
         if not self._route(stages):
             self._give_up()
 
@@ -311,6 +318,9 @@ class Exchange(Judged):
 
     def _give_up(self) -> None:
         """Nobody is left to ask: the answer at hand, or an error."""
+        skips, self._skips = self._skips, False
+        if skips and self.lost < _MOST_LOST and self._route(self._able_from(0)):
+            return
         if self._rejected is not None:
             self._serve_rejected(self._rejected, "unavailable")
         elif self._dropped is not None and self.lost < _MOST_LOST:
@@ -344,6 +354,12 @@ class Exchange(Judged):
         self.path, self.spent = self.path[:-1], self.spent[:-1]
         self.escalations_left = 0
         self._ask_own(stage, own)
+
+    def _latch(self, session: int, now: float) -> None:
+        """Let a conversation stay with the stage that has just answered, if it was escalated there."""
+        stage, asked = self.cascade.by_name.get(self.answered_by), self._stage
+        if stage is not None and asked is not None and (self.path or stage.index > asked.index):
+            self.node.latch.note(session, stage.name, now)
 
     def _fail(self, status: int, message: str, code: str) -> None:
         self._reply.fail(status, message, code, lost=self.lost - self._lost_before)
@@ -405,6 +421,8 @@ class Exchange(Judged):
         if self._http.client is not None:
             self._charge(self._http.client, now, outcome)
         node.window.slice(now)
+        if self._session is not None and outcome == "answered":
+            self._latch(self._session, now)
         key = (self._port, self.answered_by, outcome)
         reply = self._reply_begun
         if outcome in _ANSWERED and not self.pinned:

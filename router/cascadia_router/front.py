@@ -13,6 +13,7 @@ from cascadia_router.balancing import choose
 from cascadia_router.bounds import BoundError, read_bounds
 from cascadia_router.clients import Client
 from cascadia_router.completion_body import BodyError, CompletionRequest
+from cascadia_router.conversation import SESSION, session_key
 from cascadia_router.exchange import Exchange
 from cascadia_router.express import Express
 from cascadia_router.http1_request import Answering, Request
@@ -32,6 +33,8 @@ COMPLETIONS = frozenset({_CHAT, b"/v1/completions"})
 _RESPONSES = b"/v1/responses"
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _NO_HEADERS: dict[bytes, bytes] = {}
+SESSION_BYTES = 16_384
+"""Bytes of a conversation's beginning by which it is known where its client does not name it."""
 _RETRY_SOON = b"retry-after: 1\r\n"
 
 
@@ -267,6 +270,11 @@ class ClientPort(_Port):
             return
         if pinned is not None:
             piece.arrivals -= 1  # a pinned request, a calibration's mostly, is no part of the cascade's workload
+        session, first = None, 0
+        if cascade.latch_seconds is not None and pinned is None:
+            client = request.client.id if request.client is not None else ""
+            session = session_key(body.content, SESSION_BYTES, headers.get(SESSION), client)
+            first = self._latched(cascade, session, bounds.end)
         given = headers.get(b"x-request-id", b"")
         Exchange(
             node,
@@ -279,7 +287,19 @@ class ClientPort(_Port):
             policy.max_escalations,
             pinned=pinned is not None,
             end=bounds.end,
-        ).enter(pinned)
+            session=session,
+        ).enter(pinned, first)
+
+    def _latched(self, cascade: Cascade, session: int, end: int) -> int:
+        """Index of the stage that a conversation stays with; 0 if it is free."""
+        node = self.node
+        assert cascade.latch_seconds is not None
+        name = node.latch.stage_of(session, node.now(), cascade.latch_seconds)
+        stage = cascade.by_name.get(name) if name is not None else None
+        if stage is None or stage.index >= end:
+            return 0
+        node.metrics.latched[stage.name] += 1
+        return stage.index
 
 
 class PeerPort(_Port):

@@ -14,7 +14,7 @@ __all__ = ["PLAIN_ANSWER", "PLAIN_POST", "header_fields"]
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _VALUE = rb":[\t -~\x80-\xff]*+\r\n"
-_TRACING = rb"(?i:x-request-id|traceparent|tracestate|x-cascadia-max-stage|x-cascadia-deadline-ms)"
+_TRACING = rb"(?i:x-request-id|traceparent|tracestate|x-cascadia-max-stage|x-cascadia-deadline-ms|x-cascadia-session)"
 _FRAMING = rb"(?i:content-length|transfer-encoding|connection|upgrade|expect)"
 _CREDENTIALS = rb"(?i:authorization):"
 _OTHER = (

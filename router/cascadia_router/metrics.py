@@ -64,6 +64,7 @@ class Metrics:
         queued: Requests that had to wait for room.
         shadows: Shadow requests, by (stage whose answer was accepted, what became of it).
         ladder_steps: Along the ladder, by direction.
+        latched: Requests that went straight to the stage that their conversation stays with, by stage.
         refused: Requests that were never begun, by reason.
         scores: Scores at the own stage.
         request_seconds: By port: first byte of a request to the last of its answer.
@@ -81,6 +82,7 @@ class Metrics:
         self.scorer_seconds: defaultdict[str, BucketCounts] = defaultdict(lambda: BucketCounts(LATENCY_BUCKETS))
         self.faults: Counter[tuple[str, str]] = Counter()
         self.queued = 0
+        self.latched: Counter[str] = Counter()
         self.shadows: Counter[tuple[str, str]] = Counter()
         self.ladder_steps: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -247,6 +249,10 @@ def exposition(
         *samples(
             f"{prefix}ladder_position", "gauge", "Index in the plan's ladder of the thresholds in force.",
             (), [] if ladder_position is None else [((), ladder_position)],
+        ),
+        *samples(
+            f"{prefix}latched_total", "counter", "Requests that went to the stage of their conversation.",
+            ("stage",), (((name,), count) for name, count in metrics.latched.items()),
         ),
         *samples(
             f"{prefix}ladder_steps_total", "counter", "Steps along the plan's ladder, by direction.",

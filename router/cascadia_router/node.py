@@ -23,6 +23,7 @@ from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.scorers.surroundings import Surroundings
+from cascadia_router.session_latch import SessionLatch
 from cascadia_router.settlement import Settlement
 from cascadia_router.shadow import Shadows
 from cascadia_router.share_budget import ShareBudget
@@ -68,6 +69,7 @@ class Node:
         settlement: What is still to be counted in the metrics, the window and the budget.
         shadows: Comparisons with the next stage, off the clients' paths.
         ladder: Steps along the plan's ladder.
+        latch: Stages that conversations stay with.
         exchanges: Requests held now, in order of arrival.
         room: Requests that wait to be; the client port sets it.
         draining: Whether it is on its way out: unready, and connections close after their answer.
@@ -94,6 +96,7 @@ class Node:
         self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.shadows = Shadows(self)
         self.ladder = LadderWatch(self.policies, self.settlement.lateness, self.window, self.metrics)
+        self.latch = SessionLatch()
         self.exchanges: dict[Held, None] = {}
         self.room: WaitingRoom | None = None
         self.draining = False

@@ -106,6 +106,8 @@ class Cascade:
         shadow_share: Share of accepted answers that are compared with the next stage's.
         gate_tokens: How many of an answer's first tokens are scored; None for all.
         scorer: What scores answers.
+        affinity: Bytes of a conversation's beginning that choose its replica; 0: the load alone does.
+        latch_seconds: See `BalancingPolicy.session_latch_seconds`.
         judged: The first stage if its answers may be rejected, requests pass it by for no reason but their
             needs, and its scorer needs each token's log-probability.
     """
@@ -127,7 +129,10 @@ class Cascade:
         self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)
         may_reject = policy.max_escalations > 0 and len(self.stages) > 1 and self.stages[0].threshold is not None
-        usual = not self._windowed and scorer.logprobs == 1
+        balancing = policy.balancing
+        self.affinity = balancing.prefix_bytes if balancing.policy == "PrefixAffinity" else 0
+        self.latch_seconds = balancing.session_latch_seconds
+        usual = not self._windowed and scorer.logprobs == 1 and not self.affinity and self.latch_seconds is None
         self.judged = self.stages[0] if may_reject and usual else None
 
     def able_from(self, first: int, end: int, request: CompletionRequest) -> tuple[Stage, ...]:
@@ -297,7 +302,8 @@ class PolicyStore:
         for endpoint in stage.endpoints:
             places = self.whereabouts.places(stage, endpoint)
             for place in places:
-                replica = self._replicas.replica(stage.name, endpoint.replica, place.address)
+                name = endpoint.replica if len(places) == 1 else f"{endpoint.replica}@{place.address}"
+                replica = self._replicas.replica(stage.name, name, place.address)
                 replica.is_known_ready(ready=place.ready)
                 placed.append((replica, endpoint.weight / len(places)))
         return Targets(placed)

@@ -6,9 +6,11 @@ reports its failure. So one request meets at most two replicas of a stage.
 
 from __future__ import annotations
 
+from cascadia_router.affinity import nearest
 from cascadia_router.balancing import Replica, choose
 from cascadia_router.calls import Asker, EngineCall, PeerCall, remaining_for_peer
 from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.conversation import beginning_key
 from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
@@ -32,6 +34,7 @@ class Routed(Asker):
         "_asked_at",
         "_assigned",
         "_attempts",
+        "_beginning",
         "_call",
         "_counted",
         "_final",
@@ -64,6 +67,7 @@ class Routed(Asker):
         self.end = len(cascade.stages) if end is None else end
         self._assigned = False
         self._attempts = 0
+        self._beginning: int | None = None
         self._tried: tuple[Replica, ...] = ()
         self._stage: Stage | None = None
         self._replica: Replica | None = None
@@ -124,7 +128,9 @@ class Routed(Asker):
 
     def _send(self, stage: Stage, *, even_open: bool) -> bool:
         now = self.node.now()
-        replica = choose(stage.live, now, exclude=self._tried, even_open=even_open)
+        replica = self._nearest(stage, now) if self.cascade.affinity and not even_open else None
+        if replica is None:
+            replica = choose(stage.live, now, exclude=self._tried, even_open=even_open)
         if replica is None:
             return False
         self._attempts = self._attempts + 1 if stage is self._stage else 1
@@ -154,6 +160,12 @@ class Routed(Asker):
     def _able_from(self, first: int) -> tuple[Stage, ...]:
         """Stages from `first` on that may and can answer the request."""
         return self.cascade.able_from(first, self.end, self.request)
+
+    def _nearest(self, stage: Stage, now: float) -> Replica | None:
+        """The replica that the request's conversation goes to."""
+        if self._beginning is None:
+            self._beginning = beginning_key(self.request.content, self.cascade.affinity)
+        return nearest(stage.live, self._beginning, now, exclude=self._tried)
 
     def _retry(self, stage: Stage) -> bool:
         """Repeat the call on another replica of the stage, within the retry budget."""

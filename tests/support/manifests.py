@@ -193,6 +193,12 @@ BROKEN: tuple[Broken, ...] = (
     Broken("tokens-without-gate", "spec.routing.streaming.gateTokens", _GATE, _streaming(gateTokens=64)),
     Broken("gate-of-nothing", "spec.routing.streaming.gateTokens", "", _streaming(mode="Gate", gateTokens=0)),
     Broken(
+        "prefix-bytes-without-affinity",
+        "spec.routing.balancing.prefixBytes",
+        "prefixBytes needs policy: PrefixAffinity",
+        _set("spec", "routing", {"balancing": {"prefixBytes": 64}}),
+    ),
+    Broken(
         "quantile-of-the-mean",
         "spec.routing.scorer.quantile",
         "quantile is for statistic: Quantile",

@@ -29,7 +29,7 @@ from cascadia_api.policy import (
     decode_policy,
     encode_policy,
 )
-from cascadia_api.resilience import overload_policy
+from cascadia_api.resilience import balancing_policy, overload_policy
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
@@ -81,6 +81,7 @@ def router_policy(
         if shadow is None
         else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
         overload=overload_policy(cascade, plan),
+        balancing=balancing_policy(routing),
         streaming=StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,
