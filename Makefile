@@ -7,7 +7,7 @@ ENGINE_STAMP := $(VENV)/.engine-installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo test unit integration e2e soak lint format crds lock tools clean
+.PHONY: help install engine demo test unit integration e2e soak lint format crds lock tools clients clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,7 +47,10 @@ unit: $(STAMP) ## fast tests of the parts
 tools: $(STAMP) ## build the Kubernetes binaries that integration tests use (once, about 8 minutes)
 	@$(BIN)/python -m tests.support.control_plane build
 
-integration: tools engine ## tests on a real API server, scheduler and KWOK nodes
+clients: $(STAMP) ## install the official JavaScript clients that integration tests use (once, 64 MB)
+	@$(BIN)/python -m tests.support.node_clients
+
+integration: tools engine clients ## tests on a real API server, scheduler and KWOK nodes
 	@echo "» integration tests on a real control plane"
 	@$(BIN)/python -m pytest tests/integration --numprocesses 2 --dist loadgroup $(ARGS)
 
