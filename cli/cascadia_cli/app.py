@@ -103,6 +103,9 @@ Calibration = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Calibration set (.jsonl, .csv, .parquet); else the manifest's ConfigMap."),
 ]
+ScorerSecrets = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="The scorer's keys and certificates: files SECRET.KEY.")
+]
 Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
 StepTimes = Annotated[
     CostSource,
@@ -313,9 +316,7 @@ def up(
     api_keys: Annotated[
         str | None, typer.Option(metavar="PATH", help="Serve only clients with a key of this file or folder.")
     ] = None,
-    scorer_secrets: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="The scorer's keys and certificates: files SECRET.KEY.")
-    ] = None,
+    scorer_secrets: ScorerSecrets = None,
 ) -> None:
     """Run a cascade on this machine: plan, replicas and routers on loopback, one endpoint. No GPU needed.
 
@@ -401,6 +402,7 @@ def make_set(
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take only the first N prompts.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one answer.")] = 600.0,
     attempts: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Times to try each request.")] = 4,
+    scorer_secrets: ScorerSecrets = None,
     output: Annotated[ResultFormat, typer.Option("--format", help="How to print the summary.")] = ResultFormat.table,
 ) -> None:
     """Make a calibration set: ask every stage every prompt, score and judge the answers. Goes on after a break.
@@ -430,8 +432,27 @@ def make_set(
         timeout_s=timeout,
         attempts=attempts,
         as_json=output is ResultFormat.json,
+        scorer_secrets=scorer_secrets,
     )
     raise typer.Exit(calibrate(file, settings))
+
+
+@calibrate.command("fit")
+def fit_curves(
+    file: Manifest,
+    calibration: Annotated[str, typer.Option(metavar="SET.jsonl", help="Set that `calibrate run` has made with it.")],
+    target: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Write the set with the new scores, too.")
+    ] = None,
+) -> None:
+    """Calibrate the parts of a Composite scorer on a set; print the scorer for the manifest.
+
+    Example:
+        cascadia calibrate fit chat.yaml --calibration set.jsonl -o chat-calibration.jsonl
+    """
+    from cascadia_cli.calibrating.fitting import fit
+
+    fit(file, calibration=calibration, target=target)
 
 
 @calibrate.command("import")

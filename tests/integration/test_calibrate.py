@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from cascadia_api.cascade import CascadeDeployment
 from cascadia_local.simulated_engine.difficulty import DifficultyModel, default_abilities
 from tests.support.embedded import MANIFEST, Embedded, embedded, plan_of, until
 from tests.support.scripted_engine import ScriptedEngine, Seen, answer, hang, http_response, status
@@ -315,3 +317,70 @@ async def test_the_first_tokens_are_scored_for_a_gate(calibration: Calibration) 
         },
         abs=1e-6,
     )
+
+
+def with_scorer(scorer: dict[str, Any]) -> str:
+    document = yaml.safe_load(MANIFEST)
+    document["spec"].setdefault("routing", {})["scorer"] = scorer
+    return yaml.safe_dump(document)
+
+
+async def test_the_scorer_of_the_manifest_scores_as_the_routers_do(calibration: Calibration, tmp_path: Path) -> None:
+    """Every part of a Composite is recorded raw, and the whole as the router would score it."""
+    failures = iter([status(503)])
+
+    async def referee(engine: ScriptedEngine, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        broken = next(failures, None)
+        if broken is not None:
+            await broken(engine, seen, writer)
+            return
+        number = 9 if "small0" in seen.json["messages"][0]["content"] else 4
+        reply = {"choices": [{"message": {"role": "assistant", "content": str(number)}}]}
+        writer.write(http_response(200, json.dumps(reply).encode()))
+
+    async def verifies(engine: ScriptedEngine, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        if len(seen.json["messages"]) == 1:
+            await answer(logprob=-0.2)(engine, seen, writer)
+            return
+        tops = [{"token": "Yes", "logprob": math.log(0.6)}, {"token": "No", "logprob": math.log(0.2)}]
+        content = [{"token": "Yes", "logprob": tops[0]["logprob"], "top_logprobs": tops}]
+        reply = {"choices": [{"message": {"content": "Yes"}, "logprobs": {"content": content}}]}
+        writer.write(http_response(200, json.dumps(reply).encode()))
+
+    judge = ScriptedEngine("referee", referee)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "judge.token").write_text("scorer-key")
+    async with scripted(ScriptedEngine("small", verifies), ScriptedEngine("large", verifies), judge) as flags:
+        options = {
+            "url": f"http://{judge.address}/v1",
+            "model": "m",
+            "apiKeySecretRef": {"name": "judge", "key": "token"},
+        }
+        scorer = {
+            "type": "Composite",
+            "combine": "WeightedMean",
+            "parts": [
+                {"type": "LogProb", "statistic": "Quantile", "quantile": "0.25"},
+                {"type": "SelfVerify", "id": "verified", "weight": "2"},
+                {"type": "Judge", "id": "judged", "judge": options},
+            ],
+        }
+        (calibration.folder / "pair.yaml").write_text(with_scorer(scorer))
+        calibration.write([prompt(number) for number in range(2)])
+        code, _, err = await calibration.run(*flags[:2])
+        assert code == 2
+        assert "--scorer-secrets: the scorer needs judge.token" in err
+        code, _, err = await calibration.run(*flags[:2], f"--scorer-secrets={secrets}")
+    assert code == 0, err
+    assert {seen.headers["authorization"] for seen in judge.seen} == {"Bearer scorer-key"}
+    assert len(judge.seen) == 5  # the one that failed was asked again
+    routing = CascadeDeployment.model_validate(yaml.safe_load(with_scorer(scorer))).spec.routing
+    for row in calibration.rows:
+        for stage, judged in (("small", 0.9), ("large", 0.4)):
+            scores = row["answers"][stage]["scores"]
+            assert scores["logprob-q25"] == pytest.approx(math.exp(-0.2), abs=1e-6)
+            assert scores["verified"] == pytest.approx(0.75)
+            assert scores["judged"] == judged
+            whole = (math.exp(-0.2) + 2 * 0.75 + judged) / 4
+            assert scores[routing.scorer_id] == pytest.approx(whole, abs=1e-6)

@@ -17,7 +17,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cascadia_api.cascade import CascadeDeploymentSpec
+from cascadia_api.cascade import CascadeDeploymentSpec, Routing
 from cascadia_api.errors import CascadiaError, InputError, Problem
 from cascadia_cli.calibrating.endpoint import Endpoint, base_url
 from cascadia_cli.calibrating.judges import (
@@ -31,8 +31,9 @@ from cascadia_cli.calibrating.judges import (
 from cascadia_cli.calibrating.prompts import Prompt, parse_prompts
 from cascadia_cli.calibrating.record import Record
 from cascadia_cli.calibrating.report import set_summary, stage_table, target_words
+from cascadia_cli.calibrating.scoring import Scoring, needed_secrets, required_ids
 from cascadia_cli.calibrating.session import Outcome, make_rows
-from cascadia_cli.calibrating.stages import SCORERS, StageAddress, check_stages, stage_addresses
+from cascadia_cli.calibrating.stages import StageAddress, check_stages, stage_addresses
 from cascadia_cli.failures import say
 from cascadia_cli.files import read_manifest, read_text
 
@@ -64,6 +65,7 @@ class Settings:
         timeout_s: Longest wait for one answer.
         attempts: Times that one request is sent at most.
         as_json: Print the summary as JSON.
+        scorer_secrets: Folder with the scorer's keys and certificates.
     """
 
     prompts: str
@@ -79,6 +81,7 @@ class Settings:
     timeout_s: float
     attempts: int
     as_json: bool
+    scorer_secrets: str | None = None
 
 
 def calibrate(file: str, settings: Settings) -> int:
@@ -95,12 +98,13 @@ def calibrate(file: str, settings: Settings) -> int:
             Problem("--output", f"{settings.target!r}: name a .jsonl file, which a broken run can go on with")
         )
     _check_judge(settings, names)
+    _check_secrets(spec.routing, settings.scorer_secrets)
     addresses = stage_addresses(names, settings.endpoint, settings.stages)
     prompts = _prompts(settings)
     if not Path(settings.target).absolute().parent.is_dir():
         raise InputError("its folder does not exist: make it first", source=settings.target)
     template = _template(settings.judge_template)
-    with Record(settings.target, names, {*SCORERS, spec.routing.scorer_id}) as record:
+    with Record(settings.target, names, required_ids(spec.routing)) as record:
         outcome = asyncio.run(_run(spec, addresses, prompts, template, record, settings))
         record.finish(prompts)
         _report(spec, record, settings, outcome)
@@ -167,7 +171,10 @@ async def _run(
             return Outcome()
         urls = sorted({address.url for address in addresses})
         endpoints = {url: endpoint(url, STAGE_KEY_VARIABLE) for url in urls}
-        stages = await check_stages(addresses, endpoints, gate=spec.routing.streaming.gate_tokens)
+        scorings = {url: _scoring(spec.routing, url, settings) for url in urls}
+        for scoring in scorings.values():
+            closing.callback(scoring.close)
+        stages = await check_stages(addresses, endpoints, scorings)
         total = len(prompts)
         if record.rows or record.redone:
             again = f", {record.redone} are done again (cut off, or not of this prompt)" if record.redone else ""
@@ -181,6 +188,21 @@ async def _run(
             done = sum(prompt.id in record.rows for prompt in prompts)
             say(f"{settings.target}: {done:,} of {total:,} prompts are done; the same command goes on from there")
             raise
+
+
+def _scoring(routing: Routing, url: str, settings: Settings) -> Scoring:
+    key = os.environ.get(STAGE_KEY_VARIABLE)
+    try:
+        return Scoring(routing, url, key, settings.scorer_secrets, settings.attempts)
+    except ValueError as error:
+        raise InputError(Problem("spec.routing.scorer", str(error))) from None
+
+
+def _check_secrets(routing: Routing, folder: str | None) -> None:
+    missing = [file for file in needed_secrets(routing) if folder is None or not (Path(folder) / file).is_file()]
+    if missing:
+        message = f"the scorer needs {', '.join(missing)}: name a folder with a file SECRET.KEY for each secret"
+        raise InputError(Problem("--scorer-secrets", message))
 
 
 @contextlib.contextmanager

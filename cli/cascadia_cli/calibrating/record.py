@@ -14,7 +14,7 @@ import msgspec
 
 from cascadia_api.errors import CascadiaError, InputError
 from cascadia_cli.calibrating.prompts import Prompt
-from cascadia_cli.calibrating.stages import SCORERS
+from cascadia_cli.calibrating.scoring import SCORERS
 from cascadia_solver.calibration import CalibrationRow
 
 __all__ = ["JudgedRow", "Record"]

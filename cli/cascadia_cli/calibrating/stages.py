@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -12,13 +12,10 @@ from msgspec import Struct, field
 from cascadia_api.errors import InputError, Problem
 from cascadia_cli.calibrating.endpoint import AskError, Endpoint, UnusableAnswerError, base_url
 from cascadia_cli.calibrating.prompts import Prompt
-from cascadia_router.completion_body import Answer, read_answer
-from cascadia_router.scoring import TokenStatistic, TokenTally, worst
+from cascadia_cli.calibrating.scoring import Scoring
+from cascadia_router.completion_body import Usage
 
-__all__ = ["SCORERS", "Stage", "StageAddress", "StageAnswer", "check_stages", "stage_addresses"]
-
-SCORERS = {"logprob-mean": TokenStatistic("Mean"), "logprob-min": TokenStatistic("Minimum")}
-"""Statistic by scorer id: every one that the router can compute from log-probabilities."""
+__all__ = ["Stage", "StageAddress", "StageAnswer", "check_stages", "stage_addresses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class StageAnswer:
 
     Attributes:
         text: What it said; empty if it only called tools.
-        scores: By scorer id, of `SCORERS`; `…@64` is that of the first 64 tokens.
+        scores: By scorer id; `…@64` is that of the first 64 tokens.
         input_tokens: Tokens of the prompt, as the engine counted them.
         output_tokens: Tokens of the answer.
         cut: Whether it ended at a length limit.
@@ -108,6 +105,7 @@ class _Decision(Struct):
 
 class _Reply(Struct):
     choices: list[_Choice] = field(default_factory=list)
+    usage: Usage | None = None
     cascadia: _Decision | None = None
 
 
@@ -121,14 +119,14 @@ class Stage:
         name: Its name.
         endpoint: Where.
         model: The `model` to ask for.
-        gate: Number of first tokens that are scored, too; None: only whole answers are.
+        scoring: Scores its answers.
     """
 
-    def __init__(self, name: str, endpoint: Endpoint, model: str, gate: int | None) -> None:
+    def __init__(self, name: str, endpoint: Endpoint, model: str, scoring: Scoring) -> None:
         self.name = name
         self._endpoint = endpoint
         self._model = model
-        self._gate = gate
+        self._scoring = scoring
 
     async def ask(self, prompt: Prompt) -> StageAnswer:
         """Ask this stage alone.
@@ -137,17 +135,22 @@ class Stage:
             AskError: It gave no answer that can be used.
         """
         body: dict[str, Any] = {**prompt.body, "model": self._model, "logprobs": True}
+        if self._scoring.candidates:
+            body["top_logprobs"] = max(self._scoring.candidates, int(body.get("top_logprobs") or 0))
         try:
-            return await self._endpoint.ask(body, self._read)
+            document, answer = await self._endpoint.ask(body, self._read)
+            request = msgspec.json.encode(body)
+            scores = await self._scoring.of_scorer(request, document, prompt.id, self._model)
         except AskError as error:
             raise error.of(f"stage {self.name}") from None
+        return replace(answer, scores=answer.scores | scores)
 
-    def _read(self, document: bytes) -> StageAnswer:
+    def _read(self, document: bytes) -> tuple[bytes, StageAnswer]:
         try:
-            answer, reply = read_answer(document), _decoder.decode(document)
+            reply = _decoder.decode(document)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UnusableAnswerError(f"not a chat completion: {error}") from None
-        if not answer.choices:
+        if not reply.choices:
             raise UnusableAnswerError("an answer without choices")
         if reply.cascadia is not None and reply.cascadia.stage != self.name:
             raise AskError(
@@ -155,17 +158,12 @@ class Stage:
                 f"is named as the cascade cannot be asked alone; give its engine with --stage {self.name}=URL",
                 hopeless=True,
             )
-        try:
-            scored = _scores(answer, self._gate)
-        except msgspec.DecodeError as error:
-            raise UnusableAnswerError(f"log-probabilities that cannot be read: {error}") from None
-        if not scored:
-            raise UnusableAnswerError("an answer without log-probabilities: does the engine support `logprobs`?")
-        if answer.usage is None or answer.usage.prompt_tokens < 1 or answer.usage.completion_tokens < 1:
+        scored = self._scoring.of_tokens(document)
+        usage = reply.usage
+        if usage is None or usage.prompt_tokens < 1 or usage.completion_tokens < 1:
             raise UnusableAnswerError("an answer without `usage`, its count of tokens")
         first = reply.choices[0]
-        usage = answer.usage
-        return StageAnswer(
+        return document, StageAnswer(
             first.message.content or "",
             scored,
             usage.prompt_tokens,
@@ -174,51 +172,37 @@ class Stage:
         )
 
 
-def _scores(answer: Answer, gate: int | None) -> dict[str, float]:
-    """Every score of an answer by its id; none if it has no log-probabilities."""
-    scores: dict[str, float] = {}
-    for first in {None, gate}:
-        tallies = [TokenTally(first) for _ in answer.choices]
-        for tally, choice in zip(tallies, answer.choices, strict=True):
-            tally.add(choice.logprobs)
-        for identifier, statistic in SCORERS.items():
-            score = worst([tally.score(statistic) for tally in tallies])
-            if score is not None:
-                scores[identifier if first is None else f"{identifier}@{first}"] = score
-    return scores
-
-
 async def check_stages(
-    addresses: Sequence[StageAddress], endpoints: Mapping[str, Endpoint], *, gate: int | None = None
+    addresses: Sequence[StageAddress], endpoints: Mapping[str, Endpoint], scorings: Mapping[str, Scoring]
 ) -> list[Stage]:
     """Find out which model to ask each endpoint for, and that a running cascade has every stage.
 
     Args:
         addresses: The stages'.
         endpoints: By base URL.
-        gate: Number of first tokens that are scored, too, under ids of their own (`…@64`).
+        scorings: What scores the answers, by base URL.
 
     Raises:
         AskError: An endpoint does not answer.
         InputError: It does not have the model, or has several and none was named.
     """
-    return [await _checked(address, endpoints[address.url], gate) for address in addresses]
+    return [await _checked(address, endpoints[address.url], scorings[address.url]) for address in addresses]
 
 
-async def _checked(address: StageAddress, endpoint: Endpoint, gate: int | None) -> Stage:
+async def _checked(address: StageAddress, endpoint: Endpoint, scoring: Scoring) -> Stage:
     if address.model is not None and not address.pinned:
-        return Stage(address.name, endpoint, address.model, gate)
+        return Stage(address.name, endpoint, address.model, scoring)
     listed = await endpoint.models()
     has = ", ".join(listed) or "no model"
     if not address.pinned:
         if len(listed) != 1:
             message = f"{address.url} serves {has}: say which, as in {address.name}={address.url}#MODEL"
             raise InputError(Problem("--stage", message))
-        return Stage(address.name, endpoint, listed[0], gate)
+        return Stage(address.name, endpoint, listed[0], scoring)
     if address.name not in listed:
         message = (
             f"{address.url} serves {has}, not the stage {address.name!r}: its plan has dropped that stage or its "
             f"routers pin none; give the stage's engine with --stage {address.name}=URL"
         )
         raise InputError(Problem("--endpoint", message))
-    return Stage(address.name, endpoint, address.name, gate)
+    return Stage(address.name, endpoint, address.name, scoring)

@@ -59,19 +59,20 @@ class Workbench:
         if policy.self_verify is not UNSET:
             # A router without an engine scores nothing: its scorer is made, and asks nobody.
             engine = EndpointPolicy(url=around.engine or "http://127.0.0.1:9/v1")
-            return SelfVerify(policy.id, policy.self_verify, self._endpoint(policy, engine), around)
+            return SelfVerify(policy.id, policy.self_verify, self._endpoint(policy, engine, around.engine_key), around)
         if policy.validator is not UNSET:
             from cascadia_router.scorers.validator import Validator
 
             return Validator(policy.id, policy.validator)
         return LogProb(policy.id, policy.statistic, _or(policy.quantile, 0.1))
 
-    def _endpoint(self, policy: ScorerPolicy, at: EndpointPolicy) -> Endpoint:
+    def _endpoint(self, policy: ScorerPolicy, at: EndpointPolicy, key: str | None = None) -> Endpoint:
         endpoint = Endpoint(
             at,
             self._surroundings,
             deadline=_or(policy.deadline_seconds, _DEADLINE_SECONDS),
             concurrency=_CONCURRENCY if policy.max_concurrency is UNSET else policy.max_concurrency,
+            key=key,
         )
         self._upstreams.add(endpoint.upstream)
         return endpoint

@@ -63,6 +63,11 @@ class Composite:
         self._combination = combination
         self._parts = parts
 
+    @property
+    def scorers(self) -> list[Scorer]:
+        """The parts' scorers, in order."""
+        return [part.scorer for part in self._parts]
+
     def combine(self, scores: Sequence[float]) -> float:
         """Score of these raw scores of the parts, in [0, 1]."""
         values = [calibrated(score, part.curve) for score, part in zip(scores, self._parts, strict=True)]

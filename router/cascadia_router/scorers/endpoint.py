@@ -34,13 +34,20 @@ class Endpoint:
         surroundings: The clock and the secrets.
         deadline: Longest time to wait for an answer, the wait for its turn included, service s.
         concurrency: Most questions at a time.
+        key: API key where the policy names no file of one.
 
     Attributes:
         upstream: Its connections.
     """
 
     def __init__(
-        self, policy: EndpointPolicy, surroundings: Surroundings, *, deadline: float, concurrency: int
+        self,
+        policy: EndpointPolicy,
+        surroundings: Surroundings,
+        *,
+        deadline: float,
+        concurrency: int,
+        key: str | None = None,
     ) -> None:
         url = urlsplit(policy.url)
         self._surroundings = surroundings
@@ -55,6 +62,7 @@ class Endpoint:
         self._host_line = b"host: " + url.netloc.encode() + b"\r\n"
         self._deadline = deadline
         self._concurrency = concurrency
+        self._key = key
         self._breaker = Breaker()
         self._asking: set[_Question] = set()
         self._waiting: deque[_Question] = deque()
@@ -97,7 +105,7 @@ class Endpoint:
 
     def _key_line(self) -> bytes:
         """The key is read for each question, so that a new one counts at once: the file is in memory."""
-        key = self._secret(self._policy.api_key or None)
+        key = self._secret(self._policy.api_key or None) or self._key
         if key is None:
             return b""
         if not key.isprintable():

@@ -22,6 +22,7 @@ class Surroundings:
         scale: Service seconds per wall second.
         engine: URL of the API, as in ``http://127.0.0.1:30000/v1``, of the engine whose answers are scored; None
             if there is none.
+        engine_key: API key of that API; None if it wants none.
         secrets: Folder with the files of keys and certificates.
         took: Is told how long a scorer was waited for: its id, service s.
     """
@@ -29,5 +30,6 @@ class Surroundings:
     now: Callable[[], float] = monotonic
     scale: float = 1.0
     engine: str | None = None
+    engine_key: str | None = None
     secrets: str | None = None
     took: Callable[[str, float], None] = field(default=_untold)
