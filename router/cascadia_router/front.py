@@ -335,7 +335,7 @@ class PeerPort(_Port):
             node.metrics.refused["too_late"] += 1
             _refuse(connection, 504, "The request's deadline has passed.", "deadline_exceeded")
             return
-        if hop.shadow and (node.draining or len(node.exchanges) > cascade.max_in_flight // 2):
+        if hop.shadow and node.is_busy:
             node.metrics.refused["shadow"] += 1
             _refuse(connection, 503, "The router has no time for a comparison.", "busy")
             return

@@ -155,12 +155,32 @@ class Node:
         del self.exchanges[exchange]
         if self.room is not None and self.room.waiting:
             self.room.wake(self.has_room)
-        elif self._idle_waiters and not self.exchanges:
+        else:
+            self._tell_idle()
+        return True
+
+    def _tell_idle(self) -> None:
+        """Wake those who wait for the last request to end, if it has."""
+        if self._idle_waiters and self._is_idle():
             for waiter in self._idle_waiters:
                 if not waiter.done():
                     waiter.set_result(None)
             self._idle_waiters.clear()
-        return True
+
+    def _is_idle(self) -> bool:
+        return not (self.exchanges or (self.room is not None and self.room.waiting))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is no time for what no client waits for."""
+        cascade = self.policies.current
+        return (
+            self.draining
+            or cascade is None
+            or self.policies.steps > 0
+            or bool(self.room is not None and self.room.waiting)
+            or len(self.exchanges) > cascade.max_in_flight // 2
+        )
 
     def has_room(self) -> bool:
         """Whether one more request may be held."""
@@ -168,7 +188,7 @@ class Node:
         return cascade is None or len(self.exchanges) < cascade.max_in_flight
 
     async def wait_idle(self, seconds: float, *, quiet: float = 0.0) -> bool:
-        """Wait until no request is held, and for `quiet` service seconds none has been.
+        """Wait until no request is held or waits, and for `quiet` service seconds none has been.
 
         Args:
             seconds: Longest wait, service s.
@@ -177,18 +197,18 @@ class Node:
         Returns:
             Whether it came to that.
         """
-        if not self.exchanges and not quiet:
+        if self._is_idle() and not quiet:
             return True
         try:
             async with asyncio.timeout(self.clock.wall(seconds)):
                 while True:
-                    if self.exchanges:
+                    if not self._is_idle():
                         waiter = asyncio.get_running_loop().create_future()
                         self._idle_waiters.append(waiter)
                         await waiter
                     seen = self._taken_on
                     await asyncio.sleep(self.clock.wall(quiet))
-                    if self._taken_on == seen and not self.exchanges:
+                    if self._taken_on == seen and self._is_idle():
                         return True
         except TimeoutError:
             return False
@@ -204,6 +224,7 @@ class Node:
             self.room.tick(now, self._taken_on - len(self.exchanges))
             if self.room.waiting:  # a policy may have made room
                 self.room.wake(self.has_room)
+        self._tell_idle()
         waiting = len(self.room.waiting) if self.room is not None else 0
         self.ladder.look(now, self.exchanges, len(self.exchanges), waiting)
         for exchange in list(self.exchanges):

@@ -11,7 +11,6 @@ and none holds up a drain.
 from __future__ import annotations
 
 import time
-from collections.abc import Sized
 from typing import Protocol
 
 import msgspec
@@ -42,7 +41,8 @@ class Comparing(Protocol):
     window: Window
 
     @property
-    def exchanges(self) -> Sized: ...
+    def is_busy(self) -> bool:
+        """Whether there is no time for what no client waits for."""
 
     def now(self) -> float:
         """Service time (monotonic), s."""
@@ -89,11 +89,7 @@ class Shadows:
         node, cascade, stage = self._node, accepted.cascade, accepted.stage
         policy, count = cascade.policy.shadow, node.metrics.shadows
         assert policy is not None
-        if (
-            node.draining
-            or len(self._asked) >= policy.max_concurrent
-            or len(node.exchanges) > cascade.max_in_flight // 2
-        ):
+        if node.is_busy or len(self._asked) >= policy.max_concurrent:
             count[stage.name, "dropped"] += 1
             return
         now = node.now()

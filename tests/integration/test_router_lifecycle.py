@@ -149,6 +149,28 @@ async def test_drain_waits_for_what_is_in_flight_escalated_requests_included(tmp
         assert (await http(chain.admin("small"), "/drain?quietSeconds=0.1", method="POST")).status == 200
 
 
+async def test_drain_waits_for_those_that_wait_for_room(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    async def wait(engine: ScriptedEngine, seen: Any, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        await answer()(engine, seen, writer)
+
+    async with chain_of(tmp_path, *stages(wait), max_in_flight=1) as chain:
+        node = chain.router("small").node
+        held = asyncio.create_task(http(chain.client("small"), CHAT, BODY))
+        await eventually(lambda: node.exchanges, "one is held")
+        waiting = asyncio.create_task(http(chain.client("small"), CHAT, BODY))
+        room = node.room
+        assert room is not None
+        await eventually(lambda: room.waiting, "one waits")
+        drain = asyncio.create_task(http(chain.admin("small"), "/drain"))
+        await eventually(lambda: node.draining, "draining")
+        assert not drain.done()
+        gate.set()
+        assert [(await each).status for each in (held, waiting, drain)] == [200, 200, 200]
+
+
 async def test_drain_gives_up_with_the_request_timeout(tmp_path: Path) -> None:
     async with chain_of(tmp_path, *stages(hang), clock_scale=20.0, request_timeout_seconds=600) as chain:
         request = asyncio.create_task(http(chain.client("small"), CHAT, BODY))

@@ -191,6 +191,16 @@ BROKEN: tuple[Broken, ...] = (
     ),
     Broken("gate-without-tokens", "spec.routing.streaming.gateTokens", _GATE, _streaming(mode="Gate")),
     Broken("tokens-without-gate", "spec.routing.streaming.gateTokens", _GATE, _streaming(gateTokens=64)),
+    Broken(
+        "gate-with-a-judge",
+        "spec.routing.streaming.mode",
+        "Gate needs a scorer that can score the beginning of an answer",
+        _set(
+            "spec",
+            "routing",
+            {"streaming": {"mode": "Gate", "gateTokens": 64}, "scorer": {"type": "SelfVerify"}},
+        ),
+    ),
     Broken("gate-of-nothing", "spec.routing.streaming.gateTokens", "", _streaming(mode="Gate", gateTokens=0)),
     Broken(
         "prefix-bytes-without-affinity",

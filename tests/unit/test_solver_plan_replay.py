@@ -13,6 +13,7 @@ from cascadia_api.errors import InputError
 from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.policy_store import Cascade
+from cascadia_router.scorers.log_prob import LogProb
 from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages, threshold_grids
 from tests.support.planning import probit_table
 
@@ -31,7 +32,7 @@ def routers_of(stages: tuple[int, ...], able: np.ndarray) -> Cascade:
             for m in stages
         ],
     )  # fmt: skip
-    return Cascade(policy)
+    return Cascade(policy, LogProb(policy.scorer.id, "Mean"))
 
 
 def walk(
