@@ -131,3 +131,36 @@ async def test_wrong_flags_are_named_before_anything_starts(
     assert words in run.output
     assert "Traceback" not in run.output
     assert entries(folder) == []
+
+
+async def test_streams_are_gated_and_answers_compared(folder: Path) -> None:
+    """Accepted streams go on chunk by chunk, rejected ones come from the large model, and agreement is told."""
+    manifest = folder.parent / "streaming.yaml"
+    text = (PAIR.parent / "streaming.yaml").read_text()
+    manifest.write_text(text.replace('percent: "2"', 'percent: "100", maxConcurrent: 64'))
+    run = await up(folder, str(manifest), "--time-scale", "20")
+    endpoint = (await run.says(r"streaming is served at (\S+)")).group(1)
+    paths: dict[str, int] = {}
+    async with AsyncOpenAI(base_url=endpoint, api_key="any", max_retries=0, timeout=60) as client:
+
+        async def ask(number: int) -> None:
+            stream = await client.chat.completions.create(
+                model="streaming",
+                messages=[{"role": "user", "content": f"Question {number}?"}],
+                stream=True,
+                extra_body={"simulation": {"key": f"gate-{number}", "outputTokens": 200}},
+            )
+            chunks = [chunk async for chunk in stream]
+            told = chunks[-1].model_extra or {}
+            path = told["cascadia"]["path"]
+            paths[path] = paths.get(path, 0) + 1
+            if path == "small":
+                assert sum(1 for chunk in chunks if chunk.choices) > 3, "chunk by chunk behind the gate"
+
+        for start in range(0, 160, 16):
+            await asyncio.gather(*(ask(number) for number in range(start, start + 16)))
+        assert paths["small"] > 30
+        assert paths["small>large"] > 5
+        await run.says(r"accepted answers of small agree with large's by \d\.\d\d")
+    run.process.send_signal(signal.SIGINT)
+    assert await run.ends() == 0, run.output
