@@ -110,7 +110,7 @@ class ResponseBuilder:
     """The response so far.
 
     Args:
-        echo: Fields of the request that the response repeats.
+        echo: Fields of the request that the response repeats, as JSON.
         suffix: Makes the ids of the response and its items unique.
         created_at: Unix time, s.
 
@@ -119,7 +119,7 @@ class ResponseBuilder:
         ended: Whether its last event has been told.
     """
 
-    def __init__(self, echo: _Object, suffix: str, created_at: int) -> None:
+    def __init__(self, echo: dict[str, Raw], suffix: str, created_at: int) -> None:
         self._response: _Object = {
             "id": f"resp_{suffix}",
             "object": "response",

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Raw
 
 from cascadia_router.completion_body import BodyError
 
@@ -39,6 +40,7 @@ _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "develop
 _LOGPROBS = "message.output_text.logprobs"
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
+_encode = msgspec.json.Encoder().encode
 _Object = dict[str, Any]
 
 
@@ -48,12 +50,12 @@ class ResponsesRequest(NamedTuple):
     Attributes:
         body: Of the chat completion.
         stream: Whether the answer is to be streamed.
-        echo: The fields that the response object repeats.
+        echo: The fields that the response object repeats, as JSON.
     """
 
     body: bytes
     stream: bool
-    echo: _Object
+    echo: dict[str, Raw]
 
 
 def chat_request(document: bytes) -> ResponsesRequest:
@@ -83,7 +85,11 @@ def chat_request(document: bytes) -> ResponsesRequest:
     stream = _optional(request, "stream", bool) is True
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return ResponsesRequest(msgspec.json.encode(body), stream, _echo(request))
+    echo = _echo(request)
+    try:
+        return ResponsesRequest(_encode(body), stream, {name: Raw(_encode(value)) for name, value in echo.items()})
+    except RecursionError:
+        raise BodyError("The body is nested too deeply.") from None
 
 
 def _sampling_options(request: _Object) -> _Object:

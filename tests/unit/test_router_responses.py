@@ -15,7 +15,7 @@ from cascadia_router.responses_connection import ResponsesConnection
 from cascadia_router.responses_request import chat_request
 
 IMAGE_BY_ID = {"type": "input_image", "file_id": "f"}
-ECHO = {"model": "chat", "store": False}
+ECHO = {"model": msgspec.Raw(b'"chat"'), "store": msgspec.Raw(b"false")}
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -159,6 +159,18 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: s
 def test_no_body_breaks_it(body: bytes) -> None:
     with pytest.raises(BodyError):
         chat_request(body)
+
+
+@pytest.mark.parametrize("field", ["metadata", "unknown", "text"])
+def test_no_depth_breaks_it(field: str) -> None:
+    for depth in (200, *range(960, 1010), 5000):
+        try:
+            made = chat_request(
+                b'{"model":"m","input":"i","%s":{"a":%s%s}}' % (field.encode(), b"[" * depth, b"]" * depth)
+            )
+        except BodyError:
+            continue
+        assert ResponseBuilder(made.echo, "1", 5).end()
 
 
 FIELDS = ["type", "role", "content", "text"]
