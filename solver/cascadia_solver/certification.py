@@ -48,7 +48,7 @@ __all__ = ["QualityStudy", "estimate_quality"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_FOLDS = 3
+_FOLDS = 5
 _PATH_SHARE = 0.9
 """Share of the error that the path may make; the rest is the band's."""
 _FAR = 4.0

@@ -18,7 +18,7 @@ from cascadia_solver.replay import exit_stages
 from cascadia_solver.sites import Site
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Design", "Route", "Routed", "StageMade", "design", "fits_pools", "redesigned", "routed"]
+__all__ = ["Design", "Route", "Routed", "StageMade", "design", "fits_pools", "redesigned", "rerouted", "routed"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -264,6 +264,13 @@ def fits_pools(plan: Design, limits: Sequence[int], rooms: Sequence[Sequence[int
         if room is not None and used and (np.sum(used, axis=0) > np.array(room)).any():
             return False
     return True
+
+
+def rerouted(plan: Design, sample: RequestSample) -> Design:
+    """The same thresholds and replicas, for other requests of the same traffic."""
+    exits = exit_stages(plan.route.stages, plan.route.thresholds, sample.scores, sample.able)
+    # Replicas and their weights are those of the plan: they follow from its tables, not from these requests.
+    return replace(plan, routed=replace(plan.routed, exits=exits))
 
 
 def redesigned(plan: Design, choice: Sequence[int]) -> Design:

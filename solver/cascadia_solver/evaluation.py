@@ -20,6 +20,9 @@ __all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "stage_replicas"
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+_BATCHES = 10
+_LEAST_BATCH = 100
+
 
 @dataclass(frozen=True, eq=False)
 class PathTimes:
@@ -50,10 +53,37 @@ class PathTimes:
             "TimePerOutputToken": np.sort(self.per_token),
         }
 
-    def excess(self, targets: Sequence[LatencyTarget]) -> float:
-        """How far targets are missed at worst, as a share of the target; 0 if all are met."""
-        over = [self.percentile(t.percentile, t.metric) * 1e3 / t.milliseconds - 1 for t in targets]
+    def excess(self, targets: Sequence[LatencyTarget], *, deviations: float = 0.0) -> float:
+        """How far targets are missed at worst, as a share of the target; 0 if all are met.
+
+        Args:
+            targets: The targets.
+            deviations: Standard errors of the simulation by which they have to be met.
+        """
+        over = [
+            (self.percentile(t.percentile, t.metric) + deviations * self.standard_error(t.percentile, t.metric))
+            * 1e3
+            / t.milliseconds
+            - 1
+            for t in targets
+        ]
         return max([0.0, *over])
+
+    def standard_error(self, percentile: float, metric: str = "EndToEnd") -> float:
+        """How far a percentile is off because so many requests were simulated and no more, s.
+
+        From the percentiles of batches in the order of arrival, since requests that queue together are slow together.
+        """
+        values = {
+            "EndToEnd": self.end_to_end,
+            "TimeToFirstToken": self.first_token,
+            "TimePerOutputToken": self.per_token,
+        }[metric]
+        size = len(values) // _BATCHES
+        if not np.isfinite(values).all() or size < _LEAST_BATCH:
+            return math.inf
+        batches = np.percentile(values[: size * _BATCHES].reshape(_BATCHES, size), percentile, axis=1)
+        return float(batches.std(ddof=1)) / math.sqrt(_BATCHES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +93,12 @@ class Evaluation(PathTimes):
     Attributes:
         design: The design.
         stage_p95: Of each stage's own time, s; None where no request came by.
+        deviations: Standard errors of the simulation by which targets have to be met.
     """
 
     design: Design
     stage_p95: tuple[float | None, ...]
+    deviations: float = 0.0
 
 
 def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:

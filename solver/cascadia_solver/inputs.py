@@ -36,7 +36,7 @@ __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_
 
 Bools = NDArray[np.bool_]
 
-SOLVER_VERSION = "5"
+SOLVER_VERSION = "6"
 """Grows when the same inputs may give another plan."""
 
 

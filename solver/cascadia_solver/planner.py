@@ -31,14 +31,18 @@ from cascadia_solver.path_allocation import path_bound
 from cascadia_solver.replay import threshold_grids
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, candidates, certified, design_route, pool_choices, screen_all
-from cascadia_solver.selection import best_of, improve, simulate_finalists
+from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists
 from cascadia_solver.sites import find_sites, pool_budgets
 from cascadia_solver.sources import certainty
+from cascadia_solver.workload import RequestSample
 
 __all__ = ["PlanningInputs", "plan_cascade"]
 
 _LEAST_SOLVER_SECONDS = 1.0
 _MILP_TOLERANCE = 1e-6
+_OTHER_DRAW = 1_000_003
+_CONFIRMING = 40_000
+"""Requests of the simulation that confirms latency targets: the noise of a p95 is half that of 10,000."""
 
 Progress = Callable[[str, float], None]
 
@@ -87,8 +91,10 @@ def plan_cascade(
     models = len(spec.models)
     finalists = simulate_finalists(problem, designs, models, expired)
     evaluations = improve(problem, finalists, models, expired)
+    tell("confirming latency targets", 0.87)
+    evaluations = confirmed(problem, evaluations, lambda: _larger_sample(inputs), models, expired)
     best = best_of(problem, evaluations)
-    if best.excess(spec.objective.targets or []) > 0:
+    if best.excess(problem.targets, deviations=best.deviations) > 0:
         raise latency_out_of_reach(best, spec.objective.targets or [])
     tell("certifying", 0.9)
     certificate = _certify(best.design, problem, max(_LEAST_SOLVER_SECONDS, ends - time.monotonic()), solver)
@@ -100,6 +106,12 @@ def plan_cascade(
     warnings = _warnings(inputs, traffic, problem, best, certificate, timed_out)
     tell("done", 1.0)
     return plan.model_copy(update={"solver": found, "warnings": warnings})
+
+
+def _larger_sample(inputs: PlanningInputs) -> RequestSample:
+    """More requests of the same traffic, drawn independently of those that designs are chosen on."""
+    other = replace(inputs, seed=inputs.seed + _OTHER_DRAW)
+    return traffic_of(other, requests=_CONFIRMING).sample
 
 
 def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
@@ -143,7 +155,8 @@ def _study(inputs: PlanningInputs, traffic: Traffic, models: set[int]) -> Qualit
         forced={index for index, model in enumerate(spec.models) if model.min_replicas},
         max_escalations=spec.routing.max_escalations,
     )
-    return estimate_quality(traffic.table, grids, weights=traffic.demand.row_weights, seed=inputs.seed)
+    # Dealt into folds in one way for good: another sample of the traffic is no reason for other thresholds.
+    return estimate_quality(traffic.table, grids, weights=traffic.demand.row_weights)
 
 
 def _no_design(inputs: PlanningInputs, traffic: Traffic, problem: Problem) -> InfeasibleError:

@@ -100,7 +100,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     every = np.ones(len(sample))
     reach = replay.reach(every)
     rates = _rates(replay, traffic, grid)
-    study = estimate_quality(traffic.table, [grid], weights=traffic.demand.row_weights, seed=inputs.seed)
+    study = estimate_quality(traffic.table, [grid], weights=traffic.demand.row_weights)
     floor, confidence = float(spec.objective.min_quality), float(spec.objective.confidence)
     hopeful = study.estimates[0] >= min(floor - _HOPELESS, study.estimates[0].max())
     latency, times_of = _latency(grid, placed, rates, hopeful, traffic, percentile)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadia_api.cascade import LatencyTarget
 from cascadia_solver.compiled import compiled
 from cascadia_solver.parallelism import LEVELS
 from cascadia_solver.quality import QualityOfGrid
@@ -33,7 +34,7 @@ _LEAST_PRICE, _MOST_PRICE = 1e-3, 1e6
 _TAILS = 2.0
 """A stage that so many times the tail's share of requests get to counts in full for the percentile."""
 _PER_STAIR = 128
-_SUBSAMPLE = 256
+_SUBSAMPLE, _SUBSAMPLE_FOR_TARGETS = 256, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class Screened:
         vector: Flat index of the threshold vector [K].
         gpus: GPUs of each stage [K, stages].
         latency: Estimated percentile of end-to-end latency, s [K].
+        missed: How far the worst missed target is missed by that estimate, as a share of it [K].
         cost: Per hour, or the number of GPUs where there are no prices [K].
     """
 
@@ -56,6 +58,7 @@ class Screened:
     vector: Integers
     gpus: Integers
     latency: Floats
+    missed: Floats
     cost: Floats
 
     @property
@@ -80,6 +83,7 @@ def screen(
     prices: Sequence[float],
     percentile: float,
     floor: float,
+    targets: Sequence[LatencyTarget] = (),
 ) -> Screened:
     """Screen every vector of a grid with its stages on given sites.
 
@@ -93,6 +97,7 @@ def screen(
         prices: Of a GPU hour of each pool.
         percentile: Of end-to-end latency.
         floor: Quality floor: vectors at or above it come first where not all are looked at.
+        targets: Latency targets.
     """
     replay = Replay(grid, sample.scores, sample.able)
     rates, profiles = _stage_loads(replay, sites, sample)
@@ -118,13 +123,15 @@ def screen(
     vector, level = distinct[:, 0], distinct[:, 1:]
     gpus = needed[vector[:, None], stages, level]
     parts = [site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)]
+    latency, missed = _estimates(grid, vector, parts, sample, percentile, targets)
     return Screened(
         grid=grid,
         pools=tuple(int(pool) for pool in pools),
         quality=quality,
         vector=vector,
         gpus=gpus,
-        latency=_estimates(grid, vector, parts, sample, percentile),
+        latency=latency,
+        missed=missed,
         cost=gpus @ price,
     )
 
@@ -225,6 +232,26 @@ def path_latency(
 ) -> Floats:
     """Latency of each request along its path, in closed form.
 
+    Args: see `_paths`.
+
+    Returns:
+        Seconds [K, n].
+    """
+    return _paths(stages, thresholds, parts, inputs, outputs, scores, able, gate_tokens)[0]
+
+
+def _paths(
+    stages: Sequence[int],
+    thresholds: Sequence[Floats],
+    parts: Sequence[Floats],
+    inputs: Floats,
+    outputs: Floats,
+    scores: Floats,
+    able: NDArray[np.bool_] | None,
+    gate_tokens: int | None,
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Latency of each request along its path, and whether it gets to the last stage.
+
     Args:
         stages: Model index of each stage.
         thresholds: Of each stage but the last [K].
@@ -236,7 +263,7 @@ def path_latency(
         gate_tokens: Where rejected answers stop; None: at their end.
 
     Returns:
-        Seconds [K, n].
+        Seconds [K, n], and the requests that the last stage answers [K, n].
     """
     total = np.zeros((len(parts[0]), len(inputs)))
     here = np.ones(total.shape, dtype=bool)
@@ -250,7 +277,35 @@ def path_latency(
         total += np.where(here & takes, own, 0.0)
         if j + 1 < len(stages):
             here &= rejected | ~takes
-    return total
+    return total, here & takes
+
+
+def _missed(
+    targets: Sequence[LatencyTarget], times: Floats, last: NDArray[np.bool_], part: Floats, answers: Floats
+) -> Floats:
+    """How far the worst missed target is missed by the closed form, as a share of it; 0 where all are kept [K].
+
+    Answers that may be rejected are held back until they are complete; those of the last stage stream. The closed
+    form is far too fast at first tokens, so this is for ranking: what is kept is for the simulation to say.
+
+    Args:
+        targets: Latency targets.
+        times: End-to-end seconds [K, n].
+        last: Requests that the last stage answers [K, n].
+        part: Wait, prefill and decode of the last stage [K, 3].
+        answers: Answer lengths of the last stage [n].
+    """
+    missed = np.zeros(len(times))
+    for target in targets:
+        decode = part[:, 2, None] * last
+        if target.metric == "TimePerOutputToken":
+            values = decode
+        else:
+            values = times if target.metric == "EndToEnd" else times - decode * np.maximum(answers - 1, 0)
+        kth = min(values.shape[1] - 1, int(target.percentile / 100 * values.shape[1]))
+        seconds = np.partition(values, kth, axis=1)[:, kth]
+        missed = np.maximum(missed, seconds * 1e3 / target.milliseconds - 1)
+    return missed
 
 
 def _stage_loads(replay: Replay, sites: Sequence[Site], sample: RequestSample) -> tuple[Floats, Integers]:
@@ -290,17 +345,26 @@ def _worth_a_look(possible: Integers, cost: Floats, estimate: Floats, floor: flo
 
 
 def _estimates(
-    grid: ThresholdGrid, vector: Integers, parts: Sequence[Floats], sample: RequestSample, percentile: float
-) -> Floats:
-    rows = np.linspace(0, len(sample) - 1, min(_SUBSAMPLE, len(sample))).astype(np.int64)
+    grid: ThresholdGrid,
+    vector: Integers,
+    parts: Sequence[Floats],
+    sample: RequestSample,
+    percentile: float,
+    targets: Sequence[LatencyTarget],
+) -> tuple[Floats, Floats]:
+    """The percentile of end-to-end latency, s, and how far targets are missed [K]."""
+    # Evenly spread over the lengths of the last stage's answers, which most of a high percentile is due to.
+    count = min(_SUBSAMPLE_FOR_TARGETS if targets else _SUBSAMPLE, len(sample))
+    places = ((np.arange(count) + 0.5) / count * len(sample)).astype(np.int64)
+    rows = sample.by_length[grid.stages[-1]][places]
     position = np.unravel_index(vector, grid.shape) if grid.shape else ()
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     inputs, outputs, scores = sample.input_tokens[rows], sample.output_tokens[rows], sample.scores[rows]
     able = None if sample.able is None else sample.able[rows]
-    latency = np.empty(len(vector))
+    latency, missed = np.empty(len(vector)), np.empty(len(vector))
     for start in range(0, len(vector), 512):
         block = slice(start, start + 512)
-        times = path_latency(
+        times, last = _paths(
             grid.stages,
             [t[block] for t in thresholds],
             [p[block] for p in parts],
@@ -312,4 +376,5 @@ def _estimates(
         )
         kth = min(len(rows) - 1, int(percentile / 100 * len(rows)))
         latency[block] = np.partition(times, kth, axis=1)[:, kth]
-    return latency
+        missed[block] = _missed(targets, times, last, parts[-1][block], outputs[:, grid.stages[-1]])
+    return latency, missed

@@ -9,7 +9,7 @@ from itertools import islice, product
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_api.cascade import Objective
+from cascadia_api.cascade import LatencyTarget, Objective
 from cascadia_solver.certification import QualityStudy
 from cascadia_solver.design import Design, Route, StageMade, design, routed
 from cascadia_solver.frontier import frontier_picks
@@ -99,16 +99,17 @@ class Problem:
     @property
     def token_targets(self) -> bool:
         """Whether there are targets on time to first token or per token."""
-        return any(target.metric != "EndToEnd" for target in self.objective.targets or ())
+        return any(target.metric != "EndToEnd" for target in self.targets)
+
+    @property
+    def targets(self) -> Sequence[LatencyTarget]:
+        """Latency targets."""
+        return self.objective.targets or []
 
     @property
     def ceilings(self) -> list[Ceiling]:
         """Targets on end-to-end latency."""
-        return [
-            Ceiling(float(t.percentile), t.milliseconds / 1e3)
-            for t in self.objective.targets or ()
-            if t.metric == "EndToEnd"
-        ]
+        return [Ceiling(float(t.percentile), t.milliseconds / 1e3) for t in self.targets if t.metric == "EndToEnd"]
 
 
 def pool_choices(problem: Problem, grid: ThresholdGrid) -> list[tuple[int, ...]]:
@@ -148,6 +149,7 @@ def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable
                 prices=problem.prices,
                 percentile=problem.percentile,
                 floor=problem.floor,
+                targets=problem.targets,
             )
         )
         progress((done + 1) / len(work))
@@ -181,12 +183,10 @@ def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, 
 
 
 def _ranking(problem: Problem, points: Screened) -> tuple[Floats, Floats, Floats]:
-    """How far the target on the percentile is missed, what is minimised, and what decides ties [K]."""
-    limit = min((c.seconds for c in problem.ceilings if c.percentile == problem.percentile), default=np.inf)
-    missed = np.maximum(0.0, points.latency / limit - 1)
+    """How far targets are missed, what is minimised, and what decides ties [K]."""
     if problem.cheapest:
-        return missed, points.cost, points.latency
-    return missed, points.latency, points.cost
+        return points.missed, points.cost, points.latency
+    return points.missed, points.latency, points.cost
 
 
 def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
@@ -274,6 +274,8 @@ def candidates(
         if found is not None:
             designs.append(found)
         progress(min(1.0, (done + 1) / _CANDIDATES))
+    if problem.token_targets:
+        return designs  # those of each choice of stages first: what the closed form says here tells little
     if problem.cheapest:
         return sorted(designs, key=lambda d: (_misses(problem, d), d.cost(problem.prices), d.estimate))
     return sorted(designs, key=lambda d: (_misses(problem, d), d.estimate))
