@@ -304,7 +304,15 @@ async def test_an_api_server_that_is_away_is_an_error_to_try_later(server: Any, 
 
 
 def test_routers_take_their_configuration() -> None:
-    annotations = router_annotations(stage="large", replica="chat-large-1", policy="serving/chat-policy", nodes=2)
+    annotations = router_annotations(
+        stage="large",
+        replica="chat-large-1",
+        policy="serving/chat-policy",
+        nodes=2,
+        api_keys=True,
+        tls=True,
+        scorer_secrets=True,
+    )
     roles = []
     for annotation in (LEADER_ANNOTATION, FOLLOWER_ANNOTATION):
         config = msgspec.json.decode(annotations[annotation], type=RouterConfig)

@@ -215,7 +215,11 @@ def test_batches_count_what_single_counts_would() -> None:
     assert report.stage.input_tokens.sum == sum(number for number in range(100) if number % 3)
     assert report.end_to_end_ms.count() == report.time_to_first_token_ms.count() == 75
     assert report.time_to_first_token_ms.sum == pytest.approx(75 * 250)
-    assert [sum(each.counts) for each in metrics.request_seconds.values()] == [75, 25]
+    assert {port: sum(each.counts) for port, each in metrics.request_seconds.items()} == {
+        "client": 75,
+        "peer": 25,
+        "shadow": 0,
+    }
     expected = [0] * len(metrics.scores.counts)
     alone = Metrics().scores
     for number in range(100):
