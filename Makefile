@@ -7,7 +7,7 @@ ENGINE_STAMP := $(VENV)/.engine-installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo test unit integration e2e soak lint format crds lock tools clients clean
+.PHONY: help install engine demo test unit integration e2e soak fuzz lint format crds lock tools clients clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ e2e: engine ## tests of the whole product on this machine
 
 soak: $(STAMP) ## routers under mixed load, changes and kills: `make soak ARGS="--minutes 30"`
 	@$(BIN)/python -m tests.support.soak $(ARGS)
+
+fuzz: $(STAMP) ## throw messages at the router for ten minutes (ARGS="--seconds N")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@echo "» ruff, mypy, import-linter"

@@ -363,8 +363,8 @@ class PeerCall(_UpstreamCall):
         self._begun = False
         self._tail: bytes | None = None
         stage = headers.get(b"x-cascadia-stage")
-        # A 4xx that no engine gave is between routers (a wrong secret, a limit): not the client's.
-        self._usable = status < 500 and status != 429 and (status < 400 or stage is not None)
+        # A 4xx that no engine gave is between routers (a wrong secret, a limit): not the client's. Nor is a redirect.
+        self._usable = status == 200 or (400 <= status < 500 and status != 429 and stage is not None)
         if not self._usable:
             lost = headers.get(b"x-cascadia-lost", b"0")
             self._lost = int(lost) if lost.isdigit() else 0

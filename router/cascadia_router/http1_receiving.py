@@ -45,7 +45,6 @@ class Receiving:
         "_body",
         "_body_bytes",
         "_busy",
-        "_close_after",
         "_field_bytes",
         "_field_count",
         "_headers",
@@ -74,7 +73,6 @@ class Receiving:
         self._outbox: Outbox = cast("Outbox", None)  # as the transport, from the connection's making on
         self._busy = False  # a request is being answered
         self._refused = False  # nothing that still arrives is read as a request
-        self._close_after = False
         self._raw_missing = 0  # body bytes still to come past an ignored Upgrade
         self._since = monotonic()  # of the message's first byte, or of the last answer
         self._start_message()
@@ -214,7 +212,9 @@ class Receiving:
         """Serve a request that offers another protocol (Java's client offers h2c) as plain HTTP/1.1."""
         length = int(self._headers.get(b"content-length", b"0"))
         if not length:  # complete, and in the queue; what follows is unknown ground
-            self._close_after = True
+            if self._queue and isinstance(self._queue[-1], Request):
+                self._queue[-1].keep_alive = False
+            self._refused = True
             return
         self._raw_missing = length
         self._raw_body(rest)
@@ -230,7 +230,7 @@ class Receiving:
             request = Request.parsed(method, self._target, self._headers, body, self._since, keep_alive=False)
             self._start_message()
             self._enqueue(request)
-            self._close_after = True
+            self._refused = True
 
     def _free_room(self) -> None:
         """Give back the room of bodies that are neither waiting nor still coming."""

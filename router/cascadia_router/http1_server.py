@@ -173,7 +173,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
     def _take(self, request: Request) -> None:
         self._fresh = False
         self._busy = True
-        self._keep_alive = request.keep_alive and not self._close_after
+        self._keep_alive = request.keep_alive
         self._chunked = request.chunked
         self._no_body = request.method == b"HEAD"
         self._hand_on(request)
