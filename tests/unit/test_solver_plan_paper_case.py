@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.paper_case import GPUS, PAPER, closest
+import pytest
+
+from benchmarks.paper_case import GPUS, PAPER, Case, case_at
 
 
-def test_some_rate_gives_about_the_papers_allocation_and_a_wrong_shape_costs() -> None:
-    case = closest([9.0, 9.5, 10.0])
+def held(rate: float, precision: str) -> Case:
+    case = case_at(rate, precision)
+    assert case is not None
     assert sum(case.gpus) <= GPUS
     assert all(abs(have - paper) <= 4 for have, paper in zip(case.gpus, PAPER, strict=True))
-    assert any(0.15 <= penalty <= 0.60 for penalty in case.penalties.values() if math.isfinite(penalty))
+    assert case.on_papers_gpus["DP2 TP4"] == 0.0
+    return case
+
+
+def test_in_bf16_the_papers_wrong_shape_cannot_serve_and_the_other_one_costs() -> None:
+    case = held(11.0, "bf16")
+    assert 0.15 <= case.on_papers_gpus["DP1 TP8"] <= 0.60
+    # Weights leave a TP2 replica a cache of 4,500 tokens.
+    assert math.isinf(case.on_papers_gpus["DP4 TP2"])
+
+
+def test_in_fp8_the_papers_wrong_shape_costs_what_it_does_in_the_paper() -> None:
+    case = held(9.0, "fp8")
+    assert case.on_papers_gpus["DP4 TP2"] == pytest.approx(0.337, abs=0.08)
+    assert 0.15 <= case.forced["DP6 TP2"] <= 0.60
