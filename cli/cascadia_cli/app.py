@@ -112,7 +112,7 @@ StepTimes = Annotated[
     typer.Option(help="The built-in roofline, or aiconfigurator's tables (pip install 'cascadia[measured]')."),
 ]
 Engine = Annotated[str, typer.Option(metavar="ENGINE[:VERSION]", help="sglang, vllm or trtllm.")]
-Live = Annotated[str | None, typer.Option(metavar="FILE", help="Corrections learnt from running engines.")]
+Live = Annotated[str | None, typer.Option(metavar="FILE", help="Corrections that `cascadia calibrate engine` learnt.")]
 Trace = Annotated[
     str | None, typer.Option(metavar="FILE", help="Real traffic: Azure's CSV, or JSONL. Takes the place of workload.")
 ]
@@ -317,6 +317,9 @@ def up(
         str | None, typer.Option(metavar="PATH", help="Serve only clients with a key of this file or folder.")
     ] = None,
     scorer_secrets: ScorerSecrets = None,
+    live: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Correct the cost model by what the engines showed; kept there.")
+    ] = None,
 ) -> None:
     """Run a cascade on this machine: plan, replicas and routers on loopback, one endpoint. No GPU needed.
 
@@ -342,6 +345,7 @@ def up(
         keep=keep,
         api_keys=api_keys,
         scorer_secrets=scorer_secrets,
+        live=live,
     )
     raise typer.Exit(code)
 
@@ -453,6 +457,56 @@ def fit_curves(
     from cascadia_cli.calibrating.fitting import fit
 
     fit(file, calibration=calibration, target=target)
+
+
+@calibrate.command("engine")
+def learn_engine(
+    metrics: Annotated[list[str], typer.Option(metavar="URL", help="/metrics of an engine; once a replica.")],
+    model: Annotated[str, typer.Option(metavar="NAME|config.json", help="What they serve.")],
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="On which GPU.")],
+    tensor_parallel: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="GPUs that share each layer.")],
+    engine: Annotated[str, typer.Option(metavar="ENGINE:VERSION", help="Which engine they are: sglang:0.5.23.")],
+    live: Annotated[
+        str, typer.Option(metavar="FILE", help="Where to keep what is learnt; goes on with what is there.")
+    ],
+    pipeline_parallel: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Groups of layers in a row.")] = 1,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Precision of the weights; by default that of the published ones.")
+    ] = None,
+    gpu_spec: Annotated[
+        str | None,
+        typer.Option(metavar="GB,GB/s,BF16,FP8,LINK", help="For another GPU: memory, bandwidth, teraflops, link GB/s."),
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Windows to learn from.")] = 20,
+    interval: Annotated[float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="Length of one.")] = 60.0,
+    output: Annotated[ResultFormat, typer.Option("--format", help="How to print the summary.")] = ResultFormat.table,
+) -> None:
+    """Learn how far off the cost model is from engines that serve real traffic; `--live FILE` then corrects it.
+
+    Example:
+        cascadia calibrate engine --metrics http://10.0.0.7:30000/metrics
+            --model meta-llama/Llama-3.1-8B-Instruct --gpu H100-SXM-80GB
+            --tensor-parallel 1 --engine sglang:0.5.23 --live live.json
+        cascadia plan chat.yaml --engine sglang:0.5.23 --live live.json
+    """
+    from cascadia_cli.learning import EngineFlags, learn_from_engines
+
+    learn_from_engines(
+        EngineFlags(
+            metrics=metrics,
+            model=model,
+            gpu=gpu,
+            gpu_spec=gpu_spec,
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+            precision=None if precision is None else precision.value,
+            engine=engine,
+            live=live,
+            windows=windows,
+            interval=interval,
+            as_json=output is ResultFormat.json,
+        )
+    )
 
 
 @calibrate.command("import")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cascadia_solver.catalogue.models import ModelFacts
     from cascadia_solver.prediction import Prediction
 
-__all__ = ["print_prediction"]
+__all__ = ["gpu_named", "model_named", "print_prediction"]
 
 
 def print_prediction(
@@ -44,11 +44,11 @@ def print_prediction(
 
     if (concurrency is None) == (rate is None):
         raise InputError("give exactly one of --concurrency and --rate")
-    facts = _model(model)
+    facts = model_named(model)
     if facts.heads % tensor_parallel:
         indivisible = f"{tensor_parallel} does not divide the {facts.heads} attention heads of {facts.name}"
         raise InputError(Problem("--tensor-parallel", f"{indivisible}: use a power of two"))
-    accelerator = _gpu(gpu, gpu_spec)
+    accelerator = gpu_named(gpu, gpu_spec)
     source = read_cost_source(*cost)
     try:
         prediction = predict(
@@ -71,7 +71,8 @@ def print_prediction(
         sys.stdout.write(_words(facts.name, accelerator.name, tensor_parallel, pipeline_parallel, prediction, cost[1]))
 
 
-def _gpu(name: str, spec: str | None) -> GpuFacts:
+def gpu_named(name: str, spec: str | None) -> GpuFacts:
+    """The GPU that ``--gpu`` and ``--gpu-spec`` mean; errors name the flag."""
     from cascadia_solver.catalogue.gpus import custom_gpu, gpu_facts
 
     try:
@@ -98,7 +99,8 @@ def _gpu(name: str, spec: str | None) -> GpuFacts:
         raise InputError([Problem("--gpu-spec", str(problem)) for problem in error.problems]) from None
 
 
-def _model(name: str) -> ModelFacts:
+def model_named(name: str) -> ModelFacts:
+    """The model that ``--model`` means, a name or a config.json; errors name the flag."""
     from cascadia_solver.catalogue.models import facts_from_config, model_facts
 
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from cascadia_api.errors import InputError, Problem
 from cascadia_cli.failures import say
 from cascadia_cli.files import read_calibration, read_manifest, read_trace
+from cascadia_cli.step_times import read_corrections
 
 if TYPE_CHECKING:
     from cascadia_api.cascade import CascadeDeployment
@@ -36,6 +37,7 @@ def run_up(
     keep: bool,
     api_keys: str | None,
     scorer_secrets: str | None,
+    live: str | None,
 ) -> int:
     """Plan a cascade and run it on this machine; return the exit code.
 
@@ -46,7 +48,7 @@ def run_up(
     from cascadia_local.main import up
 
     options = _options(
-        engine, model_file, time_scale, port, keep=keep, api_keys=api_keys, scorer_secrets=scorer_secrets
+        engine, model_file, time_scale, port, keep=keep, api_keys=api_keys, scorer_secrets=scorer_secrets, live=live
     )
     if trace is None and (leave or limit is not None):
         raise InputError(
@@ -120,6 +122,7 @@ def _options(
     keep: bool,
     api_keys: str | None = None,
     scorer_secrets: str | None = None,
+    live: str | None = None,
 ) -> Options:
     from cascadia_local.session import Options
 
@@ -131,6 +134,8 @@ def _options(
         keep=keep,
         api_keys=None if api_keys is None else Path(api_keys),
         scorer_secrets=None if scorer_secrets is None else Path(scorer_secrets),
+        corrections=None if live is None or not Path(live).exists() else read_corrections(live),
+        corrections_file=None if live is None else Path(live).absolute(),
     )
     options.check()
     return options

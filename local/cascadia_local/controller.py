@@ -17,6 +17,7 @@ from cascadia_api.errors import CascadiaError, InfeasibleError
 from cascadia_api.plan import Plan
 from cascadia_api.report import CalibrationSample, WorkloadReport
 from cascadia_local.decision import Decision, decide
+from cascadia_local.engine_watch import EngineWatch
 from cascadia_local.events import EventLog
 from cascadia_local.planning_messages import Job
 from cascadia_local.planning_process import PlanningProcess
@@ -69,6 +70,7 @@ class Controller:
         clock: The run's clock.
         events: Told every decision.
         adapt: Applied to every new plan before it is compared and applied.
+        watch: Knows how far off the cost source is; None where the engines are not those planned for.
 
     Attributes:
         replans: What has been decided so far.
@@ -84,6 +86,7 @@ class Controller:
         events: EventLog,
         *,
         adapt: Callable[[Plan], Plan] = lambda plan: plan,
+        watch: EngineWatch | None = None,
     ) -> None:
         self.replans: list[Replan] = []
         self.activity = WATCHING
@@ -93,6 +96,7 @@ class Controller:
         self._clock = clock
         self._events = events
         self._adapt = adapt
+        self._watch = watch
         self._settings = inputs.cascade.spec.replanning
         self._placed_at = clock.monotonic()
         self._busy = False
@@ -118,6 +122,8 @@ class Controller:
             return
         reports = await self._runtime.reports(self._settings.interval_seconds)
         self._look_at_shadows(plan, reports)
+        if self._watch is not None:
+            await self._watch.look(self._runtime.replicas.values())
         merged = merge_reports(reports)
         if not merged.arrivals or not self._busy:
             # No traffic is no reason to move; and a window in which it began says nothing of its rate.
@@ -143,7 +149,11 @@ class Controller:
                 self._drifted = 0
             await self._plan_again(plan, verdict.message, merged, only_thresholds=left > 0)
             return
-        if self._stopgap and not self._drifted and self._cooldown_left() <= 0:
+        surprise = "" if self._watch is None else self._watch.surprise()
+        if surprise and not self._drifted:
+            self._events.add("Drift", surprise)
+            await self._plan_again(plan, surprise, merged, only_thresholds=self._cooldown_left() > 0)
+        elif self._stopgap and not self._drifted and self._cooldown_left() <= 0:
             await self._plan_again(plan, "the cooldown is over", merged, only_thresholds=False)
 
     def _look_at_shadows(self, plan: Plan, reports: Sequence[WorkloadReport]) -> None:
@@ -210,6 +220,9 @@ class Controller:
             scores=seen.scores,
         )
         inputs = replace(self._inputs, observed=observed)
+        if self._watch is not None:
+            inputs = replace(inputs, cost=self._watch.cost)
+            self._watch.planned()
         self._events.add("Replan", f"planning for {merged.requests_per_second:.1f} requests a second as seen")
         try:
             replicas: Literal["Keep", "KeepIfEnough"] = "Keep" if only_thresholds else "KeepIfEnough"

@@ -56,7 +56,7 @@ def up(
     """
     shown_on = console or Console(highlight=False)
     settings = replace(options or Options(), replay=trace is not None)
-    inputs = PlanningInputs(cascade=cascade, calibration=calibration, trace=trace)
+    inputs = PlanningInputs(cascade=cascade, calibration=calibration, trace=trace, cost=settings.cost)
     serving = False
 
     async def story() -> int:

@@ -21,6 +21,7 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_api.plan import Plan
 from cascadia_local.controller import PLANNING_DEADLINE_S, Controller
 from cascadia_local.engine_commands import SimulationSettings
+from cascadia_local.engine_watch import SIMULATED, EngineWatch
 from cascadia_local.engines import EngineKind, engine_starter, one_replica_a_stage, stage_words
 from cascadia_local.events import EventLog
 from cascadia_local.plan_words import plan_words
@@ -35,6 +36,8 @@ from cascadia_local.traffic import TrafficConfig
 from cascadia_local.traffic_process import TrafficProcess
 from cascadia_local.watcher import Watcher
 from cascadia_solver.inputs import PlanningInputs
+from cascadia_solver.live_correction import LiveCorrections, LiveSource
+from cascadia_solver.roofline import CostSource, Roofline
 
 __all__ = ["INTERRUPTED", "Options", "Session", "open_session", "run_until_interrupted"]
 
@@ -56,6 +59,8 @@ class Options:
         keep: Whether the run's folder stays.
         api_keys: File or folder with the API keys that clients need; None if they need none.
         scorer_secrets: Folder with the scorer's keys and certificates, each in a file ``SECRET.KEY``.
+        corrections: Of the cost model, learnt in earlier runs.
+        corrections_file: Where to keep what this run learns, or None.
         replay: Whether a trace is replayed: the engines then answer as the calibration set says.
     """
 
@@ -66,7 +71,14 @@ class Options:
     keep: bool = False
     api_keys: Path | None = None
     scorer_secrets: Path | None = None
+    corrections: LiveCorrections | None = None
+    corrections_file: Path | None = None
     replay: bool = False
+
+    @property
+    def cost(self) -> CostSource:
+        """Where step times come from, before this run has learnt anything."""
+        return Roofline() if self.corrections is None else LiveSource(Roofline(), self.corrections, SIMULATED)
 
     def check(self) -> None:
         """Find what is wrong with the options.
@@ -81,6 +93,10 @@ class Options:
             problems.append(Problem("--time-scale", "llama.cpp really computes: its time cannot be compressed; use 1"))
         if self.model_file is not None and self.engine != "llamacpp":
             problems.append(Problem("--gguf", "only --engine llamacpp reads a model file"))
+        if self.corrections_file is not None and self.engine != "simulated":
+            problems.append(Problem("--live", "small models say nothing of the GPUs: needs --engine simulated"))
+        elif self.corrections_file is not None and not self.corrections_file.parent.is_dir():
+            problems.append(Problem("--live", f"there is no folder {self.corrections_file.parent}: make it"))
         if self.port is not None and not 1 <= self.port <= 65535:
             problems.append(Problem("--port", f"{self.port} is not between 1 and 65535"))
         elif self.port is not None and not is_free(self.port):
@@ -198,7 +214,13 @@ class Session:
 
     def control(self, inputs: PlanningInputs) -> Controller:
         """Start the controller: it plans again when the traffic drifts."""
-        self.controller = Controller(self.runtime, inputs, self.planner, self.clock, self.events, adapt=self.adapt)
+        watch = None
+        if self._simulated:
+            known, file = self.options.corrections, self.options.corrections_file
+            watch = EngineWatch(self.cascade, Roofline(), self.clock, self.events, corrections=known, file=file)
+        self.controller = Controller(
+            self.runtime, inputs, self.planner, self.clock, self.events, adapt=self.adapt, watch=watch
+        )
         self._controlling = asyncio.create_task(self.controller.run(), name="controller")
         self._background.append(self._controlling)
         return self.controller

@@ -10,7 +10,7 @@ version, since an upgrade may change them all. Pure functions on immutable value
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, expm1, isfinite, log
 from statistics import median
@@ -22,7 +22,7 @@ from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.roofline import CostSource, Shape
 from cascadia_solver.steptime import StepModel
 
-__all__ = ["Correction", "CorrectionKey", "LiveCorrections", "LiveSource", "corrected", "histogram_median"]
+__all__ = ["Correction", "CorrectionKey", "LiveCorrections", "LiveSource", "corrected", "scaled"]
 
 Phase = Literal["prefill", "decode"]
 
@@ -158,31 +158,15 @@ def _ratios(where: str, entry: Mapping[str, Any], phase: Phase) -> tuple[float, 
 
 
 def corrected(step: StepModel, correction: Correction) -> StepModel:
+    """The step model with a correction's factors."""
+    return scaled(step, correction.factor("prefill"), correction.factor("decode"))
+
+
+def scaled(step: StepModel, prefill: float, decode: float) -> StepModel:
     """Scale what paces prompts and what paces decoding, each by its own factor."""
-    prefill, decode = correction.factor("prefill"), correction.factor("decode")
-    scaled = {name: getattr(step, name) * prefill for name in _PREFILL_PARTS}
-    scaled |= {name: getattr(step, name) * decode for name in _DECODE_PARTS}
-    return step._replace(**scaled)
-
-
-def histogram_median(bounds: Sequence[float], counts: Sequence[float]) -> float | None:
-    """Median of a Prometheus histogram's window, interpolated within its bucket as PromQL does.
-
-    Args:
-        bounds: Upper bounds of the buckets, ascending, the last infinite.
-        counts: Observations up to each bound, cumulative, over the window.
-
-    Returns:
-        The median, the last finite bound if it lies beyond, or None if nothing was observed.
-    """
-    if not counts or counts[-1] <= 0.0:
-        return None
-    half = 0.5 * counts[-1]
-    at = next(index for index, count in enumerate(counts) if count >= half)
-    if not isfinite(bounds[at]):
-        return float(bounds[at - 1]) if at else None
-    below, lower = (counts[at - 1], bounds[at - 1]) if at else (0.0, 0.0)
-    return float(lower + (bounds[at] - lower) * (half - below) / (counts[at] - below))
+    changed = {name: getattr(step, name) * prefill for name in _PREFILL_PARTS}
+    changed |= {name: getattr(step, name) * decode for name in _DECODE_PARTS}
+    return step._replace(**changed)
 
 
 @dataclass(frozen=True, slots=True)

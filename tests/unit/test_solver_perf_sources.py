@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cascadia_api.errors import InputError
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import facts_from_config, model_facts
-from cascadia_solver.live_correction import Correction, CorrectionKey, LiveCorrections, LiveSource, histogram_median
+from cascadia_solver.live_correction import Correction, CorrectionKey, LiveCorrections, LiveSource
 from cascadia_solver.measured_tables import MeasuredTables, StepTables
 from cascadia_solver.prediction import predict
 from cascadia_solver.roofline import Factors, Roofline, Shape
@@ -176,15 +176,6 @@ def test_corrections_survive_json() -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             LiveCorrections.from_json(broken)
-
-
-def test_median_of_a_histogram() -> None:
-    bounds = [0.1, 0.2, 0.4, math.inf]
-    assert histogram_median(bounds, [0, 0, 0, 0]) is None
-    assert histogram_median(bounds, [10, 10, 10, 10]) == pytest.approx(0.05)
-    assert histogram_median(bounds, [0, 4, 8, 8]) == pytest.approx(0.2)
-    assert histogram_median(bounds, [0, 2, 8, 8]) == pytest.approx(0.2 + 0.2 * 2 / 6)
-    assert histogram_median(bounds, [0, 0, 0, 5]) == 0.4
 
 
 def test_flags_make_a_source() -> None:

@@ -1,0 +1,151 @@
+"""What the run's engines say of themselves, and how far that is from what was planned with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.clock import ScaledClock
+from cascadia_api.errors import CascadiaError
+from cascadia_local.events import EventLog
+from cascadia_local.loopback_http import UnreachableError, ask
+from cascadia_local.replica import Replica
+from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of
+from cascadia_solver.engine_window import EngineCounters, learn, read_counters, window_between
+from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, LiveSource
+from cascadia_solver.roofline import CostSource, Shape
+from cascadia_solver.steptime import StepModel
+from cascadia_solver.transition import DesiredReplica
+
+__all__ = ["SIMULATED", "EngineWatch", "save_corrections"]
+
+SIMULATED = "sglang simulated"
+"""Engine version under which corrections of simulated engines are kept."""
+_DEADLINE_S = 2.0
+_WINDOWS = 3
+"""Fewest windows from which a correction sets off a plan."""
+_NOTICED = 0.2
+"""Share by which a correction has to have moved since the plan in force was made."""
+
+
+def save_corrections(path: Path, corrections: LiveCorrections) -> None:
+    """Replace a file of corrections as a whole.
+
+    Raises:
+        CascadiaError: It cannot be written.
+    """
+    beside = path.with_name(path.name + ".new")
+    try:
+        beside.write_text(json.dumps(corrections.to_json(), indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise CascadiaError(f"{path}: what was learnt cannot be written: {error.strerror}") from None
+
+
+class EngineWatch:
+    """Learns from the histograms of simulated engines how far off the cost source is.
+
+    Args:
+        cascade: The manifest.
+        base: The cost source that is corrected.
+        clock: The run's clock.
+        events: Told what was learnt.
+        corrections: What is known already.
+        file: Where to keep what is learnt, or None.
+
+    Attributes:
+        corrections: What is known now.
+    """
+
+    def __init__(
+        self,
+        cascade: CascadeDeployment,
+        base: CostSource,
+        clock: ScaledClock,
+        events: EventLog,
+        *,
+        corrections: LiveCorrections | None = None,
+        file: Path | None = None,
+    ) -> None:
+        self.corrections = corrections or LiveCorrections()
+        self._cascade = cascade
+        self._base = base
+        self._clock = clock
+        self._events = events
+        self._file = file
+        self._read: dict[str, EngineCounters] = {}
+        self._planned: dict[CorrectionKey, float] = {}
+        self.planned()
+
+    @property
+    def cost(self) -> CostSource:
+        """The cost source with what is known now."""
+        return LiveSource(self._base, self.corrections, SIMULATED) if self.corrections.by_key else self._base
+
+    def planned(self) -> None:
+        """From now on `surprise` compares with what is known now."""
+        self._planned = {key: self._logarithm(key) for key in self.corrections.by_key}
+
+    def surprise(self) -> str:
+        """Which engines take so much longer or shorter than planned with that it is worth a plan; empty if none."""
+        moved = [
+            (change, key)
+            for key, known in self.corrections.by_key.items()
+            if len(known.decode) >= _WINDOWS
+            and abs(change := self._logarithm(key) - self._planned.get(key, 0.0)) > math.log1p(_NOTICED)
+        ]
+        if not moved:
+            return ""
+        change, key = max(moved, key=lambda each: abs(each[0]))
+        return (
+            f"{key.model} on {key.shape} of {key.gpu} decodes {math.exp(self._logarithm(key)):.2f} times as long as "
+            f"the cost model says, planned with {math.exp(self._logarithm(key) - change):.2f}"
+        )
+
+    def _logarithm(self, key: CorrectionKey) -> float:
+        return math.log(self.corrections.by_key[key].factor("decode"))
+
+    async def look(self, replicas: Iterable[Replica]) -> None:
+        """Ask all engines, and learn from those that have worked since the last time."""
+        asked = list(replicas)
+        read = await asyncio.gather(*(self._ask(replica.engine_address) for replica in asked))
+        before, self._read = self._read, {}
+        learnt = self.corrections
+        for replica, counters in zip(asked, read, strict=True):
+            if counters is None:
+                continue
+            self._read[replica.name] = counters
+            earlier = before.get(replica.name)
+            window = window_between(earlier, counters) if earlier is not None else None
+            if window is not None:
+                key, step = self._predicted(replica.desired)
+                learnt = learn(learnt, key, step, {replica.name: window})
+        if learnt is self.corrections:
+            return
+        self.corrections = learnt
+        if self._file is not None:
+            try:
+                save_corrections(self._file, learnt)
+            except CascadiaError as error:
+                self._events.add("Warning", str(error))
+                self._file = None
+
+    async def _ask(self, address: str) -> EngineCounters | None:
+        try:
+            status, body = await ask(address, "/metrics", deadline_s=_DEADLINE_S)
+        except UnreachableError:
+            return None
+        return read_counters(body.decode(errors="replace"), self._clock.now()) if status == 200 else None
+
+    def _predicted(self, desired: DesiredReplica) -> tuple[CorrectionKey, StepModel]:
+        model = next(model for model in self._cascade.spec.models if model.name == desired.stage)
+        pool = next(pool for pool in self._cascade.spec.gpus.pools if pool.name == desired.pool)
+        facts, gpu, shape = model_of(model), gpu_of(pool), Shape(desired.tensor_parallel, desired.pipeline_parallel)
+        precision = precision_of(model, facts)
+        step = self._base.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
+        # Simulated engines spend no time outside their steps.
+        return CorrectionKey(facts.name, gpu.name, str(shape), SIMULATED), step._replace(first_token_seconds=0.0)
