@@ -160,7 +160,9 @@ def plan(
     ] = MilpSolver.cbc,
     frontier: Annotated[bool, typer.Option("--frontier", help="List the plans that no other beats.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what binds, and why not another plan.")] = False,
-    plot: Annotated[str | None, typer.Option(metavar="OUT.png|svg", help="Draw the frontier and the GPUs.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="OUT.png|svg|html", help="Draw the frontier and the GPUs.")
+    ] = None,
     cost_source: StepTimes = CostSource.roofline,
     engine: Engine = "sglang",
     live: Live = None,

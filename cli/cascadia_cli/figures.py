@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cascadia_api.plan import PlanStage, ReplicaGroup
 
-__all__ = ["duration", "money", "percent", "replica_words", "shape_words", "threshold_words"]
+__all__ = ["duration", "gpu_words", "money", "percent", "replica_words", "shape_words", "threshold_words"]
 
 
 def duration(milliseconds: float | None) -> str:
@@ -23,6 +23,11 @@ def duration(milliseconds: float | None) -> str:
 def percent(share: float) -> str:
     """``45 %``, ``0.4 %``."""
     return f"{share * 100:.0f} %" if share == 0 or share >= 0.0095 else f"{share * 100:.1g} %"
+
+
+def gpu_words(count: int) -> str:
+    """``1 GPU``, ``4 GPUs``."""
+    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def money(amount: float | None) -> str:

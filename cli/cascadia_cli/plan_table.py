@@ -151,8 +151,8 @@ def _promises(plan: Plan, cascade: CascadeDeployment) -> Table:
     table.add_row("Cost", "no prices given" if plan.cost_per_hour is None else f"{money(plan.cost_per_hour)} an hour")
     table.add_row(
         "Traffic",
-        f"{demand.requests_per_second:.3g} requests/s, on average {demand.input_tokens_mean:,.0f} tokens in and "
-        f"{demand.output_tokens_mean:,.0f} out ({demand.source.lower()})",
+        f"{demand.requests_per_second:.3g} requests/s; on average a prompt has {demand.input_tokens_mean:,.0f} tokens, "
+        f"an answer of {plan.live_stages[0].name} {demand.output_tokens_mean:,.0f} ({demand.source.lower()})",
     )
     return table
 

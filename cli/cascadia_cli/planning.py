@@ -72,7 +72,7 @@ def print_plan(
     if plot is not None:
         from cascadia_cli.plot import write_plot
 
-        write_plot(plan, cascade, plot)
+        write_plot(plan, cascade, plot, explanation)
         say(f"drew {plot}")
 
 

@@ -6,14 +6,16 @@ one chosen. Below, each cell is a GPU and each block of cells a replica.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.plan import FrontierPoint, Plan, PlanStage
-from cascadia_cli.figures import duration, money, percent, replica_words, threshold_words
+from cascadia_cli.figures import duration, gpu_words, money, percent, replica_words, threshold_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PLOT_FORMATS", "check_format", "plan_figure", "write_plot"]
 
-PLOT_FORMATS = (".png", ".svg", ".pdf")
+PLOT_FORMATS = (".png", ".svg", ".pdf", ".html")
 _COLOURS = ("#2a9d8f", "#e9a23b", "#c8553d", "#577590", "#8a5a83", "#6a994e", "#3d405b", "#bc6c25")
 _INK, _FAINT = "#22303c", "#8a97a3"
 _CELLS_PER_ROW = 32
 
 
-def write_plot(plan: Plan, cascade: CascadeDeployment, path: str) -> None:
-    """Draw a plan into a file; its ending says the format.
+def write_plot(plan: Plan, cascade: CascadeDeployment, path: str, explanation: Sequence[str] = ()) -> None:
+    """Draw a plan into a file; its ending says the format. A page (HTML) also has the explanation.
 
     Raises:
         InputError: The ending is not one of `PLOT_FORMATS`, or the file cannot be written.
@@ -36,9 +38,30 @@ def write_plot(plan: Plan, cascade: CascadeDeployment, path: str) -> None:
     check_format(path)
     figure = plan_figure(plan, cascade)
     try:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
+        if path.lower().endswith(".html"):
+            Path(path).write_text(_page(figure, plan, explanation), encoding="utf-8")
+        else:
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", source=path) from None
+
+
+def _page(figure: Figure, plan: Plan, explanation: Sequence[str]) -> str:
+    """The picture and what goes with it as one HTML document that needs nothing else."""
+    drawn = StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    picture = drawn.getvalue()
+    warnings = "".join(f"<li>{escape(warning)}</li>" for warning in plan.warnings)
+    why = "".join(f"<li>{escape(sentence)}</li>" for sentence in explanation)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(_headline(plan))}</title>\n'
+        "<style>body{font:15px/1.5 system-ui,sans-serif;color:#22303c;max-width:1000px;margin:1.5em auto;padding:0 1em}"
+        "svg{width:100%;height:auto}</style></head><body>\n"
+        f"{picture[picture.index('<svg') :]}\n"
+        + (f"<h2>Why</h2><ul>{why}</ul>\n" if why else "")
+        + (f"<h2>Mind</h2><ul>{warnings}</ul>\n" if warnings else "")
+        + f"<p>Plan {escape(plan.plan_id)}</p></body></html>\n"
+    )
 
 
 def check_format(path: str) -> None:
@@ -88,10 +111,12 @@ def _headline(plan: Plan) -> str:
         else f"quality ≥ {quality.lower_bound:.3f} ({percent(quality.confidence or 0)} sure)"
     )
     cost = "" if plan.cost_per_hour is None else f", {money(plan.cost_per_hour)} an hour"
-    return f"{plan.cascade}: {worth}, p95 {duration(plan.latency.p95_ms)} on {plan.gpus} GPUs{cost}"
+    return f"{plan.cascade}: {worth}, p95 {duration(plan.latency.p95_ms)} on {gpu_words(plan.gpus)}{cost}"
 
 
 def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeployment) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     bounded = plan.quality.lower_bound is not None
     points = sorted(plan.frontier, key=lambda p: p.p95_ms)
     seconds = [p.p95_ms / 1000 for p in points]
@@ -105,6 +130,8 @@ def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeplo
     bar = figure.colorbar(dots, ax=axes, pad=0.01, aspect=30)
     bar.set_label("cost per hour" if priced else "GPUs")
     bar.outline.set_visible(False)
+    if not priced:
+        bar.locator = MaxNLocator(integer=True)
     for name, x, y in _others(plan):
         axes.scatter([x], [y], marker="X", s=70, color=_FAINT, zorder=3, edgecolor="white", linewidth=0.7)
         _label(axes, name, x, y, colour=_FAINT)
@@ -115,8 +142,8 @@ def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeplo
     floor = float(cascade.spec.objective.min_quality)
     axes.axhline(floor, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
     axes.annotate(
-        f"quality floor {cascade.spec.objective.min_quality}", (1, floor), xycoords=("axes fraction", "data"),
-        xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=9,
+        f"quality floor {cascade.spec.objective.min_quality}", (0, floor), xycoords=("axes fraction", "data"),
+        xytext=(6, 4), textcoords="offset points", ha="left", fontsize=9,
     )  # fmt: skip
     if max([*seconds, x]) > 8 * min([*seconds, x]):
         axes.set_xscale("log")
@@ -141,15 +168,16 @@ def _others(plan: Plan) -> Iterator[tuple[str, float, float]]:
     """Alternatives that have a place in the picture: at their mean quality."""
     for alternative in plan.alternatives:
         if alternative.p95_ms is not None and alternative.quality_mean is not None:
-            yield f"{alternative.name} (mean)", alternative.p95_ms / 1000, alternative.quality_mean
+            mean = " (mean)" if plan.quality.lower_bound is not None else ""
+            yield f"{alternative.name}{mean}", alternative.p95_ms / 1000, alternative.quality_mean
 
 
 def _label(axes: Axes, words: str, x: float, y: float, *, colour: str, better: bool = False) -> None:
-    """Name a point: on its better side (up and left, where no plan can be), or on the other."""
+    """Name a point: on its better side (up and left, where no plan can be), or below."""
     axes.annotate(
         words,
         (x, y),
-        xytext=(-10, 9) if better else (8, -3),
+        xytext=(-10, 9) if better else (-6, -18),
         textcoords="offset points",
         ha="right" if better else "left",
         color=colour,
@@ -180,7 +208,7 @@ def _draw_replicas(axes: Axes, plan: Plan) -> None:
         load = "" if stage.utilization is None else f", load {percent(stage.utilization)}"
         axes.text(
             4.2, top + 0.1,
-            f"{stage.gpus} GPUs: {replica_words(stage.replicas)}   ·   reached by {percent(stage.reach)}, "
+            f"{gpu_words(stage.gpus)}: {replica_words(stage.replicas)}   ·   reached by {percent(stage.reach)}, "
             f"accepts {threshold_words(stage)}{load}, p95 {duration(stage.p95_ms)}",
             fontsize=9.5, va="bottom",
         )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cascadia_api.plan import Plan, PlanStage
 from cascadia_solver.inputs import PlanningInputs
+from cascadia_solver.margins import binding, neighbours, quality_prices, runner_up
+from cascadia_solver.planner import plan_cascade
 
 __all__ = ["explain"]
 
@@ -11,7 +13,9 @@ _BUSY = 1.25
 
 
 def explain(plan: Plan, inputs: PlanningInputs) -> list[str]:
-    """Say what binds the plan, what each stage does, what came second and why not a single model.
+    """Say what binds the plan, what each stage does, what came second, and what each limit costs.
+
+    What one GPU more or fewer would do is planned, which takes as long again as the plan did.
 
     Args:
         plan: The plan.
@@ -26,8 +30,11 @@ def explain(plan: Plan, inputs: PlanningInputs) -> list[str]:
     said += [
         f"{stage.name} has no stage: the cascade does better without it." for stage in plan.stages if not stage.gpus
     ]
-    said += [_binding(plan, inputs), _trust(plan)]
+    said += [*binding(plan, inputs), _capacity(plan, inputs)]
+    said += [sentence for sentence in (runner_up(plan, inputs), quality_prices(plan, inputs)) if sentence]
+    said += neighbours(plan, inputs, plan_cascade)
     said += [f"Not {other.name}: {other.reason}." for other in plan.alternatives]
+    said.append(_trust(plan))
     return said
 
 
@@ -70,14 +77,17 @@ def _stage(stage: PlanStage, plan: Plan) -> str:
         else (f"and answers those that score at least {stage.threshold:.3g}")
     )
     slow = "" if stage.p95_ms is None else f", p95 {stage.p95_ms / 1e3:.1f} s there"
-    return f"{stage.name} sees {stage.reach:.0%} of the requests {answers}: {_gpus(stage.gpus)} as {shapes}{slow}."
+    past = "" if stage.skipped <= 0 else f" ({stage.skipped:.0%} pass it by, which it cannot take)"
+    return (
+        f"{stage.name} sees {stage.reach:.0%} of the requests{past} {answers}: {_gpus(stage.gpus)} as {shapes}{slow}."
+    )
 
 
 def _gpus(count: int) -> str:
     return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
-def _binding(plan: Plan, inputs: PlanningInputs) -> str:
+def _capacity(plan: Plan, inputs: PlanningInputs) -> str:
     spec = inputs.cascade.spec
     available = inputs.available_gpus or {}
     budget = sum(min(pool.max_gpus, available.get(pool.name, pool.max_gpus)) for pool in spec.gpus.pools)
@@ -91,4 +101,4 @@ def _binding(plan: Plan, inputs: PlanningInputs) -> str:
     if plan.gpus < budget:
         gain = "cost more" if spec.objective.minimize == "Cost" else "make it less than 1 % faster"
         return f"{budget - plan.gpus} of {budget} GPUs are left free: they would {gain}."
-    return f"The GPU budget of {budget} binds, and the quality floor sets how many requests must be passed on."
+    return f"The GPU budget of {budget} binds: none is left free."

@@ -57,8 +57,13 @@ def test_yaml_table_and_plot_tell_of_the_same_plan(
     assert document == planned
     assert f"drew {picture}" in err
     assert picture.stat().st_size > 10_000
-    assert main(["plan", PAIR, "--explain", "--frontier"]) == 0
+    page = tmp_path / "plan.html"
+    assert main(["plan", PAIR, "--explain", "--frontier", "--plot", str(page)]) == 0
     out, err = capsys.readouterr()
+    text = page.read_text()
+    assert text.count("<svg") == 1
+    assert "The quality floor of 0.8 binds" in text
+    err = err.replace(f"drew {page}\n", "")
     assert planned["planId"] in out
     assert "Why" in out
     assert "Frontier" in out

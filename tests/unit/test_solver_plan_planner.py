@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -292,6 +293,30 @@ def test_the_explanation_names_the_stages_the_floor_and_the_single_models() -> N
     assert "Not large alone: its p95 is" in text
     for stage in chat_plan().live_stages:
         assert f"{stage.name} sees" in text
+    assert "The quality floor of 0.85 binds: a plan of quality" in text
+    assert "The runner-up has a p95 of about" in text
+    assert "What quality costs in p95, against 0.85 at" in text
+    assert re.search(r"One GPU fewer: (p95 \d|changes nothing)", text)
+    assert re.search(r"One (GPU more: |more GPU is there and would not help)", text)
+
+
+def test_the_price_of_a_limit_is_what_planning_without_it_gives() -> None:
+    """What the explanation says of one GPU fewer is the plan for one GPU fewer."""
+    objective = {"minQuality": "0.8", "minimize": "Cost", "targets": [
+        {"metric": "EndToEnd", "percentile": 95, "milliseconds": 20_000}]}  # fmt: skip
+    inputs = PlanningInputs(cascade(rate="6", objective=objective), TABLE)
+    plan = plan_cascade(inputs)
+    text = "\n".join(explain(plan, inputs))
+    assert f"{32 - plan.gpus} of 32 GPUs are left free" in text
+    assert "The latency target binds: a plan that keeps the floor on" in text
+    said = re.search(r"One GPU fewer: (p95 [\d.]+ s|no plan is feasible)", text)
+    assert said is not None
+    try:
+        fewer = plan_cascade(replace(inputs, available_gpus={"h100": plan.gpus - 1}))
+        found = f"p95 {fewer.latency.p95_ms / 1e3:.1f} s"
+    except InfeasibleError:
+        found = "no plan is feasible"
+    assert said[1] == found
 
 
 def test_the_prediction_is_the_simulation_of_the_traffic() -> None:
