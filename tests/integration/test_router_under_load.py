@@ -6,10 +6,12 @@ stream that is cut later ends with an error event; what is done by plan cuts non
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from cascadia_api.policy import StreamingPolicy
 from tests.support.router_chain import http
 from tests.support.router_processes import Load, Processes, cascade_of_processes
 
@@ -26,12 +28,27 @@ async def last_stage_killed(running: Processes) -> None:
     running.replicas["large-0"].engine.signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("action", [engine_killed, router_killed, last_stage_killed])
-async def test_a_kill_fails_no_request_that_another_can_answer(tmp_path: Path, action: object) -> None:
+GATE = StreamingPolicy(mode="Gate", gate_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("action", "streaming"),
+    [
+        (engine_killed, StreamingPolicy()),
+        (engine_killed, GATE),
+        (router_killed, StreamingPolicy()),
+        (router_killed, GATE),
+        (last_stage_killed, StreamingPolicy()),
+    ],
+)
+async def test_a_kill_fails_no_request_that_another_can_answer(
+    tmp_path: Path, action: Callable[[Processes], Awaitable[None]], streaming: StreamingPolicy
+) -> None:
     async with cascade_of_processes(tmp_path, small=2, large=2 if action is last_stage_killed else 1) as running:
+        running.put(0.8, streaming=streaming)
         load = Load(running.client)
         await load.until(40)
-        await action(running)  # type: ignore[operator]
+        await action(running)
         await load.until(80)
         await load.stop()
         assert load.failures == []

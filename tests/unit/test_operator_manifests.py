@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.plan import Plan
+from cascadia_api.policy import ShadowPolicy, StreamingPolicy
 from cascadia_operator.manifests.naming import (
     entry_service_name,
     peer_secret_name,
@@ -332,6 +333,20 @@ def test_policy_revision_grows_only_with_a_change() -> None:
     assert [first.policy_revision, again.policy_revision, emptied.policy_revision] == [1, 1, 2]
     # A policy that was deleted starts above the revision that routers may still hold.
     assert revised(emptied, None, 7).policy_revision == 8
+
+
+def test_how_streams_are_held_and_compared_is_the_manifests() -> None:
+    document = cascade_document([SMALL, LARGE])
+    document["spec"]["routing"] = {
+        "streaming": {"mode": "Gate", "gateTokens": 64, "keepAliveSeconds": 5},
+        "shadowSampling": {"percent": "0.5", "maxConcurrent": 3},
+    }
+    its_plan = plan({"small": [(1, 1, 1)], "large": [(8, 1, 1)]})
+    policy = router_policy(
+        cascade(document), its_plan, thresholds={"small": 0.8, "large": None}, endpoints=[], revision=1
+    )
+    assert policy.streaming == StreamingPolicy(mode="Gate", gate_tokens=64, keep_alive_seconds=5.0)
+    assert policy.shadow == ShadowPolicy(share=0.005, max_concurrent=3)
 
 
 def test_the_policy_names_every_replica_by_its_leader() -> None:

@@ -55,6 +55,9 @@ _PROPAGATION_SECONDS = 15
 """Time for routers and kube-proxies to learn that a pod is going."""
 _ENGINE_EXIT_SECONDS = 25
 """SGLang looks every few seconds whether its last request has finished before it exits."""
+_DISCONNECT_VARIABLE = "SGLANG_REQUEST_STATE_WAIT_TIMEOUT"
+"""Seconds between SGLang's looks at who still waits for an answer that comes whole, or for one in its queue (4 by
+default): so long it works for a client that has left."""
 _MODEL_LOAD_SECONDS = 3600
 """Budget of a start: hundreds of gigabytes of weights may come over the network."""
 
@@ -234,7 +237,9 @@ def _engine(
 
 def _engine_env(model: Model, nodes: int) -> list[dict[str, Any]]:
     """The engine's environment; the user's entries replace the operator's of the same name."""
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {
+        _DISCONNECT_VARIABLE: {"name": _DISCONNECT_VARIABLE, "value": "1"},
+    }
     if nodes > 1:
         entries[POD_INDEX_VARIABLE] = _pod_index()
     source = model.source.hugging_face
