@@ -154,7 +154,7 @@ class Session:
             abilities={ability.name: ability for ability in abilities},
             clock=self.clock,
             outcomes_file=self.outcomes if options.replay else None,
-            scorer_id=cascade.spec.routing.scorer_id,
+            scorer_id=_simulated_scorer(cascade),
             stream_interval_milliseconds=STREAM_INTERVAL_MS,
         )
         port = options.port or (PREFERRED_PORT if is_free(PREFERRED_PORT) else PortAllocator().take())
@@ -355,3 +355,12 @@ def run_until_interrupted(story: Callable[[], Awaitable[int]]) -> int:
             raise
 
     return uvloop.run(guarded())
+
+
+def _simulated_scorer(cascade: CascadeDeployment) -> str:
+    """Id of the scores that simulated answers show in their log-probabilities: the routers do the rest."""
+    routing = cascade.spec.routing
+    if routing.scorer.type == "LogProb":
+        return routing.scorer_id
+    of_tokens = [part.id for part in routing.scorer.parts or () if part.type == "LogProb"]
+    return of_tokens[0] if of_tokens else "logprob-mean"

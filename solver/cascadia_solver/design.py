@@ -167,12 +167,20 @@ def routed(
         most = widest[place] if widest else None
         # With a gate, how long a stage works depends on its own threshold, too.
         before = len(route.thresholds[: place + (sample.gate_tokens is not None)])
-        key = (site.model, site.pool, most, *zip(route.stages[:before], route.thresholds[:before], strict=True))
+        # So does how long its answers take, on whether they are scored: the last stage's are not.
+        scoring = sample.scorer_seconds if place + 1 < len(sites) else 0.0
+        key = (
+            site.model,
+            site.pool,
+            most,
+            scoring,
+            *zip(route.stages[:before], route.thresholds[:before], strict=True),
+        )
         if key not in made:
             visits = exits >= site.model
             if sample.able is not None:
                 visits &= sample.able[:, site.model]
-            made[key] = _stage(site, visits, exits, sample, limits[site.pool], percentile, most)
+            made[key] = _stage(site, visits, exits, sample, limits[site.pool], percentile, most, scoring)
         stages.append(made[key])
     share = np.array([stage.reach for stage in stages])
     return Routed(
@@ -194,6 +202,7 @@ def _stage(
     limit: int,
     percentile: float,
     widest: int | None,
+    scoring: float,
 ) -> StageMade:
     inputs, outputs = sample.input_tokens, sample.output_tokens[:, site.model]
     if sample.gate_tokens is not None:
@@ -211,7 +220,7 @@ def _stage(
     at = np.log(latency[faster])
     parts = np.stack([np.interp(at, np.log(table.levels), table.parts[0][:, k]) for k in range(3)], axis=1)
     shown = np.linspace(0, len(sample) - 1, min(_REQUESTS, len(sample))).astype(np.int64)
-    seconds = parts[:, 0, None] + parts[:, 1, None] * inputs[shown] + parts[:, 2, None] * outputs[shown]
+    seconds = scoring + parts[:, 0, None] + parts[:, 1, None] * inputs[shown] + parts[:, 2, None] * outputs[shown]
     held = None
     if site.room is not None and len(faster):
         sets = [table.replicas(0, rate, int(gpus)) for gpus in faster]

@@ -121,6 +121,7 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
         exits,
         able=sample.able,
         gate_tokens=sample.gate_tokens,
+        scorer_seconds=sample.scorer_seconds,
     )
     service = [times.stage_service[model] for model in design.route.stages]
     seen = path_times(times, sample, exits)

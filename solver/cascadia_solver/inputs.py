@@ -122,6 +122,7 @@ def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Tr
         sample,
         able=able_models(facts, sample.input_tokens, sample.output_tokens, sample.needs),
         gate_tokens=spec.routing.streaming.gate_tokens,
+        scorer_seconds=spec.routing.scorer.planned_latency_ms / 1000,
     )
     return Traffic(facts, replace(table, able=_able_rows(table, facts, sample)), demand, sample)
 
@@ -202,6 +203,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
                 "targets": sorted(targets),
             },
             "scorer": spec.routing.scorer_id,
+            "scorerLatencyMs": spec.routing.scorer.planned_latency_ms,
             "maxEscalations": spec.routing.max_escalations,
             "calibration": table.digest if inputs.calibration is not None else "prior",
             "demand": _demand_id(inputs),

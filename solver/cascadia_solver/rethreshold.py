@@ -207,6 +207,7 @@ def _thinned(sample: RequestSample) -> RequestSample:
         row=sample.row[rows],
         able=None if sample.able is None else sample.able[rows],
         gate_tokens=sample.gate_tokens,
+        scorer_seconds=sample.scorer_seconds,
     )
 
 
@@ -274,6 +275,8 @@ def _latency(
         parts.append(
             np.stack([np.interp(at, np.arange(len(stage.levels)), stage.parts[:, k]) for k in range(3)], axis=1)
         )
+        if j + 1 < len(placed):  # the last stage's answers are not scored
+            parts[-1][:, 0] += sample.scorer_seconds
     position = np.unravel_index(np.arange(len(grid)), grid.shape) if grid.shape else ()
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     latency = np.full(len(grid), np.inf)

@@ -86,6 +86,7 @@ class RequestSample:
         needs: What each request needs beyond text [n]; None: nothing.
         able: Which models can take each request [n, C]; None: all of them.
         gate_tokens: Tokens after which a rejected answer stops (`streaming.mode: Gate`); None: at its end.
+        scorer_seconds: Time that scoring adds to an answer that may be rejected, s.
     """
 
     requests_per_second: float
@@ -98,6 +99,7 @@ class RequestSample:
     needs: Masks | None = None
     able: NDArray[np.bool_] | None = None
     gate_tokens: int | None = None
+    scorer_seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.arrivals)

@@ -92,6 +92,25 @@ async def test_it_serves_an_openai_client_and_ctrl_c_leaves_nothing(folder: Path
     assert "Traceback" not in run.output
 
 
+async def test_a_composed_scorer_rejects_what_fails_its_check(folder: Path) -> None:
+    """The simulated engine calls no tool: where one must be called, the first model's answer is worth nothing."""
+    run = await up(folder, str(PAIR.with_name("checked.yaml")), "--time-scale", "20")
+    endpoint = (await run.says(r"checked is served at (\S+)")).group(1)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    async with AsyncOpenAI(base_url=endpoint, api_key="any", max_retries=0, timeout=30) as client:
+        messages = [{"role": "user", "content": "How is the weather in Bern?"}]
+        free = await client.chat.completions.create(model="checked", messages=messages, tools=tools)  # type: ignore[call-overload]
+        told = free.model_extra["cascadia"]
+        assert told["stage"] == "large" or told["score"] >= told["threshold"] > 0
+        bound = await client.chat.completions.create(  # type: ignore[call-overload]
+            model="checked", messages=messages, tools=tools, tool_choice="required"
+        )
+        assert bound.model_extra["cascadia"]["path"] == "small>large"
+    run.process.send_signal(signal.SIGINT)
+    assert await run.ends() == 0, run.output
+
+
 async def test_a_killed_run_leaves_no_process(folder: Path) -> None:
     run = await up(folder, str(PAIR), "--time-scale", "20")
     await run.says(r"Replica\s+\S+ starts")

@@ -14,7 +14,16 @@ from tests.support import node_clients
 from tests.support.engine_process import engine_process
 from tests.support.llamacpp_process import llamacpp_process
 from tests.support.router_chain import Chain, StageOf, chain_of
-from tests.support.scripted_engine import ScriptedEngine, Seen, answer, chunk, http_response, status, stream_then
+from tests.support.scripted_engine import (
+    RunningEngine,
+    ScriptedEngine,
+    Seen,
+    answer,
+    chunk,
+    http_response,
+    status,
+    stream_then,
+)
 
 pytestmark = pytest.mark.timeout(600)
 RESPONSE_EVENTS = [
@@ -27,16 +36,6 @@ RESPONSE_EVENTS = [
     "response.content_part.done",
     "response.output_item.done",
 ]
-
-
-class RunningEngine(ScriptedEngine):
-    """An engine that runs elsewhere, in the place of a scripted one."""
-
-    async def start(self, port: int = 0) -> None:
-        """It runs already."""
-
-    async def stop(self) -> None:
-        """It is stopped elsewhere."""
 
 
 @pytest.fixture(scope="module")

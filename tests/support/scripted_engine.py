@@ -15,6 +15,7 @@ from typing import Any
 
 __all__ = [
     "Behaviour",
+    "RunningEngine",
     "ScriptedEngine",
     "Seen",
     "answer",
@@ -273,3 +274,13 @@ class ScriptedEngine:
             working.cancel()
             gone.cancel()
             await asyncio.gather(working, gone, return_exceptions=True)
+
+
+class RunningEngine(ScriptedEngine):
+    """An engine that runs elsewhere, in the place of a scripted one."""
+
+    async def start(self, port: int = 0) -> None:
+        """It runs already."""
+
+    async def stop(self) -> None:
+        """It is stopped elsewhere."""
