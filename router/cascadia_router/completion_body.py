@@ -99,6 +99,8 @@ class CompletionRequest:
             BodyError: The body is not a JSON object with a `model` and usable options.
         """
         try:
+            if not body.isascii():
+                body.decode()  # fields that are not looked at here are passed on as they came
             head = _head_decoder.decode(body)
         except msgspec.ValidationError as error:
             param = str(error).rpartition("$.")[2].rstrip("`") if "$." in str(error) else None

@@ -10,30 +10,34 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import checks, messages
 
-__all__ = ["TARGETS", "main"]
+__all__ = ["TARGETS", "attempts", "main"]
 
 _CUTS = st.lists(st.integers(0, 400), max_size=6)
 _PATHS = st.sampled_from([b"/v1/chat/completions", b"/v1/completions", b"/v1/responses"])
 _ASKED = st.sampled_from([b'{"model":"chat","messages":[]}', b'{"model":"chat","messages":[],"stream":true}'])
 
-TARGETS: dict[str, Callable[[], None]] = {
-    "requests": given(messages.request_streams, _CUTS)(
-        lambda data, places: checks.check_requests(data, messages.cut(data, places))
-    ),
-    "answers": given(messages.answers, _CUTS)(
-        lambda data, places: checks.check_answer(data, messages.cut(data, places))
-    ),
-    "bodies": given(_PATHS, messages.bodies)(checks.check_body),
-    "engines": given(_ASKED, messages.answers)(checks.check_engine),
-    "hops": given(messages.hops, messages.bodies)(checks.check_hop),
+TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., None]]] = {
+    "requests": (st.tuples(messages.request_streams, _CUTS), checks.check_requests),
+    "answers": (st.tuples(messages.answers, _CUTS), checks.check_answer),
+    "bodies": (st.tuples(_PATHS, messages.bodies), checks.check_body),
+    "engines": (st.tuples(_ASKED, messages.answers), checks.check_engine),
+    "hops": (st.tuples(messages.hops, messages.bodies), checks.check_hop),
 }
-"""What is tried, by name."""
+"""What is thrown, and what must hold then, by name."""
+
+
+def attempts(name: str, limits: settings) -> Callable[[], None]:
+    """Throw as much at a target as the settings say."""
+    thrown, check = TARGETS[name]
+    return limits(given(thrown)(lambda values: check(*values)))
+
 
 _ROUND = settings(
     max_examples=500,
@@ -59,7 +63,7 @@ def main() -> int:
         for name in names:
             number = first + rounds[name]
             try:
-                seed(number)(_ROUND(TARGETS[name]))()
+                seed(number)(attempts(name, _ROUND))()
             except Exception:
                 sys.stderr.write(f"{name} broke: python -m tests.fuzz --seed {number} {name}\n")
                 raise

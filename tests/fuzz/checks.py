@@ -14,6 +14,7 @@ from cascadia_router.http1_request import Limits, Request, Room
 from cascadia_router.http1_server import ServerConnection
 from cascadia_router.node import Node
 from cascadia_router.signing import PeerSecrets
+from tests.fuzz.messages import cut
 from tests.support.wire import Sink, Wire, serve
 
 __all__ = ["GOOD_ANSWER", "check_answer", "check_body", "check_engine", "check_hop", "check_requests"]
@@ -53,9 +54,9 @@ def _h11_requests(data: bytes) -> list[tuple[bytes, bytes, bytes]] | None:
         return None
 
 
-def check_requests(data: bytes, pieces: list[bytes]) -> None:
+def check_requests(data: bytes, places: list[int]) -> None:
     """Bytes are answered, refused or waited for; what is read is what a strict reader reads, however it is cut."""
-    echo, wire = serve(pieces)
+    echo, wire = serve(cut(data, places))
     whole, _ = serve([data])
     seen = [(request.method, request.path, request.body) for request in echo.requests]
     assert seen == [(request.method, request.path, request.body) for request in whole.requests]
@@ -102,7 +103,7 @@ def _responses(written: bytes, methods: list[bytes]) -> list[tuple[int, bytes]]:
     return found
 
 
-def check_answer(data: bytes, pieces: list[bytes]) -> None:
+def check_answer(data: bytes, places: list[int]) -> None:
     """An answer is taken or is a fault, once; what is taken is what a strict client reads."""
 
     async def hear(parts: list[bytes]) -> Sink:
@@ -116,7 +117,7 @@ def check_answer(data: bytes, pieces: list[bytes]) -> None:
         assert not upstream.idle
         return sink
 
-    sink = asyncio.run(hear(pieces))
+    sink = asyncio.run(hear(cut(data, places)))
     assert sink.heard
     assert sink.heard[-1] == "end" or isinstance(sink.heard[-1], Fault)
     assert len(sink.heard) <= 2

@@ -84,6 +84,8 @@ async def test_paths_and_methods(chain: Chain, path: str, method: str, status: i
         (b'{"model": "chat", "messages": [], "max_tokens": "many"}', "max_tokens"),
         (b'{"model": "chat", "messages": []} {}', None),
         (b'{"model": "ch\xff\xfeat", "messages": []}', None),
+        (b'{"model": "chat", "messages": [], "\x80": ""}', None),
+        (b'{"model": "chat", "messages": ["\xed\xa0\x80"], "stream": true}', None),
         (b'{"model": "chat", "messages": ' + b"[" * 100_000 + b"}", None),
         (bytes(range(256)), None),
     ],

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.fuzz.__main__ import TARGETS
+from tests.fuzz.__main__ import TARGETS, attempts
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_whatever_comes(target: str) -> None:
-    settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))(TARGETS[target])()
+    attempts(target, settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck)))()
