@@ -193,6 +193,11 @@ def choose(
         exclude: Replicas that this request has tried already.
         even_open: Whether to take a replica although its breaker is open or its engine not ready.
     """
+    if len(targets) == 1:
+        replica, _ = targets[0]
+        if replica in exclude or not (even_open or (replica.ready and replica.breaker.allows(now))):
+            return None
+        return replica
     if len(targets) > Targets.FEW:
         found = least_loaded(targets.candidates(), now, exclude=exclude, even_open=even_open)
         if found is not None:
@@ -218,11 +223,6 @@ def least_loaded(
         exclude: Replicas that this request has tried already.
         even_open: Whether to take a replica although its breaker is open or its engine not ready.
     """
-    if len(targets) == 1:
-        replica, _ = targets[0]
-        if replica in exclude or not (even_open or (replica.ready and replica.breaker.allows(now))):
-            return None
-        return replica
     best: Replica | None = None
     least = tied = 0.0
     for replica, weight in targets:

@@ -108,7 +108,8 @@ def simulate_stage(
     """Simulate the replicas of one stage together.
 
     Each request goes, when it arrives, to the replica with the fewest outstanding requests by
-    weight (the first of them if several), which is the routers' rule.
+    weight (the first of them if several): the routers' rule, as one that sees all would follow it. A
+    router knows only of what it has sent itself: docs/resilience.md says what that costs.
 
     Args:
         stage: At least one replica.
