@@ -139,45 +139,77 @@ async def processing(address: str, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_real_model_stops_too(tmp_path: Path) -> None:
-    """llama.cpp with SmolLM2 behind a router that holds the stream. (Its server does not notice who has left while
-    it works on an answer that is to come whole, whoever asks.)"""
+@dataclass
+class Real:
+    """A llama.cpp process in the place of a scripted engine."""
+
+    address: str
+
+    async def start(self) -> None:
+        """It runs."""
+
+    async def stop(self) -> None:
+        """Its context manager ends it."""
+
+
+@contextlib.asynccontextmanager
+async def real_model(folder: Path, threshold: float, **policy: Any) -> AsyncIterator[tuple[Chain, str]]:
+    """A router beside llama.cpp with SmolLM2, a scripted engine behind it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     config = {"listen": address, "servedModelName": "served-small", "stage": "small"}
-    (tmp_path / "engine.json").write_text(json.dumps(config))
+    (folder / "engine.json").write_text(json.dumps(config))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cascadia_local.llamacpp_engine", "--config", str(tmp_path / "engine.json")
+        sys.executable, "-m", "cascadia_local.llamacpp_engine", "--config", str(folder / "engine.json")
     )
-
-    @dataclass
-    class Real:
-        address: str
-
-        async def start(self) -> None:
-            """It runs."""
-
-        async def stop(self) -> None:
-            """The test ends it."""
-
     real: Any = Real(address)
-    stages = StageOf("small", 0.5, [real]), StageOf("large", None, [ScriptedEngine("large")])
+    stages = StageOf("small", threshold, [real]), StageOf("large", None, [ScriptedEngine("large")])
     try:
-        async with chain_of(tmp_path, *stages, wait=False) as chain:
+        async with chain_of(folder, *stages, wait=False, **policy) as chain:
             own = chain.router("small").node.own
             assert own is not None
             await eventually(lambda: own.ready or process.returncode is not None, "the model is loaded", seconds=120)
             assert process.returncode is None
-            body = {
-                "model": "chat", "stream": True, "max_tokens": 1900, "ignore_eos": True,
-                "messages": [{"role": "user", "content": "Tell me a very long story."}],
-            }  # fmt: skip
-            request = asyncio.create_task(http(chain.client("small"), CHAT, body, seconds=300))
-            await processing(address, 1)
-            request.cancel()
-            await processing(address, 0)
-            assert await asyncio.to_thread(llamacpp_metric, address, "tokens_predicted_total") < 1900
+            yield chain, address
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def story(tokens: int) -> dict[str, Any]:
+    return {
+        "model": "chat", "stream": True, "max_tokens": tokens, "ignore_eos": True,
+        "messages": [{"role": "user", "content": "Tell me a very long story."}],
+    }  # fmt: skip
+
+
+async def test_a_real_model_stops_too(tmp_path: Path) -> None:
+    """llama.cpp behind a router that holds the stream. (Its server does not notice who has left while it works on
+    an answer that is to come whole, whoever asks.)"""
+    async with real_model(tmp_path, 0.5) as (chain, address):
+        request = asyncio.create_task(http(chain.client("small"), CHAT, story(1900), seconds=300))
+        await processing(address, 1)
+        request.cancel()
+        await processing(address, 0)
+        assert await asyncio.to_thread(llamacpp_metric, address, "tokens_predicted_total") < 1900
+
+
+async def test_a_real_models_beginning_is_decided_on(tmp_path: Path) -> None:
+    gate = StreamingPolicy(mode="Gate", gate_tokens=8)
+    async with real_model(tmp_path, 0.0, streaming=gate) as (chain, address):
+        reply = await http(chain.client("small"), CHAT, story(24), seconds=120)
+        assert reply.events[-1] == "[DONE]"
+        told = reply.events[-2]["cascadia"]  # the headers may have left with a keep-alive comment
+        assert told["stage"] == "small"
+        assert 0 < told["score"] < 1
+        pieces = [event["choices"][0] for event in reply.events[:-2] if event["choices"]]
+        assert len(pieces) >= 20
+        assert not any(piece.get("logprobs") for piece in pieces)
+
+        chain.stages[0].threshold = 1.0
+        chain.put(chain.make_policy(2, streaming=gate))
+        reply = await http(chain.client("small"), CHAT, story(1900), seconds=120)
+        assert reply.events[-2]["cascadia"]["path"] == "small>large"
+        await processing(address, 0)
+        assert await asyncio.to_thread(llamacpp_metric, address, "tokens_predicted_total") < 1900

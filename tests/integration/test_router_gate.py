@@ -169,3 +169,33 @@ async def test_a_beginning_that_breaks_is_asked_elsewhere(tmp_path: Path) -> Non
 
 def text_so_far(reply: Reply) -> str:
     return "".join(event["choices"][0]["delta"]["content"] for event in reply.events if event.get("choices"))
+
+
+async def test_gates_along_a_chain(tmp_path: Path) -> None:
+    """Dropped at the first stage, opened at the second: its client, two routers away, reads along."""
+    gate = asyncio.Event()
+    middle = stream_then("end", pieces=3, gate=gate)
+    stages = (
+        StageOf("small", 0.8, [ScriptedEngine("small", stream_then("hang", pieces=3, logprob=-1.0))]),
+        StageOf("medium", 0.8, [ScriptedEngine("medium", middle)]),
+        StageOf("large", None, [ScriptedEngine("large")]),
+    )
+    async with chain_of(tmp_path, *stages, streaming=GATE) as chain:
+        host, _, port = (await chain.add_entry()).addresses["client"].rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"model": "chat", "stream": true, "messages": []}'
+        writer.write(b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (CHAT.encode(), len(body), body))
+        async with asyncio.timeout(10):
+            seen = b""
+            while b"medium2" not in seen:
+                seen += await reader.read(4096)
+            assert b"x-cascadia-path: small>medium" in seen
+            assert not gate.is_set()
+            gate.set()
+            while b"[DONE]" not in seen:
+                seen += await reader.read(4096)
+        writer.close()
+        await writer.wait_closed()
+        assert b'"path":"small>medium"' in seen
+        assert not chain.engine("large").seen
+        await eventually(lambda: chain.engine("small").disconnects == 1, "the first engine is stopped")
