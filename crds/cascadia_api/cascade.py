@@ -428,7 +428,8 @@ class Routing(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.streaming.mode != 'Gate' || self.scorer.type == 'LogProb'",
+            "!has(self.streaming) || self.streaming.mode != 'Gate' || !has(self.scorer) || "
+            "self.scorer.type == 'LogProb'",
             "streaming.mode: Gate needs a scorer that can score the beginning of an answer: set scorer.type to "
             "LogProb, or streaming.mode to Buffer",
             lambda r: r.streaming.mode != "Gate" or r.scorer.type == "LogProb",

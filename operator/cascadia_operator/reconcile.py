@@ -39,6 +39,8 @@ log = logging.getLogger("cascadia.operator.reconcile")
 
 _AFTER_POLICY_SECONDS = 0.1
 """After a new policy, which is not watched: short, and yet no race with somebody who keeps changing it."""
+_SECRET_SECONDS = 10.0
+"""Between looks for a Secret that is missing: Secrets are not watched."""
 _ACKNOWLEDGEMENT_SECONDS = 1.0
 """Between looks at a transition that waits for routers: what they enforce raises no event, unlike all else."""
 
@@ -178,6 +180,8 @@ def _document(world: World) -> Object:
 
 
 def _look_again(findings: Findings) -> float | None:
+    if findings.world.missing_secrets:
+        return _SECRET_SECONDS
     if findings.advance is not None and findings.advance.policy_changed:
         return _AFTER_POLICY_SECONDS
     if findings.advance is not None and findings.advance.lacking:

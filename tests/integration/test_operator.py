@@ -474,9 +474,12 @@ def test_it_needs_no_more_rights_than_it_says(
         operator.kubeconfig = tmp_path / "kubeconfig"
         operator.kubeconfig.write_text(yaml.safe_dump(settings))
         operator.start()
-        cascades.apply(example("pair.yaml"))
-        cascades.wait_ready("pair")
         pair = example("pair.yaml")
+        pair["spec"]["routing"] = {"apiKeysSecretRef": {"name": "pair-keys"}}
+        cascades.apply(pair)
+        assert cascades.wait_stalled("pair")["reason"] == "SecretNotFound"
+        core.create_namespaced_secret(namespace, {"metadata": {"name": "pair-keys"}})
+        cascades.wait_ready("pair")
         pair["spec"]["suspend"] = True
         cascades.apply(pair)
         cascades.wait("the GPUs to be released", lambda: not cascades.replicas("pair") and not cascades.pods("pair"))
@@ -485,6 +488,52 @@ def test_it_needs_no_more_rights_than_it_says(
     finally:
         rbac.delete_cluster_role_binding(namespace)
         rbac.delete_cluster_role(namespace)
+
+
+def test_secrets_for_the_router_are_waited_for_and_mounted_but_never_read(
+    gpu_nodes: GpuNodes, cascades: Cascades, operator: OperatorUnderTest, api_client: client.ApiClient
+) -> None:
+    core: Any = client.CoreV1Api(api_client)
+    operator.start()
+    pair = example("pair.yaml")
+    pair["spec"]["routing"] = {
+        "apiKeysSecretRef": {"name": "pair-keys"},
+        "tls": {"secretRef": {"name": "pair-tls"}},
+        "rateLimits": {"default": {"requestsPerMinute": 60}},
+        "limits": {"bodyBytes": 65536},
+    }
+    cascades.apply(pair)
+    stalled = cascades.wait_stalled("pair")
+    assert stalled["reason"] == "SecretNotFound"
+    for name, field in (("pair-keys", "apiKeysSecretRef"), ("pair-tls", "tls.secretRef")):
+        assert f"spec.routing.{field} names Secret {name}, which is not there" in stalled["message"]
+    assert not cascades.replicas("pair")
+    assert not [s for s in core.list_namespaced_secret(cascades.namespace).items if s.metadata.name != "pair-peers"]
+
+    for name in ("pair-keys", "pair-tls"):
+        core.create_namespaced_secret(
+            cascades.namespace, {"metadata": {"name": name}, "stringData": {"team": "sk-0123456789abcdef"}}
+        )
+    status = cascades.wait_ready("pair")["status"]
+    assert status["endpoint"].startswith("https://pair.")
+    for pod in cascades.pods("pair"):
+        mounted = {v.name: v.secret.secret_name for v in pod.spec.volumes if v.secret is not None}
+        assert mounted == {"peers": "pair-peers", "api-keys": "pair-keys", "tls": "pair-tls"}
+        (router,) = pod.spec.init_containers
+        folders = {m.name: m.mount_path for m in router.volume_mounts if m.name in mounted}
+        assert folders == {
+            "peers": "/etc/cascadia/peers",
+            "api-keys": "/etc/cascadia/keys",
+            "tls": "/etc/cascadia/tls",
+        }
+        (engine,) = pod.spec.containers
+        assert not {m.name for m in engine.volume_mounts} & set(mounted)
+        config = json.loads(pod.metadata.annotations[LEADER_ANNOTATION])
+        assert config["apiKeys"] == ["/etc/cascadia/keys"]
+        assert config["tls"] == {"certificate": "/etc/cascadia/tls/tls.crt", "key": "/etc/cascadia/tls/tls.key"}
+    policy = json.loads(core.read_namespaced_config_map("pair-policy", cascades.namespace).data["policy.json"])
+    assert policy["rateLimits"]["default"] == {"requestsPerMinute": 60, "tokensPerMinute": None}
+    assert policy["limits"]["bodyBytes"] == 65536
 
 
 def test_infeasible_is_stalled_with_numbers_until_it_is_not(
