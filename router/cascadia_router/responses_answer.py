@@ -67,6 +67,7 @@ class _CompletionDetails(Struct):
 class _Usage(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int | None = None  # where SGLang says it
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -314,7 +315,7 @@ class ResponseBuilder:
 def _usage(usage: _Usage) -> _Object:
     read, made = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = (read.cached_tokens if read is not None else None) or 0
-    reasoning = (made.reasoning_tokens if made is not None else None) or 0
+    reasoning = (made.reasoning_tokens if made is not None else None) or usage.reasoning_tokens or 0
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},

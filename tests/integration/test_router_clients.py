@@ -1,8 +1,13 @@
-"""The official clients, Python and JavaScript, against routers in front of real and simulated engines."""
+"""The official clients, Python and JavaScript, against routers in front of real and simulated engines.
+
+`CASCADIA_TEST_ENGINE=host:port` adds an engine that runs already, an SGLang for instance; it must not mind which
+`model` it is asked for.
+"""
 
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from tests.support.scripted_engine import (
 )
 
 pytestmark = pytest.mark.timeout(600)
+ENGINES = ["simulated", "llamacpp", *(["given"] if "CASCADIA_TEST_ENGINE" in os.environ else [])]
 RESPONSE_EVENTS = [
     "response.created",
     "response.in_progress",
@@ -56,6 +62,11 @@ def llamacpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield [address, address]
 
 
+@pytest.fixture(scope="module")
+def given() -> list[str]:
+    return [os.environ["CASCADIA_TEST_ENGINE"]] * 2
+
+
 @contextlib.asynccontextmanager
 async def cascade_of(folder: Path, addresses: list[str], threshold: float) -> AsyncIterator[Chain]:
     small, large = (RunningEngine(name, address=address) for name, address in zip(("s", "l"), addresses, strict=True))
@@ -77,7 +88,7 @@ def base_of(chain: Chain) -> str:
 
 @pytest.mark.parametrize(
     ("engines", "threshold", "stage"),
-    [("simulated", 0.0, "small"), ("simulated", 1.1, "large"), ("llamacpp", 1.1, "large")],
+    [("simulated", 0.0, "small"), *((engines, 1.1, "large") for engines in ENGINES)],
 )
 async def test_answers_in_javascript(
     tmp_path: Path, request: pytest.FixtureRequest, engines: str, threshold: float, stage: str
@@ -105,7 +116,7 @@ async def test_answers_in_javascript(
                 assert made["finish"] in {"stop", "length"}, name
 
 
-@pytest.mark.parametrize("engines", ["simulated", "llamacpp"])
+@pytest.mark.parametrize("engines", ENGINES)
 @pytest.mark.parametrize(("threshold", "stage"), [(0.0, "small"), (1.1, "large")])
 async def test_answers_in_python(
     tmp_path: Path, request: pytest.FixtureRequest, engines: str, threshold: float, stage: str

@@ -335,6 +335,12 @@ def test_a_whole_answer_says_the_same_as_a_stream() -> None:
     assert whole["usage"]["output_tokens_details"]["reasoning_tokens"] == 1
 
 
+def test_reasoning_tokens_are_found_where_sglang_says_them() -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "reasoning_tokens": 1, "completion_tokens_details": None}
+    response = told(delta(content="a"), {"choices": [], "usage": usage})[-1]["response"]
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 1}
+
+
 def test_a_refusal_is_a_part_of_its_own() -> None:
     events = told(delta(refusal="No."), delta(finish="stop"))
     assert [event["type"] for event in events[4:6]] == ["response.refusal.delta", "response.refusal.done"]
