@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cascadia_api.cascade import CascadeDeployment, CascadeDeploymentSpec
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.names import API_VERSION, KIND
+from cascadia_api.schema import DECIMAL_PATTERN
 
 __all__ = ["Manifest", "field_path", "load_manifest", "parse_cascade", "parse_spec", "problems_of"]
 
@@ -126,6 +127,8 @@ def problems_of(error: ValidationError, root: str = "") -> list[Problem]:
             location += [part for part in str(context.get("field", "")).split(".") if part]
         elif kind == "string_pattern_mismatch":
             message = f"{item['input']!r} does not match {context.get('pattern')}"
+            if context.get("pattern") == DECIMAL_PATTERN:
+                message = f"{item['input']!r} is not a decimal number of at least 0, as in '12.5'"
         elif kind == "literal_error":
             message = f"{item['input']!r} is not one of {context.get('expected')}"
         problem = Problem(field_path(location, root), message)

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ApiModel", "DecimalString", "DnsLabel", "Figure", "Milliseconds", "Rule", "as_decimal"]
+__all__ = ["DECIMAL_PATTERN", "ApiModel", "DecimalString", "DnsLabel", "Figure", "Milliseconds", "Rule", "as_decimal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,10 @@ def _decimal_text(value: object) -> object:
     )
 
 
+DECIMAL_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+
 DecimalString = Annotated[
-    str, BeforeValidator(_decimal_text), StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$", max_length=16)
+    str, BeforeValidator(_decimal_text), StringConstraints(pattern=DECIMAL_PATTERN, max_length=16)
 ]
 """A non-negative decimal number in quotes: Kubernetes APIs hold no floats."""
 

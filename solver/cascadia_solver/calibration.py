@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,7 +142,7 @@ def parse_calibration(
             values = _values(row, models, scorer, seen)
             needed = None if row.needs is UNSET else needs_mask(row.needs)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            problems.append(RowProblem(number, str(error)))
+            problems.append(RowProblem(number, _words(error, line)))
             continue
         seen.add(row.id)
         rows.append((row.id, float(row.input_tokens), values))
@@ -158,6 +159,11 @@ def parse_calibration(
         quality=np.ascontiguousarray(columns[:, 2]),
         needs=None if set(needs) == {None} else np.array([mask or 0 for mask in needs], dtype=np.uint8),
     )
+    if np.ptp(result.quality) == 0:
+        raise InputError(
+            f"calibration set: every answer of every model is worth {result.quality[0, 0]:g} on all {len(rows)} rows; "
+            "nothing tells the models apart: check the judge that wrote the set"
+        )
     for index, name in enumerate(models[:-1]):
         if np.ptp(result.scores[:, index]) == 0:
             raise InputError(
@@ -165,6 +171,13 @@ def parse_calibration(
                 "a constant score cannot tell good answers from bad ones: check the scorer that wrote the set"
             )
     return result, problems
+
+
+def _words(error: Exception, line: bytes | str) -> str:
+    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    if isinstance(error, msgspec.DecodeError) and (wrong := re.search(r"[:\[,]\s*(-?NaN|-?Infinity)\b", text)):
+        return f"{wrong[1]} is not a number in JSON: leave a score out where there is none"
+    return str(error)
 
 
 def calibration_line(identifier: str, input_tokens: float, answers: Mapping[str, CalibrationAnswer]) -> bytes:

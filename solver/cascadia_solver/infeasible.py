@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget, Objective
+from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget, Model, Objective
 from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.models import ModelFacts
@@ -72,9 +72,6 @@ def too_few_gpus(
     problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], source: CostSource
 ) -> InfeasibleError:
     """The floor can be kept, but not by stages that fit into the GPU budget at this rate."""
-    for model, reason in sorted(problem.sites.unfit.items()):
-        if any(problem.rooms) and spec.models[model].min_replicas:
-            return reason
     most = [max(64, _MORE_GPUS * limit) for limit in problem.limits]
     budgets = [replace(budget, gpus=gpus, room=None) for budget, gpus in zip(problem.budgets, most, strict=True)]
     sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile, source=source)
@@ -86,12 +83,14 @@ def too_few_gpus(
         study=problem.study.of(grids),
         qualities=[problem.qualities[k] for k in grids],
     )
+    forced = [model for model in sorted(problem.sites.unfit) if spec.models[model].min_replicas]
+    hopeless = [model for model in forced if model in sites.unfit or any(problem.rooms)]
+    if hopeless or not grids:
+        # More GPUs, or the same ones in whole nodes, would not do, or would do only if they lay together.
+        return problem.sites.unfit[hopeless[0]] if hopeless else next(iter(sites.unfit.values()))
     have = ", ".join(f"{b.gpus} of pool {b.name}" for b in problem.budgets)
     least = _least_gpus(problem, _screen(roomy))
     if least is None:
-        slow = next(iter(sites.unfit.values()), None)
-        if slow is not None and not grids:
-            return slow
         return InfeasibleError(
             "InsufficientGPUs",
             f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g} need more than "
@@ -106,7 +105,7 @@ def too_few_gpus(
     for gpus, pool in zip(points.gpus[k], points.pools, strict=True):
         needed[pool] += int(gpus)
     stages = " + ".join(
-        f"{int(gpus)} for {spec.models[model].name}"
+        f"{int(gpus)} for {spec.models[model].name}" + _asked_for(spec.models[model])
         for gpus, model in zip(points.gpus[k], points.grid.stages, strict=True)
     )
     if not any(n > b.gpus for b, n in zip(problem.budgets, needed, strict=True)):
@@ -122,6 +121,11 @@ def too_few_gpus(
         shortfalls=[Shortfall(f"GPUs of pool {b.name}", n, b.gpus) for b, n in short],
         nearest=_nearest_rate(problem),
     )
+
+
+def _asked_for(model: Model) -> str:
+    """What the manifest adds to a stage's need."""
+    return f" with minReplicas {model.min_replicas}" if (model.min_replicas or 0) > 1 else ""
 
 
 def _not_together(problem: Problem, enough: str) -> InfeasibleError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -156,8 +157,8 @@ def _able_rows(table: CalibrationSet, facts: Sequence[ModelFacts], sample: Reque
 def _demand(inputs: PlanningInputs, table: CalibrationSet, requests: int) -> Demand:
     spec = inputs.cascade.spec
     rate = inputs.requests_per_second
-    if rate is not None and not rate > 0:
-        raise InputError(f"requests per second are {rate}; they must be above 0")
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"requests per second are {rate}; they must be a number above 0")
     if inputs.observed is not None:
         return demand_of_observation(inputs.observed, table, requests=requests, seed=inputs.seed)
     if inputs.trace is not None:

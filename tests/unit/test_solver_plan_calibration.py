@@ -55,7 +55,8 @@ def test_bytes_blank_lines_and_unknown_models_are_fine() -> None:
     ("bad", "message"),
     [
         ("{not json", "malformed"),
-        ('{"id": "x", "inputTokens": NaN, "answers": {}}', "malformed"),
+        ('{"id": "x", "inputTokens": NaN, "answers": {}}', "NaN is not a number in JSON"),
+        ('{"id": "NaN", "inputTokens": 1', "JSON is"),
         (row(1, answers__small=None), "no answer of model 'small'; the row has large"),
         (row(1, answers__small__quality=1.2), "answers.small.quality is 1.2; it must lie between 0 and 1"),
         (row(1, answers__small__outputTokens=0), "answers.small.outputTokens is 0"),
@@ -102,7 +103,7 @@ def test_constant_scores_are_refused() -> None:
 
 def test_written_lines_are_read_back() -> None:
     written = [
-        calibration_line(f"r{k}", 10, {n: CalibrationAnswer({"logprob-mean": k / 100}, 0.5, 7) for n in NAMES})
+        calibration_line(f"r{k}", 10, {n: CalibrationAnswer({"logprob-mean": k / 100}, k % 2, 7) for n in NAMES})
         for k in range(50)
     ]
     table, problems = parse_calibration(written, models=NAMES, scorer="logprob-mean")
