@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         planned(model_fields={"large": {
             "minReplicas": 1, "parallelism": {"maxTensorParallel": 2, "maxPipelineParallel": 1}}}),
         InfeasibleError,
-        r"405B-Instruct in fp8 fits on no shape of at most 32 x H100.*220\.\d GB needed per GPU.* use more GPUs a replica",
+        r"405B-Instruct in fp8 fits on no shape of at most 32 x H100.*220\.\d GB needed per GPU.* use more GPUs",
     ),
     "quality out of reach": (
         planned(objective={"minQuality": "1"}),

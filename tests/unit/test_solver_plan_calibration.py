@@ -56,7 +56,7 @@ def test_bytes_blank_lines_and_unknown_models_are_fine() -> None:
     [
         ("{not json", "malformed"),
         ('{"id": "x", "inputTokens": NaN, "answers": {}}', "NaN is not a number in JSON"),
-        ('{"id": "NaN", "inputTokens": 1', "JSON is"),
+        ('{"id": "NaN", "inputTokens": 1', "Input data was truncated"),
         (row(1, answers__small=None), "no answer of model 'small'; the row has large"),
         (row(1, answers__small__quality=1.2), "answers.small.quality is 1.2; it must lie between 0 and 1"),
         (row(1, answers__small__outputTokens=0), "answers.small.outputTokens is 0"),
