@@ -365,6 +365,10 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     limits: RequestLimits | None = None
 
     def __post_init__(self) -> None:
+        if self.streaming.mode == "Gate" and self.scorer.type != "LogProb":
+            raise ValueError(
+                f"mode Gate needs a LogProb scorer, which can score a beginning: this is {self.scorer.type}"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must be unique, got {names}")

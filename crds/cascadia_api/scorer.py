@@ -11,7 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from cascadia_api.schema import ApiModel, DecimalString, Rule, as_decimal
 
@@ -94,20 +95,48 @@ class HttpScorer(ApiModel):
     )
 
 
+def _usable_schema(text: str) -> str:
+    """Refuse a schema that routers would refuse: a policy that none takes would hold up every plan."""
+    try:
+        _compile(json.loads(text))
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise PydanticCustomError("json_schema", "is no usable JSON Schema: {reason}", {"reason": reason}) from None
+    return text
+
+
+def _usable_pattern(text: str) -> str:
+    try:
+        _compile({"type": "string", "pattern": text})
+    except ValueError:
+        message = "is no usable regular expression: mind brackets, and that there is no look-around or back-reference"
+        raise PydanticCustomError("pattern", message) from None
+    return text
+
+
+def _compile(schema: Any) -> None:
+    import jsonschema_rs
+
+    def fetch_nothing(uri: str) -> Any:
+        raise ValueError(f"{uri}: references to other documents are not followed")
+
+    jsonschema_rs.validator_for(schema, retriever=fetch_nothing, pattern_options=jsonschema_rs.RegexOptions())
+
+
 class Validator(ApiModel):
     """Checks of the answer's form: the score is 1 if all hold, else 0. At least one must be set."""
 
-    json_schema: Annotated[str, StringConstraints(min_length=2, max_length=16384)] | None = Field(
-        None, description="JSON Schema, as JSON, that the answer's text must fit; it must then be JSON."
-    )
+    json_schema: (
+        Annotated[str, StringConstraints(min_length=2, max_length=16384), AfterValidator(_usable_schema)] | None
+    ) = Field(None, description="JSON Schema, as JSON, that the answer's text must fit; it must then be JSON.")
     request_schema: bool | None = Field(
         None,
         description="Whether the text must fit the schema of the request's own `response_format`; requests without one "
         "pass.",
     )
-    pattern: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = Field(
-        None, description="Regular expression that must match somewhere in the text; no look-around."
-    )
+    pattern: (
+        Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_usable_pattern)] | None
+    ) = Field(None, description="Regular expression that must match somewhere in the text; no look-around.")
     tool_calls: bool | None = Field(
         None,
         description="Whether tool calls must name a tool of the request, with arguments that are JSON and fit the "

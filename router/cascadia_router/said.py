@@ -10,7 +10,7 @@ from msgspec import Struct
 __all__ = ["UNREADABLE", "Said", "ToolCall", "said_by", "said_by_chunks"]
 
 
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What reading an answer raises if it is none."""
 
 

@@ -14,7 +14,8 @@ An answer of several choices scores as its worst choice: all of them are returne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Literal
 
@@ -88,6 +89,28 @@ def _margin(values: list[float]) -> float:
     return min(math.exp(first), 1.0) - min(math.exp(second), 1.0)
 
 
+def _mean(values: list[float]) -> float | None:
+    return math.exp(sum(values) / len(values)) if values else None
+
+
+def _minimum(values: list[float]) -> float | None:
+    return math.exp(min(values)) if values else None
+
+
+def _mean_margin(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _quantile(quantile: float, values: list[float]) -> float | None:
+    if not values:
+        return None
+    ordered = sorted(values)
+    place = quantile * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return math.exp(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+
+
 class TokenStatistic:
     """What a scorer takes of an answer's tokens.
 
@@ -97,31 +120,21 @@ class TokenStatistic:
 
     Attributes:
         margins: Whether it is of margins, not of log-probabilities.
+        of: Returns the score in [0, 1] of one choice with these log-probabilities ≤ 0, or margins; None if there
+            are none.
     """
 
-    __slots__ = ("_kind", "_quantile", "margins")
+    __slots__ = ("margins", "of")
 
     def __init__(self, kind: Literal["Mean", "Minimum", "Quantile", "Margin"], quantile: float = 0.1) -> None:
-        self._kind = kind
-        self._quantile = quantile
         self.margins = kind == "Margin"
-
-    def of(self, values: list[float]) -> float | None:
-        """Score in [0, 1] of one choice with these log-probabilities ≤ 0, or margins; None if there are none."""
-        if not values:
-            return None
-        kind = self._kind
-        if kind == "Mean":
-            return math.exp(sum(values) / len(values))
-        if kind == "Minimum":
-            return math.exp(min(values))
-        if kind == "Margin":
-            return math.fsum(values) / len(values)
-        ordered = sorted(values)
-        place = self._quantile * (len(ordered) - 1)
-        below = int(place)
-        above = min(below + 1, len(ordered) - 1)
-        return math.exp(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+        kinds: dict[str, Callable[[list[float]], float | None]] = {
+            "Mean": _mean,
+            "Minimum": _minimum,
+            "Quantile": partial(_quantile, quantile),
+            "Margin": _mean_margin,
+        }
+        self.of = kinds[kind]
 
 
 class TokenTally:

@@ -95,7 +95,8 @@ class WholeAnswer:
     def score(self, statistic: TokenStatistic) -> float | None:
         """Score of the answer by its log-probabilities; None if it cannot be scored."""
         if self._answer is None and not statistic.margins:
-            return statistic.of(self._values[: self._first])
+            values = self._values
+            return statistic.of(values if self._first is None else values[: self._first])
         try:
             if self._answer is None:
                 return statistic.of(margins(self._cut())[: self._first])

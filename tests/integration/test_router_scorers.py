@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cascadia_api.policy import ScorerPolicy
+from cascadia_api.policy import ScorerPolicy, ValidatorPolicy
 from cascadia_api.scorer import Scorer
 from cascadia_api.scorer_policy import scorer_policy
 from tests.support.control_plane.pki import Pki
@@ -122,6 +122,22 @@ async def test_a_judges_probability_of_yes_is_the_score(tmp_path: Path, judge: S
         assert (decision["stage"], decision["score"]) == ("small", pytest.approx(0.75))
         assert judge.seen[0].json["top_logprobs"] == 20
         assert "small0 small1 small2 " in judge.seen[0].json["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("responses", {"input": "What is it?"}), ("completions", {"prompt": "What is it?"})],
+)
+async def test_every_api_of_the_cascade_is_judged(
+    tmp_path: Path, judge: ScriptedEngine, path: str, asked: dict[str, str]
+) -> None:
+    judge.behaviour = says_text("9")
+    async with chain_of(tmp_path, *two_stages(), scorer=judged(judge)) as chain:
+        answered = await http(chain.client("small"), f"/v1/{path}", {"model": "chat", **asked})
+        assert answered.json["cascadia"]["score"] == 0.9
+        content = judge.seen[0].json["messages"][0]["content"]
+        assert "[Request]\nWhat is it?\n" in content
+        assert "[Answer]\nsmall0 small1 small2 " in content
 
 
 async def test_an_engine_verifies_its_own_answer_in_the_same_conversation(tmp_path: Path) -> None:
@@ -331,7 +347,7 @@ async def test_a_failed_check_decides_alone_and_the_judge_is_not_asked(tmp_path:
 
 async def test_a_policy_with_a_wrong_schema_is_refused_and_the_one_in_force_stays(tmp_path: Path) -> None:
     async with chain_of(tmp_path, *two_stages()) as chain:
-        wrong = scorer(type="Validator", validator={"jsonSchema": '{"type": "colour"}'})
+        wrong = ScorerPolicy(type="Validator", validator=ValidatorPolicy(json_schema='{"type": "colour"}'))
         chain.put(chain.make_policy(2, scorer=wrong))
         policies = chain.router("small").node.policies
         assert policies.current is not None

@@ -31,6 +31,25 @@ def test_broken_manifests_are_refused_with_field_and_words(broken: Broken) -> No
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "field", "words"),
+    [
+        ({"pattern": "(a"}, "pattern", "no usable regular expression"),
+        ({"pattern": r"(a)\1"}, "pattern", "no look-around or back-reference"),
+        ({"jsonSchema": "{]"}, "jsonSchema", "no usable JSON Schema"),
+        ({"jsonSchema": '{"type": "colour"}'}, "jsonSchema", "colour"),
+        ({"jsonSchema": '{"$ref": "http://127.0.0.1:9/x"}'}, "jsonSchema", "not followed"),
+    ],
+)
+def test_checks_that_routers_could_not_make_are_refused(options: dict[str, str], field: str, words: str) -> None:
+    document = cascade_manifest(routing={"scorer": {"type": "Validator", "validator": options}})
+    with pytest.raises(InputError) as caught:
+        load_manifest(yaml.safe_dump(document), "chat.yaml")
+    [problem] = caught.value.problems
+    assert problem.field == f"spec.routing.scorer.validator.{field}"
+    assert words in problem.message
+
+
 def test_every_problem_is_named_at_once() -> None:
     document = cascade_manifest()
     document["spec"]["models"][0]["name"] = "Small"

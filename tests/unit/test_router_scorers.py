@@ -18,6 +18,7 @@ from cascadia_api.scorer_policy import scorer_policy
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import HeldStream
 from cascadia_router.said import ToolCall, said_by
+from cascadia_router.scorers.asking import Asking
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.scorers.composite import Composite, Part, calibrated
 from cascadia_router.scorers.log_prob import LogProb
@@ -226,6 +227,41 @@ def test_the_probability_of_yes(tops: list[tuple[str, float]], expected: float |
     document = json.dumps({"choices": [{"logprobs": {"content": content}}]}).encode()
     found = probability_of_yes(document)
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+@few
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["choices", "score", "message", "logprobs", "content", "top_logprobs"]), inner
+            )
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_any_reply_is_a_score_from_0_to_1_or_malformed(reply: bytes) -> None:
+    written = [
+        {"type": "Judge", "judge": {"url": "http://judge/v1", "model": "m"}},
+        {"type": "Judge", "judge": {"url": "http://judge/v1", "model": "m", "reply": "YesNo"}},
+        {"type": "Http", "http": {"url": "http://judge/"}},
+        {"type": "SelfVerify"},
+    ]
+    for each in written:
+        scorer = Workbench().scorer(scorer_policy(Scorer.model_validate(each)))
+        assert isinstance(scorer, Asking)
+        outcome = scorer.outcome(reply)
+        assert outcome == Unscored(scorer.id, "malformed") or 0 <= outcome <= 1
+
+
+@pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "\x00", '{"n": 1' + "0" * 5000 + "}"])
+def test_no_text_breaks_a_check(text: str) -> None:
+    body = json.dumps({"choices": [{"index": 0, "message": {"content": text}}]}).encode()
+    for policy in (ValidatorPolicy(json_schema=OBJECT), ValidatorPolicy(pattern="a"), ValidatorPolicy(tool_calls=True)):
+        outcome = Validator("v", policy).at_once(request(), WholeAnswer(body, wants_logprobs=False))
+        assert outcome in (0.0, 1.0, Unscored("v", "unsupported"))
 
 
 # -- ids ------------------------------------------------------------------------------------------

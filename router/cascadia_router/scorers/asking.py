@@ -10,8 +10,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
-
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.said import UNREADABLE, Said
 from cascadia_router.scorers.endpoint import Endpoint, Reply
@@ -67,16 +65,17 @@ class Asking:
 
         def take(reply: Reply) -> None:
             self._surroundings.took(self.id, self._surroundings.now() - begun)
-            tell(self._outcome(reply))
+            tell(self.outcome(reply))
 
         return self._endpoint.post(self._path, body, headers, take)
 
-    def _outcome(self, reply: Reply) -> Outcome:
+    def outcome(self, reply: Reply) -> Outcome:
+        """Outcome of what became of a question."""
         if isinstance(reply, str):
             return Unscored(self.id, reply)
         try:
             score = self.read(reply)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             score = None
         if score is None or not math.isfinite(score) or not 0 <= score <= 1:
             return Unscored(self.id, "malformed")

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cascadia_router.completion_body import CompletionRequest
+from cascadia_router.said import UNREADABLE
 
 __all__ = ["Asked", "asked_by", "fill_in"]
 
@@ -110,7 +111,7 @@ def asked_by(request: CompletionRequest) -> Asked | None:
     """Read a request's body; None if it has another shape."""
     try:
         return _decoder.decode(request.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 

@@ -32,12 +32,24 @@ def _fetch_nothing(uri: str) -> NoReturn:
     raise ValueError(f"{uri}: references to other documents are not followed")
 
 
+class _UncheckableError(Exception):
+    """There is something that cannot be checked."""
+
+
 def _compiled(schema: Any) -> _Check:
     import jsonschema_rs
 
-    return jsonschema_rs.validator_for(
+    is_valid = jsonschema_rs.validator_for(
         schema, retriever=_fetch_nothing, pattern_options=jsonschema_rs.RegexOptions()
     ).is_valid
+
+    def check(value: Any) -> bool:
+        try:
+            return is_valid(value)
+        except ValueError:  # too deep, or not a text that UTF-8 has
+            raise _UncheckableError from None
+
+    return check
 
 
 def check_schema(schema: str | bytes) -> _Check:
@@ -61,10 +73,6 @@ def _of_request(schema: bytes) -> _Check | None:
         return check_schema(schema)
     except ValueError:
         return None
-
-
-class _UncheckableError(Exception):
-    """The request asks for something that cannot be checked."""
 
 
 def _fits(schema: bytes | None, text: str) -> bool:
