@@ -33,6 +33,10 @@ class AdminPort:
         self._probe = probe
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def expects(self, target: bytes, authorization: bytes) -> bool:  # noqa: ARG002
+        """See `Application`."""
+        return True
+
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         path = request.path

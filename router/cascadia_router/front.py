@@ -61,6 +61,10 @@ class _Port:
         """See `Application`."""
         return self.node.draining
 
+    def expects(self, target: bytes, authorization: bytes) -> bool:  # noqa: ARG002
+        """See `Application`."""
+        return True
+
     def _turn_away(self, connection: Answering, cascade: Cascade | None, retry_seconds: int = 1) -> None:
         """Refuse a request for which there is no policy or no room."""
         node = self.node
@@ -84,6 +88,14 @@ class ClientPort(_Port):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._room = node.room = WaitingRoom(self._begin_waiting, self._refuse_waiting)
+
+    def expects(self, target: bytes, authorization: bytes) -> bool:  # noqa: ARG002
+        """See `Application`."""
+        clients = self.node.clients
+        if clients is None or not clients.keys.known or clients.of(authorization) is not None:
+            return True
+        self.node.metrics.refused["unauthorized"] += 1
+        return False
 
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""

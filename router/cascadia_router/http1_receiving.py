@@ -148,11 +148,17 @@ class Receiving:
         chunked = b"transfer-encoding" in headers
         if self._ambiguous or (chunked and (b"upgrade" in headers or self._parser.get_http_version() != "1.1")):
             self._refuse(400, "The only transfer coding is `chunked`, once, over HTTP/1.1.", "malformed_request")
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > limits.body_bytes:
+        length = int(headers.get(b"content-length", b"0"))
+        if length > limits.body_bytes:
             self._refuse_body()
+        elif not self._refused and (length or chunked) and not self._expects_body():
+            self._refuse(401, "An API key is needed: send it as `Authorization: Bearer KEY`.", "invalid_api_key")
         elif not self._refused and headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
             self._outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _expects_body(self) -> bool:
+        """Whether the body of the request is worth receiving, by its head."""
+        raise NotImplementedError
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""

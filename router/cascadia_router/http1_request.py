@@ -200,5 +200,8 @@ class Application(Protocol):
     def closing(self) -> bool:
         """While True every answer says `Connection: close`."""
 
+    def expects(self, target: bytes, authorization: bytes) -> bool:
+        """Whether the body of a request with such a head is worth receiving: False for a stranger's."""
+
     def handle(self, connection: Answering, request: Request) -> None:
         """Answer now, or set `connection.in_flight` and answer later."""

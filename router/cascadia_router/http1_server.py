@@ -31,6 +31,7 @@ log = logging.getLogger("cascadia.router.http")
 
 STATUS_LINES = {status: b"HTTP/1.1 %d \r\n" % status for status in range(100, 600)}
 STATUS_LINES |= {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_REFUSAL_LINES = {401: b"www-authenticate: Bearer\r\n", 429: b"retry-after: 1\r\n"}
 _SMALL_BODY = 4096
 """Bodies up to this size are bounded by the number of requests that a router holds: they take no `Room`."""
 _SHORTEST_LINE = len(b"a:\r\n")
@@ -147,6 +148,9 @@ class ServerConnection(Receiving, asyncio.Protocol):
         if self._busy and (self._queue or self._message_bytes):
             self._hold()
 
+    def _expects_body(self) -> bool:
+        return self._application.expects(self._target, self._headers.get(b"authorization", b""))
+
     def _hold(self) -> None:
         """Read no further for now."""
         if not (self._paused or self._transport.is_closing()):
@@ -165,7 +169,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
             self._no_body = False
             self._keep_alive = False
             self._lingering = True
-            head = b"retry-after: 1\r\n" if request.status == 429 else b""
+            head = _REFUSAL_LINES.get(request.status, b"")
             self.respond(request.status, error_body(request.status, request.message, code=request.code), head)
             return
         self._take(request)

@@ -58,6 +58,19 @@ async def test_strangers_are_told_nothing(
         assert (await http(chain.client("small"), "/healthz")).status == 200
 
 
+@pytest.mark.parametrize("framing", ["content-length: 8000000", "transfer-encoding: chunked"])
+async def test_a_strangers_body_is_not_waited_for(tmp_path: Path, mount: MountedSecret, framing: str) -> None:
+    async with chain_of(tmp_path, *stages(), config={"api_keys": [str(mount.path)]}) as chain:
+        host, _, port = chain.client("small").rpartition(":")
+        for key, first in (("sk-wrong-0123456789ab", b"HTTP/1.1 401"), (OLD, b"HTTP/1.1 100")):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            lines = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n{framing}\r\n"
+            writer.write(f"{lines}authorization: Bearer {key}\r\n\r\n".encode())
+            async with asyncio.timeout(20):
+                assert (await reader.readuntil(b"\r\n")).startswith(first)
+            writer.transport.abort()
+
+
 async def test_a_client_passes_through_the_chain_and_its_key_goes_no_further(
     tmp_path: Path, mount: MountedSecret
 ) -> None:

@@ -55,6 +55,9 @@ class Echo:
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
+    def expects(self, target: bytes, authorization: bytes) -> bool:
+        return True
+
     def handle(self, connection: ServerConnection, request: Request) -> None:
         self.requests.append(request)
         connection.respond(200, request.body)
