@@ -14,6 +14,7 @@ import asyncio
 import http
 import logging
 import re
+import select
 from time import monotonic
 from typing import cast
 
@@ -34,6 +35,8 @@ STATUS_LINES |= {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 _REFUSAL_LINES = {401: b"www-authenticate: Bearer\r\n", 429: b"retry-after: 1\r\n"}
 _SMALL_BODY = 4096
 """Bodies up to this size are bounded by the number of requests that a router holds: they take no `Room`."""
+_CAN_SEE_LEAVING = hasattr(select, "POLLRDHUP")
+"""Linux can; elsewhere a client that pipelines requests and leaves is noticed when it is answered."""
 _SHORTEST_LINE = len(b"a:\r\n")
 _LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
@@ -351,7 +354,8 @@ class ServerConnection(Receiving, asyncio.Protocol):
             if not self._busy and age > limits.linger_seconds:
                 self.abort()
         elif self._busy or self._queue:
-            return
+            if self._paused and self._peer_has_left():
+                self.abort()
         elif self._message_bytes:
             longest = limits.receive_seconds if self._headers_done else min(limits.head_seconds, limits.receive_seconds)
             if age > longest:
@@ -359,3 +363,11 @@ class ServerConnection(Receiving, asyncio.Protocol):
                 self._dispatch()
         elif age > limits.idle_seconds:
             self.close()
+
+    def _peer_has_left(self) -> bool:
+        """Whether the peer has closed its side, which nobody tells while reading is paused: it has sent ahead."""
+        if not _CAN_SEE_LEAVING:
+            return False
+        poller = select.poll()
+        poller.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poller.poll(0))

@@ -205,6 +205,21 @@ async def test_a_client_that_leaves_stops_the_engine(tmp_path: Path, entry: str,
         assert all(replica.outstanding == 0 for _, replica in chain.router("small").node.replicas.all())
 
 
+async def test_a_client_that_has_sent_ahead_and_leaves_stops_the_engine(tmp_path: Path) -> None:
+    """Nothing more is read from it, and yet it is missed."""
+    async with chain_of(tmp_path, *two_stages(UNSURE, hang)) as chain:
+        host, _, port = chain.client("small").rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"model": "chat", "messages": []}'
+        one = b"POST %s HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n%s" % (CHAT.encode(), len(body), body)
+        writer.write(one + one + one[:40])
+        engine = chain.engine("large")
+        await eventually(lambda: engine.seen, "the engine is asked")
+        writer.close()
+        await eventually(lambda: engine.disconnects == 1, "the engine is told")
+        assert len(engine.seen) == 1
+
+
 async def test_too_many_requests_are_refused(tmp_path: Path) -> None:
     no_queue = OverloadPolicy(max_queued=0)
     async with chain_of(tmp_path, *two_stages(hang), max_in_flight=2, overload=no_queue) as chain:

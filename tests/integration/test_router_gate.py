@@ -199,3 +199,12 @@ async def test_gates_along_a_chain(tmp_path: Path) -> None:
         assert b'"path":"small>medium"' in seen
         assert not chain.engine("large").seen
         await eventually(lambda: chain.engine("small").disconnects == 1, "the first engine is stopped")
+
+
+@pytest.mark.parametrize(("logprob", "stage"), [(-0.05, "small"), (-1.0, "large")])
+async def test_streams_of_the_responses_api_are_gated_too(tmp_path: Path, logprob: float, stage: str) -> None:
+    async with chain_of(tmp_path, *two_stages(answer(logprob, tokens=6)), streaming=GATE) as chain:
+        reply = await http(chain.client("small"), "/v1/responses", {"model": "chat", "stream": True, "input": "hello"})
+        said = "".join(event["delta"] for event in reply.events if event["type"] == "response.output_text.delta")
+        assert said.startswith(f"{stage}0 {stage}1 ")
+        assert reply.events[-1]["type"] == "response.completed"

@@ -128,7 +128,13 @@ def test_comments_and_other_fields_are_skipped() -> None:
 def test_no_bytes_break_a_stream(pieces: list[bytes]) -> None:
     held = HeldStream(wants_usage=False, wants_logprobs=False)
     straight = StraightStream(wants_usage=True, decide=decide)
+    gated = GatedStream(wants_usage=True, wants_logprobs=False, first=1, choices=1)
     for piece in pieces:
+        gated.feed(b"data: " + piece + b"\n\n")
+        if gated.decidable and not gated.opened:
+            gated.open(0.5, decide)
+        if gated.opened:
+            gated.released()
         held.feed(b"data: " + piece + b"\n\n")
         straight.feed(b"data: " + piece + b"\n\n")
     held.score(MEAN)
