@@ -50,6 +50,7 @@ class _Logprobs(Struct):
 
 
 class _Choice(Struct):
+    index: int = 0
     delta: _Delta | None = None
     message: _Delta | None = None
     logprobs: _Logprobs | None = None
@@ -81,7 +82,7 @@ class ChatChunk(Struct):
     """A chunk of a chat completion, or a whole one, as far as it is told on.
 
     Attributes:
-        choices: One; a stream's usage chunk has none.
+        choices: The first is told; a stream's usage chunk has none.
         created: Unix time, s.
         usage: Tokens.
         cascadia: The decision.
@@ -160,6 +161,8 @@ class ResponseBuilder:
         if chunk.cascadia is not UNSET:
             self._response["cascadia"] = Raw(bytes(chunk.cascadia))
         for choice in chunk.choices:
+            if choice.index:
+                continue  # a response has one
             delta = choice.delta or choice.message
             if delta is not None:
                 self._take_delta(delta, choice.logprobs)

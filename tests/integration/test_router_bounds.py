@@ -96,7 +96,7 @@ async def test_past_the_clients_deadline_the_best_answer_so_far_is_served(
 ) -> None:
     """The medium stage's router holds its own rejected answer: that one comes back in time, not the small one's."""
     async with chain_of(tmp_path, *three_stages(third=hang)) as chain:
-        headers = {"x-cascadia-deadline-ms": "2500"}
+        headers = {"x-cascadia-deadline-ms": "4000"}
         reply = await http(chain.client(entry), CHAT, BODY | {"stream": stream}, headers=headers)
         assert reply.status == 200
         assert reply.headers["x-cascadia-path"] == "small>medium"
@@ -109,7 +109,7 @@ async def test_a_later_stages_keep_alives_do_not_cost_the_answer_at_hand(tmp_pat
     async with chain_of(tmp_path, *stages) as chain:
         policy = chain.make_policy(2, streaming=type(chain.make_policy(2).streaming)(keep_alive_seconds=0.1))
         chain.put(policy)
-        headers = {"x-cascadia-deadline-ms": "2500"}
+        headers = {"x-cascadia-deadline-ms": "4000"}
         reply = await http(chain.client("small"), CHAT, BODY | {"stream": True}, headers=headers)
         assert reply.status == 200
         assert reply.body.startswith(b": keep-alive\n\n")

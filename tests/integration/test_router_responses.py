@@ -8,7 +8,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.router_chain import StageOf, chain_of, http
+from cascadia_api.policy import StreamingPolicy
+from tests.support.router_chain import StageOf, chain_of, eventually, http
 from tests.support.scripted_engine import Behaviour, ScriptedEngine, answer, hang, reset, status, stream_then
 
 RESPONSES = "/v1/responses"
@@ -134,6 +135,31 @@ async def test_bounds_pins_and_keep_alives_work_as_ever(tmp_path: Path) -> None:
         assert event_types(late.body)[0] == "response.created"
         assert late.events[-1]["type"] == "response.completed"
         assert late.events[-1]["response"]["cascadia"]["path"] == "small"
+
+
+@pytest.mark.parametrize(("first", "path"), [(SURE, "small"), (UNSURE, "small>large")])
+async def test_a_gate_holds_responses_too(tmp_path: Path, first: Behaviour, path: str) -> None:
+    streaming = StreamingPolicy(mode="Gate", gate_tokens=2)
+    async with chain_of(tmp_path, *two_stages(first), streaming=streaming) as chain:
+        reply = await http(chain.client("small"), RESPONSES, {"model": "chat", "input": "hi", "stream": True})
+        assert reply.headers["x-cascadia-path"] == path
+        assert event_types(reply.body).count("response.output_text.delta") == 3
+        last = reply.events[-1]["response"]
+        assert (last["status"], last["cascadia"]["path"]) == ("completed", path)
+        assert last["usage"]["output_tokens"] == 3
+
+
+async def test_a_client_that_leaves_stops_the_engine(tmp_path: Path) -> None:
+    async with chain_of(tmp_path, StageOf("only", None, [ScriptedEngine("only", hang)])) as chain:
+        host, _, port = chain.client("only").rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"model": "chat", "input": "hi"}'
+        writer.write(b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (RESPONSES.encode(), len(body), body))
+        engine = chain.engine("only")
+        await eventually(lambda: engine.seen, "asked")
+        writer.close()
+        await eventually(lambda: engine.disconnects == 1, "the engine's connection is closed")
+        assert chain.router("only").node.metrics.requests == {("client", "", "disconnected"): 1}
 
 
 async def test_failures(tmp_path: Path) -> None:

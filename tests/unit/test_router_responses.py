@@ -341,6 +341,13 @@ def test_reasoning_tokens_are_found_where_sglang_says_them() -> None:
     assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 1}
 
 
+def test_a_response_has_one_choice() -> None:
+    other = {"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "length"}]}
+    last = told(delta(content="a"), other, delta(finish="stop"))[-1]
+    assert last["type"] == "response.completed"
+    assert last["response"]["output"][0]["content"][0]["text"] == "a"
+
+
 def test_a_refusal_is_a_part_of_its_own() -> None:
     events = told(delta(refusal="No."), delta(finish="stop"))
     assert [event["type"] for event in events[4:6]] == ["response.refusal.delta", "response.refusal.done"]
