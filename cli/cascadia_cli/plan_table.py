@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascadia_api.cascade import CascadeDeployment
-from cascadia_api.plan import FrontierPoint, Plan
+from cascadia_api.plan import FrontierPoint, Percentiles, Plan
 from cascadia_cli.figures import duration, money, percent, replica_words, threshold_words
 
 __all__ = ["plan_view", "print_view"]
@@ -57,6 +57,7 @@ def plan_view(
     parts: list[RenderableType] = [_title(plan), _stages(plan, bar), _promises(plan, cascade)]
     if explanation:
         parts.append(_section("Why", *(Text(f"• {sentence}") for sentence in explanation)))
+        parts.append(_section("Each stage alone", _latencies(plan)))
     if frontier:
         parts.append(
             _section("Frontier (no plan beats another of these in latency, cost and quality)", _frontier(plan))
@@ -142,9 +143,12 @@ def _promises(plan: Plan, cascade: CascadeDeployment) -> Table:
     table.add_column()
     table.add_row("Quality", worth)
     table.add_row("Latency", f"{'  '.join(tail)}  ({sure}{latency.source})")
-    if latency.time_to_first_token_p95_ms is not None:
-        token = duration(latency.time_per_output_token_p95_ms)
-        table.add_row("", f"first token p95 {duration(latency.time_to_first_token_p95_ms)}, each further p95 {token}")
+    for name, figures in (
+        ("First token", latency.time_to_first_token),
+        ("Each further", latency.time_per_output_token),
+    ):
+        if figures is not None:
+            table.add_row(name, _four(figures))
     if latency.extrapolates:
         table.add_row("", Text(f"extrapolated: {'; '.join(latency.extrapolates)}", style="yellow"))
     table.add_row("GPUs", _gpus_in_use(plan, cascade))
@@ -154,6 +158,23 @@ def _promises(plan: Plan, cascade: CascadeDeployment) -> Table:
         f"{demand.requests_per_second:.3g} requests/s; on average a prompt has {demand.input_tokens_mean:,.0f} tokens, "
         f"an answer of {plan.live_stages[0].name} {demand.output_tokens_mean:,.0f} ({demand.source.lower()})",
     )
+    return table
+
+
+def _four(figures: Percentiles) -> str:
+    named = (("p50", figures.p50_ms), ("p90", figures.p90_ms), ("p95", figures.p95_ms), ("p99", figures.p99_ms))
+    return "  ".join(f"{name} {duration(value)}" for name, value in named)
+
+
+def _latencies(plan: Plan) -> Table:
+    """Each stage's own times."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for stage in plan.live_stages:
+        if stage.latency is None:
+            continue
+        table.add_row(Text(stage.name, style="bold"), "whole answer", _four(stage.latency.end_to_end))
+        table.add_row("", "first token", _four(stage.latency.time_to_first_token))
+        table.add_row("", "each further", _four(stage.latency.time_per_output_token))
     return table
 
 

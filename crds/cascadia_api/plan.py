@@ -22,6 +22,7 @@ __all__ = [
     "FrontierPoint",
     "KeptReplicas",
     "LadderStep",
+    "Percentiles",
     "Plan",
     "PlanAlternative",
     "PlanDemand",
@@ -30,6 +31,7 @@ __all__ = [
     "PlanSolver",
     "PlanStage",
     "ReplicaGroup",
+    "StageLatency",
     "plan_id",
 ]
 
@@ -49,6 +51,23 @@ class ReplicaGroup(ApiModel):
     weight: Figure = Field(description="Share of the stage's load that one such replica takes, 0 to 1.")
 
 
+class Percentiles(ApiModel):
+    """Percentiles of one time, ms."""
+
+    p50_ms: Milliseconds
+    p90_ms: Milliseconds
+    p95_ms: Milliseconds
+    p99_ms: Milliseconds
+
+
+class StageLatency(ApiModel):
+    """What one stage adds to the requests that it serves: its queue and its engine, without the scorer."""
+
+    end_to_end: Percentiles = Field(description="From arrival at the stage to the end of its answer.")
+    time_to_first_token: Percentiles = Field(description="From arrival at the stage to its first token.")
+    time_per_output_token: Percentiles = Field(description="Of each token after the first.")
+
+
 class PlanStage(ApiModel):
     """One stage of the plan."""
 
@@ -66,6 +85,7 @@ class PlanStage(ApiModel):
     pool: Identifier | None = Field(None, description="Pool that the GPUs come from; absent for a dropped stage.")
     replicas: Annotated[list[ReplicaGroup], Field(max_length=16)] = Field(description="The stage's replicas.")
     p95_ms: Milliseconds | None = Field(None, description="Predicted p95 of the stage's own service time, ms.")
+    latency: StageLatency | None = Field(None, description="Predicted times of the stage alone; absent if unknown.")
     utilization: Figure | None = Field(
         None, description="Load over capacity: the stage's rate, by the rate at which its replicas saturate."
     )
@@ -82,7 +102,7 @@ class PlanQuality(ApiModel):
 
 
 class PlanLatency(ApiModel):
-    """Predicted end-to-end latency along the whole path of a request, ms."""
+    """Predicted end-to-end latency along the whole path of a request, scorers included, ms."""
 
     p50_ms: Milliseconds
     p90_ms: Milliseconds
@@ -90,6 +110,12 @@ class PlanLatency(ApiModel):
     p99_ms: Milliseconds
     time_to_first_token_p95_ms: Milliseconds | None = None
     time_per_output_token_p95_ms: Milliseconds | None = None
+    time_to_first_token: Percentiles | None = Field(
+        None, description="To the first byte that a client sees: held-back answers are seen when they are accepted."
+    )
+    time_per_output_token: Percentiles | None = Field(
+        None, description="Of each token after the first byte; 0 for answers that were held back until complete."
+    )
     source: Annotated[str, StringConstraints(max_length=128)] = Field(description="Which estimator.")
     uncertainty_percent: Figure | None = Field(None, description="Median error of the estimator on measurements, %.")
     extrapolates: Annotated[list[Sentence], Field(max_length=16)] = Field(

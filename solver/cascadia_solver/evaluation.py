@@ -26,7 +26,7 @@ _LEAST_BATCH = 100
 
 @dataclass(frozen=True, eq=False)
 class PathTimes:
-    """What clients see of simulated requests.
+    """What is seen of simulated requests, by clients or of one stage.
 
     Attributes:
         end_to_end: Seconds of each request, infinite if it is lost [n].
@@ -41,8 +41,10 @@ class PathTimes:
     saturated: bool
 
     def percentile(self, percentile: float, metric: str = "EndToEnd") -> float:
-        """A percentile of one of the metrics that targets may name, s."""
+        """A percentile of one of the metrics that targets may name, s; not a number where there is no request."""
         values = self._ascending[metric]
+        if not len(values):
+            return math.nan
         return float(values[math.ceil(percentile / 100 * (len(values) - 1))])
 
     @cached_property
@@ -92,12 +94,12 @@ class Evaluation(PathTimes):
 
     Attributes:
         design: The design.
-        stage_p95: Of each stage's own time, s; None where no request came by.
+        stages: What each stage does, its own time alone.
         deviations: Standard errors of the simulation by which targets have to be met.
     """
 
     design: Design
-    stage_p95: tuple[float | None, ...]
+    stages: tuple[PathTimes, ...]
     deviations: float = 0.0
 
 
@@ -123,7 +125,8 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
         gate_tokens=sample.gate_tokens,
         scorer_seconds=sample.scorer_seconds,
     )
-    service = [times.stage_service[model] for model in design.route.stages]
+    stage_times = zip(times.stage_service, times.stage_first, times.stage_per_token, times.saturated, strict=True)
+    each = [PathTimes(*figures) for figures in stage_times]
     seen = path_times(times, sample, exits)
     return Evaluation(
         seen.end_to_end,
@@ -131,9 +134,7 @@ def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
         seen.per_token,
         seen.saturated,
         design=design,
-        stage_p95=tuple(
-            float(np.percentile(seconds, 95, method="higher")) if len(seconds) else None for seconds in service
-        ),
+        stages=tuple(each[model] for model in design.route.stages),
     )
 
 

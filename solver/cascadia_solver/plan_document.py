@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from cascadia_api.plan import (
     FrontierPoint,
     LadderStep,
+    Percentiles,
     PlanAlternative,
     PlanDemand,
     PlanLatency,
     PlanQuality,
     PlanStage,
     ReplicaGroup,
+    StageLatency,
 )
 from cascadia_solver.design import Design
-from cascadia_solver.evaluation import Evaluation
+from cascadia_solver.evaluation import Evaluation, PathTimes
 from cascadia_solver.frontier import frontier_picks
 from cascadia_solver.inputs import Traffic
 from cascadia_solver.ladder import Rung
@@ -33,6 +35,7 @@ __all__ = [
     "frontier_of_plan",
     "ladder_of_plan",
     "latency_of_plan",
+    "percentiles_of_plan",
     "quality_of_plan",
     "route_name",
     "stages_of_plan",
@@ -64,7 +67,8 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
     for j, model in enumerate(route.stages):
         replicas = plan.replicas[j]
         total = sum(rate * count for rate, count in zip(replicas.rates, replicas.counts, strict=True))
-        slowest = best.stage_p95[j]
+        own = best.stages[j]
+        slowest = own.percentile(95)
         stages[model] = PlanStage(
             name=names[model],
             threshold=thresholds[model],
@@ -81,10 +85,25 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
                 )
                 for option, count, rate in zip(replicas.options, replicas.counts, replicas.rates, strict=True)
             ],
-            p95_ms=None if slowest is None or not np.isfinite(slowest) else slowest * 1e3,
+            p95_ms=slowest * 1e3 if np.isfinite(slowest) else None,
+            latency=_stage_latency(own),
             utilization=utilization(float(plan.routed.rates[j]), replicas.capacity),
         )
     return stages
+
+
+def _stage_latency(times: PathTimes) -> StageLatency | None:
+    figures = [percentiles_of_plan(times, metric) for metric in ("EndToEnd", "TimeToFirstToken", "TimePerOutputToken")]
+    end, first, token = figures
+    if end is None or first is None or token is None:
+        return None
+    return StageLatency(end_to_end=end, time_to_first_token=first, time_per_output_token=token)
+
+
+def percentiles_of_plan(times: PathTimes, metric: str) -> Percentiles | None:
+    """The percentiles of one metric; None where some are unknown or infinite."""
+    figures = {f"p{p}_ms": times.percentile(p, metric) * 1e3 for p in (50, 90, 95, 99)}
+    return Percentiles(**figures) if all(np.isfinite(list(figures.values()))) else None
 
 
 def utilization(rate: float, capacity: float) -> float:
@@ -114,6 +133,8 @@ def latency_of_plan(best: Evaluation, source: str, trust: Certainty) -> PlanLate
         p99_ms=p99,
         time_to_first_token_p95_ms=best.percentile(95, "TimeToFirstToken") * 1e3,
         time_per_output_token_p95_ms=best.percentile(95, "TimePerOutputToken") * 1e3,
+        time_to_first_token=percentiles_of_plan(best, "TimeToFirstToken"),
+        time_per_output_token=percentiles_of_plan(best, "TimePerOutputToken"),
         source=f"event-jump simulation of {len(best.end_to_end)} requests on {source} step times",
         uncertainty_percent=trust.uncertainty_percent,
         extrapolates=[said[:1024] for said in trust.extrapolates[:_SENTENCES]],

@@ -15,6 +15,7 @@ from cascadia_api.errors import InfeasibleError
 from cascadia_api.plan import FrontierPoint, Plan, PlanLatency
 from cascadia_solver.evaluation import PathTimes, path_times
 from cascadia_solver.inputs import PlanningInputs, traffic_of
+from cascadia_solver.plan_document import percentiles_of_plan
 from cascadia_solver.planner import plan_cascade
 from cascadia_solver.rethreshold import replan_thresholds
 from cascadia_solver.sites import pool_budgets
@@ -90,6 +91,8 @@ def _simulated(latency: PlanLatency, times: PathTimes, source: str) -> PlanLaten
         | {
             "time_to_first_token_p95_ms": times.percentile(95, "TimeToFirstToken") * 1e3,
             "time_per_output_token_p95_ms": times.percentile(95, "TimePerOutputToken") * 1e3,
+            "time_to_first_token": percentiles_of_plan(times, "TimeToFirstToken"),
+            "time_per_output_token": percentiles_of_plan(times, "TimePerOutputToken"),
             "source": f"event-jump simulation of {len(times.end_to_end)} requests on {source} step times",
         }
     )

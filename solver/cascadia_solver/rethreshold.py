@@ -275,8 +275,6 @@ def _latency(
         parts.append(
             np.stack([np.interp(at, np.arange(len(stage.levels)), stage.parts[:, k]) for k in range(3)], axis=1)
         )
-        if j + 1 < len(placed):  # the last stage's answers are not scored
-            parts[-1][:, 0] += sample.scorer_seconds
     position = np.unravel_index(np.arange(len(grid)), grid.shape) if grid.shape else ()
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     latency = np.full(len(grid), np.inf)
@@ -286,7 +284,7 @@ def _latency(
         times = path_latency(
             grid.stages, [t[rows] for t in thresholds], [p[rows] for p in parts],
             inputs[shown], outputs[shown], scores[shown], None if able is None else able[shown],
-            sample.gate_tokens,
+            sample.gate_tokens, sample.scorer_seconds,
         )  # fmt: skip
         kth = min(len(shown) - 1, int(percentile / 100 * len(shown)))
         latency[rows] = np.partition(times, kth, axis=1)[:, kth]
@@ -294,7 +292,10 @@ def _latency(
     def times_of(vector: int) -> Floats:
         one = slice(vector, vector + 1)
         chosen = [t[one] for t in thresholds], [p[one] for p in parts]
-        return np.asarray(path_latency(grid.stages, *chosen, inputs, outputs, scores, able, sample.gate_tokens)[0])
+        seconds = path_latency(
+            grid.stages, *chosen, inputs, outputs, scores, able, sample.gate_tokens, sample.scorer_seconds
+        )
+        return np.asarray(seconds[0])
 
     return latency, times_of
 
@@ -316,6 +317,7 @@ def _stages(
             "reach": float(shares[0][j]),
             "skipped": float(shares[1][j]),
             "p95_ms": float(level) * 1e3,
+            "latency": None,  # the closed form knows no percentile of first tokens
             "utilization": document.utilization(float(rates[j]), float(placed[j].carried[-1])),
         }
         stages[model] = PlanStage(**(dict(stages[model]) | changed))

@@ -229,6 +229,7 @@ def path_latency(
     scores: Floats,
     able: NDArray[np.bool_] | None = None,
     gate_tokens: int | None = None,
+    scorer_seconds: float = 0.0,
 ) -> Floats:
     """Latency of each request along its path, in closed form.
 
@@ -237,7 +238,7 @@ def path_latency(
     Returns:
         Seconds [K, n].
     """
-    return _paths(stages, thresholds, parts, inputs, outputs, scores, able, gate_tokens)[0]
+    return _paths(stages, thresholds, parts, inputs, outputs, scores, able, gate_tokens, scorer_seconds)[0]
 
 
 def _paths(
@@ -249,6 +250,7 @@ def _paths(
     scores: Floats,
     able: NDArray[np.bool_] | None,
     gate_tokens: int | None,
+    scorer_seconds: float,
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Latency of each request along its path, and whether it gets to the last stage.
 
@@ -261,6 +263,7 @@ def _paths(
         scores: Raw scores [n, C].
         able: Which models can take each request [n, C]; None: all of them.
         gate_tokens: Where rejected answers stop; None: at their end.
+        scorer_seconds: Added by each stage but the last.
 
     Returns:
         Seconds [K, n], and the requests that the last stage answers [K, n].
@@ -271,6 +274,7 @@ def _paths(
         own = part[:, 0, None] + part[:, 1, None] * inputs + part[:, 2, None] * outputs[:, model]
         takes = np.True_ if able is None else able[:, model]
         if j + 1 < len(stages):
+            own += scorer_seconds
             rejected = scores[:, model] < thresholds[j][:, None]
             if gate_tokens is not None:
                 own -= np.where(rejected, part[:, 2, None] * np.maximum(outputs[:, model] - gate_tokens, 0.0), 0.0)
@@ -373,6 +377,7 @@ def _estimates(
             scores,
             able,
             sample.gate_tokens,
+            sample.scorer_seconds,
         )
         kth = min(len(rows) - 1, int(percentile / 100 * len(rows)))
         latency[block] = np.partition(times, kth, axis=1)[:, kth]

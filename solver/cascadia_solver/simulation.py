@@ -73,6 +73,8 @@ class CascadeTimes:
             back until accepted, except those of the last stage, which stream.
         stage_service: For each stage, seconds from arrival there to the end of its answer, of the
             requests that it saw, in order of their index; empty for a stage without replicas.
+        stage_first: The same to the first token of its answer.
+        stage_per_token: The same of each further token.
         utilisation: For each stage, see `StageTimes`.
         saturated: For each stage, whether its queue grew without bound.
     """
@@ -80,6 +82,8 @@ class CascadeTimes:
     end_to_end: Floats
     time_to_first_token: Floats
     stage_service: list[Floats]
+    stage_first: list[Floats]
+    stage_per_token: list[Floats]
     utilisation: list[float]
     saturated: list[bool]
 
@@ -224,6 +228,8 @@ def simulate_cascade(
     end = np.full(len(when), np.inf)
     first_byte = np.full(len(when), np.inf)
     service: list[Floats] = [np.empty(0) for _ in stages]
+    first: list[Floats] = [np.empty(0) for _ in stages]
+    per_token: list[Floats] = [np.empty(0) for _ in stages]
     utilisation = [0.0] * len(stages)
     saturated = [False] * len(stages)
     for index in live:
@@ -247,6 +253,9 @@ def simulate_cascade(
         saturated[index] |= times.saturated
         in_order = np.argsort(visitors)
         service[index] = (times.finish - at_stage[visitors])[in_order]
+        first[index] = (times.first_token - at_stage[visitors])[in_order]
+        with np.errstate(invalid="ignore"):  # what never ends has no tokens either
+            per_token[index] = ((times.finish - times.first_token) / np.maximum(lengths - 1, 1))[in_order]
 
         decided = times.finish if last else times.finish + scorer_seconds
         seen = times.first_token if last else decided
@@ -256,7 +265,7 @@ def simulate_cascade(
         end[visitors[accepted]] = decided[accepted]
         first_byte[visitors[accepted]] = seen[accepted]
         at_stage[visitors[~accepted]] = decided[~accepted] + hop_seconds
-    return CascadeTimes(end - when, first_byte - when, service, utilisation, saturated)
+    return CascadeTimes(end - when, first_byte - when, service, first, per_token, utilisation, saturated)
 
 
 def _lengths(tokens: npt.ArrayLike) -> Ints:

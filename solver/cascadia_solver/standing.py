@@ -48,6 +48,7 @@ def simulate_plan(
         exits,
         able=sample.able,
         gate_tokens=sample.gate_tokens,
+        scorer_seconds=sample.scorer_seconds,
     )
     return times, exits
 
