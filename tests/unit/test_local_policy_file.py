@@ -11,8 +11,12 @@ from cascadia_local.engines import one_replica_a_stage
 from cascadia_local.plan_words import plan_words
 from cascadia_local.policy_file import PolicyFile, build_policy
 from cascadia_local.simulated_engine.recorded import encode_rows
+from cascadia_operator.manifests.policy import router_policy
+from cascadia_solver.inputs import PlanningInputs
+from cascadia_solver.planner import plan_cascade
 from cascadia_solver.transition import ObservedReplica, ReplicaState, next_step
 from tests.support.embedded import MANIFEST, pair, plan_of
+from tests.support.planning import cascade, probit_table
 
 PLAN = plan_of([(1, 2)], [(4, 1)], threshold=0.8)
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -36,6 +40,21 @@ def test_the_policy_lists_ready_replicas_of_each_stage_with_their_weights() -> N
     assert "tools" in small.capabilities
     assert (policy.policy_revision, policy.plan_id, policy.request_timeout_seconds) == (3, PLAN.plan_id, 600)
     assert policy.pin_stages
+
+
+def test_the_load_weights_of_unlike_replicas_get_from_the_planner_to_the_routers() -> None:
+    one = cascade(models=("medium",), gpus=12, rate="9", objective={"minQuality": "0.5"})
+    plan = plan_cascade(PlanningInputs(one, probit_table(400, 7, accuracies=(0.9,), models=("medium",))))
+    planned = {group.tensor_parallel: group.weight for group in plan.stages[0].replicas}
+    assert planned.keys() == {4, 8}
+    assert planned[8] > 2 * planned[4] > 0
+    world = [replica("wide", "medium", 8), replica("narrow", "medium", 4)]
+    step = next_step(plan, world, capacity={"h100": 12}, strategy="InPlace")
+    (stage,) = build_policy(one, plan, step, {r.name: ("medium", "127.0.0.1:1") for r in world}, 1).stages
+    assert {e.replica: e.weight for e in stage.endpoints} == {"wide": planned[8], "narrow": planned[4]}
+    endpoints = [("medium", name, weight) for name, weight in zip(step.routed, step.weights, strict=True)]
+    operators = router_policy(one, plan, thresholds={"medium": None}, endpoints=endpoints, revision=1)
+    assert [e.weight for e in operators.stages[0].endpoints] == list(step.weights)
 
 
 def test_how_streams_are_held_is_the_manifests() -> None:

@@ -75,6 +75,29 @@ def test_replicas_of_unlike_shapes_share_odd_numbers_of_gpus() -> None:
     assert 0 < slow < fast
 
 
+@pytest.mark.parametrize("rate", [9.0, 12.0])
+def test_unlike_replicas_beat_every_uniform_set_and_an_even_split(rate: float) -> None:
+    """On 12 GPUs one TP8 and one TP4 by the plan's weights, simulated, against three TP4, one TP8 and so on."""
+    arrivals = poisson_arrivals(rate, len(INPUTS), np.random.default_rng(1))
+
+    def p95(replicas: StageReplicas) -> float:
+        times = simulate_stage(replicas, arrivals, INPUTS, OUTPUTS)
+        return float(np.quantile(times.finish - arrivals, 0.95))
+
+    found = stage().replicas(0, rate, 12)
+    pairs = list(zip(found.options, found.counts, found.rates, strict=True))
+    steps = [option.step for option, count, _ in pairs for _ in range(count)]
+    mixed = p95(StageReplicas(steps, [r for _, count, r in pairs for _ in range(count)]))
+    assert {option.gpus for option in found.options} == {4, 8}
+    uniform = [
+        p95(StageReplicas([option.step] * (12 // option.gpus), [1.0] * (12 // option.gpus)))
+        for option in stage().options
+        if option.gpus <= 12
+    ]
+    assert mixed < min(uniform)
+    assert mixed < p95(StageReplicas(steps, [1.0] * len(steps)))
+
+
 @pytest.mark.parametrize(("rate", "gpus"), [(4.0, 8), (12.0, 16), (7.0, 12)])
 def test_estimates_agree_with_simulation(rate: float, gpus: int) -> None:
     found = stage().replicas(0, rate, gpus)
