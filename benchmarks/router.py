@@ -32,6 +32,7 @@ from pathlib import Path
 CPUS = sorted(os.sched_getaffinity(0))
 LOAD_CPU, ROUTER_CPU = CPUS[0], CPUS[-1]
 CONNECTIONS = 64
+API_KEY = b"sk-0123456789abcdef0123456789abcdef"
 OFF_BEST = 1.2
 """Most by which nginx's cost may exceed its best in a round that counts."""
 SOURCES = Path(__file__).with_name("router_load")
@@ -105,8 +106,8 @@ def request_bytes(*, stream: bool) -> bytes:
     body = json.dumps(fields, separators=(",", ":")).encode()
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n"
-        b"Authorization: Bearer sk-none\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (len(body), body)
+        b"Authorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (API_KEY, len(body), body)
     )
 
 
@@ -207,7 +208,7 @@ class Bench:
         config = {
             "stage": stage, "replica": f"{stage}-0", "engine": f"127.0.0.1:{engine}", "client": "127.0.0.1:0",
             "peers": "127.0.0.1:0", "admin": "127.0.0.1:0", "policyFile": str(folder / "policy.json"),
-            "peerSecretFile": str(folder / "secret"),
+            "peerSecretFile": str(folder / "secret"), "apiKeys": [str(folder / "keys")],
         }  # fmt: skip
         file = folder / f"{stage}.json"
         file.write_text(json.dumps(config))
@@ -223,6 +224,7 @@ class Bench:
         folder = self.folder / f"cascade-{case}"
         folder.mkdir()
         (folder / "secret").write_text("s" * 32)
+        (folder / "keys").write_bytes(API_KEY)
         pid, where = self.router("small", engine, ROUTER_CPU, folder)
         further, there = self.router("large", next_engine, LOAD_CPU, folder)
         stages = [
@@ -232,7 +234,9 @@ class Bench:
         ]  # fmt: skip
         if case == "stream-20":
             stages = [stages[0] | {"threshold": None}]
+        rates = {"default": {"requestsPerMinute": 10**9, "tokensPerMinute": 10**9}}
         policy = {"cascade": "chat", "policyRevision": 1, "planId": "plan-0123456789ab", "stages": stages}
+        policy |= {"rateLimits": rates, "limits": {}}
         (folder / "policy.new").write_text(json.dumps(policy))
         (folder / "policy.new").rename(folder / "policy.json")
         for each in (where, there):

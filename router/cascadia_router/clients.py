@@ -12,8 +12,8 @@ from cascadia_router.rate_limit import Rate
 __all__ = ["Client", "Clients", "Denial"]
 
 _SCHEME = b"bearer "
-_LIMITED = (
-    b"x-ratelimit-limit-%s: %d\r\nx-ratelimit-remaining-%s: %d\r\nx-ratelimit-reset-%s: %s\r\n"  # as OpenAI has them
+_LINES = (  # as OpenAI has them; what is left, and the time until all is, are filled in later
+    "x-ratelimit-limit-{0}: {1}\r\nx-ratelimit-remaining-{0}: %d\r\nx-ratelimit-reset-{0}: %dms\r\n"
 )
 
 
@@ -42,7 +42,18 @@ class Client:
         limited: Whether any limit holds for it.
     """
 
-    __slots__ = ("_followed", "_requests", "_tokens", "admitted", "denied", "id", "limited", "tokens")
+    __slots__ = (
+        "_followed",
+        "_lines",
+        "_rates",
+        "_requests",
+        "_tokens",
+        "admitted",
+        "denied",
+        "id",
+        "limited",
+        "tokens",
+    )
 
     def __init__(self, id: str) -> None:  # noqa: A002
         self.id = id
@@ -53,6 +64,8 @@ class Client:
         self._followed: RouterPolicy | None = None
         self._requests: Rate | None = None
         self._tokens: Rate | None = None
+        self._rates: tuple[tuple[str, Rate], ...] = ()
+        self._lines = b""
 
     def follow(self, policy: RouterPolicy, share: float, now: float) -> None:
         """Take over the limits that are in force.
@@ -68,7 +81,10 @@ class Client:
         mine = policy.rate_limits.of(self.id) if policy.rate_limits is not None else RateLimit()
         self._requests = _changed(self._requests, mine.requests_per_minute, share, now)
         self._tokens = _changed(self._tokens, mine.tokens_per_minute, share, now)
-        self.limited = self._requests is not None or self._tokens is not None
+        both = (("requests", self._requests), ("tokens", self._tokens))
+        self._rates = tuple((of, rate) for of, rate in both if rate is not None)
+        self._lines = "".join(_LINES.format(of, max(1, math.floor(rate.limit))) for of, rate in self._rates).encode()
+        self.limited = bool(self._rates)
 
     def denial(self, now: float) -> Denial | None:
         """Why a request cannot be let in; None if it can.
@@ -79,8 +95,8 @@ class Client:
         Args:
             now: Service time (monotonic), s.
         """
-        for of, rate in (("requests", self._requests), ("tokens", self._tokens)):
-            if rate is not None and rate.left(now) < 1:
+        for of, rate in self._rates:
+            if rate.left(now) < 1:
                 self.denied[of] += 1
                 return Denial(of, rate.limit, rate.wait(now, 1))
         return None
@@ -117,12 +133,11 @@ class Client:
             now: Service time (monotonic), s.
             scale: Service seconds in one of the client's.
         """
-        lines = b""
-        for name, rate in ((b"requests", self._requests), (b"tokens", self._tokens)):
-            if rate is not None:
-                left, reset = max(0, math.floor(rate.left(now))), b"%.3fs" % (rate.reset(now) / scale)
-                lines += _LIMITED % (name, max(1, math.floor(rate.limit)), name, left, name, reset)
-        return lines
+        values: tuple[int, ...] = ()
+        for _, rate in self._rates:
+            left = rate.left(now)
+            values += (int(left) if left > 0 else 0, int(rate.reset(now) * 1000 / scale))
+        return self._lines % values
 
 
 def _changed(rate: Rate | None, limit: int | None, share: float, now: float) -> Rate | None:
@@ -155,7 +170,8 @@ class Clients:
         Args:
             authorization: Value of the header; empty if the request has none.
         """
-        if authorization[:7].lower() != _SCHEME:
+        scheme = authorization[:7]
+        if scheme != b"Bearer " and scheme.lower() != _SCHEME:
             return None
         if self._of is not self.keys.ids:
             self._follow()

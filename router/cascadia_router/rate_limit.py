@@ -41,7 +41,8 @@ class Rate:
         Args:
             now: Service time (monotonic), s.
         """
-        return (self._burst_seconds - max(0.0, self._free_at - now)) / self._seconds_each
+        owed = self._free_at - now
+        return (self._burst_seconds - owed if owed > 0 else self._burst_seconds) / self._seconds_each
 
     def take(self, now: float, units: float) -> None:
         """Take units, whether they are left or not; a negative number gives them back."""
