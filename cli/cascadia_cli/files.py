@@ -114,6 +114,12 @@ def read_plan(path: str, cascade: CascadeDeployment) -> Plan:
             f"{cascade.metadata.name} ({', '.join(names)}): plan again",
             source=path,
         )
+    scorer = cascade.spec.routing.scorer_id
+    if plan.scorer != scorer:
+        raise InputError(
+            f"its thresholds are for scores of {plan.scorer}, spec.routing.scorer is {scorer}: plan again",
+            source=path,
+        )
     return plan
 
 

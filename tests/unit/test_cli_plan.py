@@ -159,6 +159,15 @@ def test_render_of_a_stored_plan(planned: dict[str, Any], tmp_path: Path, capsys
     assert all(m["kind"] != "Secret" for m in manifests)
 
 
+def test_render_refuses_a_plan_of_another_scorer(
+    planned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = tmp_path / "plan.json"
+    stored.write_text(json.dumps(planned | {"scorer": "logprob-min"}))
+    assert main(["render", PAIR, "--plan", str(stored)]) == 2
+    assert "its thresholds are for scores of logprob-min" in capsys.readouterr().err
+
+
 def test_render_refuses_another_cascades_plan(
     planned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

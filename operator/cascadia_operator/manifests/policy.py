@@ -95,9 +95,10 @@ def router_policy(
 
 
 def _scorer(cascade: CascadeDeployment, plan: Plan, live: RouterPolicy | None) -> ScorerPolicy:
-    if plan.scorer != cascade.spec.routing.scorer_id and live is not None and live.scorer.id == plan.scorer:
+    routing = cascade.spec.routing
+    if plan.scorer != routing.scorer_id and live is not None and live.scorer.id == plan.scorer:
         return live.scorer
-    return scorer_policy(cascade.spec.routing.scorer, plan.scorer)
+    return scorer_policy(routing.scorer, routing.scorer_id)
 
 
 def _stage(
