@@ -53,6 +53,8 @@ class AdminPort:
             self._report(connection, request)
         elif path == b"/cascade/policy":
             connection.respond(200, self._policy())
+        elif path == b"/cascade/endpoints":
+            connection.respond(200, self._endpoints())
         elif path == b"/drain":
             self._later(self._drain(connection, request))
         elif path in {b"/engine/started", b"/engine/live", b"/engine/metrics"}:
@@ -147,6 +149,24 @@ class AdminPort:
                     for stage in cascade.stages
                 ],
             }
+        )
+
+    def _endpoints(self) -> bytes:
+        """Where the replicas are, as this router sees them now."""
+        cascade = self.node.policies.current
+        return msgspec.json.encode(
+            [
+                {
+                    "stage": stage.name,
+                    "replica": replica.name,
+                    "address": replica.upstream.address,
+                    "weight": weight,
+                    "ready": replica.ready,
+                    "outstanding": replica.outstanding,
+                }
+                for stage in (cascade.stages if cascade is not None else ())
+                for replica, weight in stage.live
+            ]
         )
 
     async def _drain(self, connection: Answering, request: Request) -> None:

@@ -9,6 +9,7 @@ import random
 import re
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,16 @@ import yaml
 from kubernetes import client
 
 from cascadia_api.cascade import CascadeDeployment
-from cascadia_api.names import CASCADE_LABEL, GROUP, PLAN_PLURAL, PLURAL, REPLICA_LABEL, STAGE_LABEL, VERSION
+from cascadia_api.names import (
+    CASCADE_LABEL,
+    GROUP,
+    PEERS_PORT,
+    PLAN_PLURAL,
+    PLURAL,
+    REPLICA_LABEL,
+    STAGE_LABEL,
+    VERSION,
+)
 from cascadia_api.plan import CascadePlan, Plan
 from cascadia_operator import acknowledgement
 from cascadia_operator.acknowledgement import HttpAcknowledgement
@@ -446,8 +456,22 @@ def test_a_router_takes_the_policy_with_the_rights_that_it_is_given(
         router.check()
         return not asyncio.run(HttpAcknowledgement().lacking(revision, [leader]))
 
+    others = {
+        each.metadata.labels[REPLICA_LABEL]: f"{each.status.pod_ip}:{PEERS_PORT}"
+        for each in cascades.pods("pair")
+        if each.metadata.name != pod.metadata.name and each.metadata.name.endswith("-0")
+    }
+    assert others
+
+    def placed() -> bool:
+        router.check()
+        with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/cascade/endpoints", timeout=10) as answer:
+            seen = {each["replica"]: each["address"] for each in json.load(answer) if each["ready"]}
+        return others.items() <= seen.items()
+
     try:
         wait_for("the router to take the policy", acknowledged, timeout_s=WAIT_S, seen=router.last_lines)
+        wait_for("the router to know all replicas' addresses", placed, timeout_s=WAIT_S, seen=router.last_lines)
     finally:
         stop_all([router], timeout_s=10)
 

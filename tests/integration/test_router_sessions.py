@@ -28,6 +28,10 @@ async def test_a_conversation_keeps_its_replica_whichever_router_it_comes_to(tmp
                     home = reply.json["choices"][0]["message"]["content"][0]
                     assert homes.setdefault(number, home) == home
         assert len(set(homes.values())) == 3
+        seen = (await http(chain.admin("only", 1), "/cascade/endpoints")).json
+        assert [each["replica"] for each in seen] == ["only-0", "only-1", "only-2"]
+        assert seen[0]["address"] == chain.router("only", 0).addresses["peers"]
+        assert all(each["ready"] and each["outstanding"] == 0 and each["stage"] == "only" for each in seen)
 
 
 async def test_a_conversation_that_escalated_stays_with_the_stage(tmp_path: Path) -> None:

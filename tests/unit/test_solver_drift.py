@@ -238,6 +238,25 @@ def test_a_plan_without_scores_is_not_tested_for_them() -> None:
     assert {test.name for test in verdict.tests} == {"ArrivalRate", "InputTokens", "OutputTokens"}
 
 
+def test_a_step_along_the_ladder_is_no_drift() -> None:
+    """Routers that accept more say so; the same traffic gives the same verdict, whatever became of it."""
+    verdicts = []
+    for steps, accepted in ((0, 0.6), (2, 0.95)):
+        traffic = Traffic(seed=5)
+        arrivals = int(RATE * WINDOW)
+        inputs, outputs, scores = traffic._draw(traffic.rng, arrivals)
+        first, last = stage_report("small", requests=arrivals), stage_report("large", round(arrivals * (1 - accepted)))
+        first.accepted, first.escalated = round(arrivals * accepted), round(arrivals * (1 - accepted))
+        first.input_tokens, first.output_tokens = histogram("tokens", inputs), histogram("tokens", outputs)
+        first.scores = histogram("score", scores)
+        entry = workload_report(arrivals=arrivals)
+        entry.ladder_steps = steps
+        merged = merge_reports([entry, workload_report(stage=first), workload_report(stage=last)])
+        verdicts.append(assess(traffic.demand, merged, first_stage="small", looks_per_week=looks_per_week(60)))
+    assert verdicts[0] == verdicts[1]
+    assert not verdicts[0].drifted
+
+
 def test_reports_add_up() -> None:
     """Rates over each router's own window; stages by name; histograms by bucket."""
     first, second, other = stage_report("small", 10), stage_report("small", 5), stage_report("large", 2)
