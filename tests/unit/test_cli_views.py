@@ -47,7 +47,7 @@ def test_the_table_says_what_runs_where(chat: CascadeDeployment, capsys: pytest.
     assert "p50 2.6 s  p90 7.8 s  p95 9.8 s  p99 15 s  (±10 %, roofline)" in text
     assert "32 of 32 H100-SXM-80GB in pool h100" in text
     assert "79.68 an hour" in text
-    assert "10 requests/s, on average 1,155 tokens in and 211 out (manifest)" in text
+    assert "an answer of small 211 (manifest)" in text
     assert "large alone" in text
     assert "! an example" in text
     assert "Frontier" not in text

@@ -68,7 +68,11 @@ def test_a_request_is_taken_if_it_fits_the_window_and_asks_for_nothing_more() ->
 def test_sets_and_traces_may_say_what_requests_need() -> None:
     answer = {"scores": {"logprob-mean": 0.5}, "quality": 1.0, "outputTokens": 5}
     rows = [
-        {"id": str(n), "inputTokens": 9, "answers": {"a": answer | {"scores": {"logprob-mean": n / 100}}, "b": answer}}
+        {
+            "id": str(n),
+            "inputTokens": 9,
+            "answers": {"a": answer | {"scores": {"logprob-mean": n / 100}, "quality": n % 2}, "b": answer},
+        }
         for n in range(60)
     ]
     plain, _ = parse_calibration([json.dumps(r) for r in rows], models=["a", "b"], scorer="logprob-mean")
@@ -80,7 +84,7 @@ def test_sets_and_traces_may_say_what_requests_need() -> None:
     assert [(p.line, "telepathy" in p.message) for p in problems] == [(6, True)]
     assert replace(some, needs=None).digest != some.digest
     head = "id,inputTokens,needs,answers.a.quality,answers.a.outputTokens,answers.a.scores.logprob-mean"
-    lines = lines_of_csv([head, *(f"{n},9,{'tools audio' if n == 7 else ''},1,5,{n / 100}" for n in range(60))])
+    lines = lines_of_csv([head, *(f"{n},9,{'tools audio' if n == 7 else ''},{n % 2},5,{n / 100}" for n in range(60))])
     flat, problems = parse_calibration(lines, models=["a"], scorer="logprob-mean")
     assert not problems
     assert flat.needs is not None
