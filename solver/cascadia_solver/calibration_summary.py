@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from cascadia_api.cascade import CascadeDeploymentSpec
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.certification import estimate_quality
-from cascadia_solver.quality import fewest_requests
 from cascadia_solver.replay import threshold_grids
 
 __all__ = ["Mean", "TargetSummary", "mean_of", "score_auroc", "target_summary"]
@@ -76,8 +75,7 @@ class TargetSummary:
         mean: Mean quality at the threshold vector with the best lower bound.
         bound: That lower bound, as planning finds it; the floor itself where quality is certified to reach it.
         requests: Size of the set.
-        needed: About the size at which some vector's bound reaches the floor, all else equal; None if no
-            vector's mean exceeds it.
+        needed: About the size at which planning certifies some vector; None if no mean is above the floor.
     """
 
     floor: float
@@ -112,5 +110,5 @@ def target_summary(spec: CascadeDeploymentSpec, table: CalibrationSet, *, seed: 
         mean=float(best.mean[vector]),
         bound=float(best.assured[vector]),
         requests=len(table),
-        needed=fewest_requests(len(table), qualities, floor),
+        needed=study.requests_needed(floor, confidence),
     )

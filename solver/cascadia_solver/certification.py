@@ -31,6 +31,7 @@ guarantee against generated draws with known population quality.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -64,6 +65,7 @@ _SHRINKAGE = 2.0
 _NEWTON_STEPS = 5
 _FOLD_STEPS = 2
 """From the fit on all requests, of which a fold's complement holds most."""
+_POWER = 0.8
 _HOPELESS = 2.0
 """Vectors estimated at more standard errors than this below the floor are left off the path."""
 
@@ -153,6 +155,24 @@ class QualityStudy:
             replace(quality, bound=flat[start : start + len(grid)])
             for quality, grid, start in zip(self.qualities, self.grids, starts, strict=False)
         ]
+
+    def requests_needed(self, floor: float, confidence: float) -> int | None:
+        """About the size of calibration set at which some vector is certified to keep a floor, four times out of five.
+
+        Args:
+            floor: Quality floor.
+            confidence: Of the certificate.
+
+        Returns:
+            Number of requests; None if no vector's mean is above the floor, or under a prior.
+        """
+        best = max(float(quality.mean.max()) for quality in self.qualities)
+        if best <= floor or self.table.source == "Prior":
+            return None
+        normal = NormalDist()
+        distance = normal.inv_cdf(1 - _PATH_SHARE * (1 - confidence)) + normal.inv_cdf(_POWER)
+        spread = float((self.weights**2).mean()) * max(best * (1 - best), 1 / len(self.table))
+        return math.ceil(distance**2 * spread / (best - floor) ** 2)
 
     def _path(self, values: Sequence[Floats], starts: Integers, floor: float) -> Integers:
         """Vectors to test, best estimate first [L].

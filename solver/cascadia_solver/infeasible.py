@@ -9,12 +9,11 @@ import numpy as np
 
 from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget, Model, Objective
 from cascadia_api.errors import InfeasibleError, Shortfall
-from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.certification import QualityStudy
 from cascadia_solver.evaluation import Evaluation
 from cascadia_solver.packing import POD_SIZES
-from cascadia_solver.quality import QualityOfGrid, fewest_requests
-from cascadia_solver.replay import ThresholdGrid
+from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.roofline import CostSource
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, certified, pool_choices, screen_all
@@ -29,13 +28,10 @@ _MOST_REQUESTS = 1_000_000
 
 
 def quality_out_of_reach(
-    objective: Objective,
-    table: CalibrationSet,
-    grids: Sequence[ThresholdGrid],
-    qualities: Sequence[QualityOfGrid],
+    objective: Objective, study: QualityStudy, qualities: Sequence[QualityOfGrid]
 ) -> InfeasibleError:
     """No threshold vector of any choice of stages keeps the quality floor."""
-    floor = float(objective.min_quality)
+    floor, table, grids = float(objective.min_quality), study.table, study.grids
     g = int(np.argmax([quality.assured.max() for quality in qualities]))
     best = int(qualities[g].assured.argmax())
     mean, assured = float(qualities[g].mean[best]), float(qualities[g].assured[best])
@@ -50,7 +46,7 @@ def quality_out_of_reach(
             shortfalls=[Shortfall("mean quality", floor, mean)],
             nearest=f"minQuality {_down(assured)} with {at}",
         )
-    needed = fewest_requests(len(table), qualities, floor)
+    needed = study.requests_needed(floor, float(objective.confidence))
     shortfalls = [Shortfall("quality lower bound", floor, assured)]
     if needed is None:
         remedy = "no larger calibration set would do: add a better model or scorer"
@@ -111,7 +107,7 @@ def too_few_gpus(
     if not any(n > b.gpus for b, n in zip(problem.budgets, needed, strict=True)):
         if any(problem.rooms):
             return _not_together(problem, f"{stages} would do")
-        return quality_out_of_reach(problem.objective, problem.study.table, problem.grids, problem.qualities)
+        return quality_out_of_reach(problem.objective, problem.study, problem.qualities)
     short = [(b, n) for b, n in zip(problem.budgets, needed, strict=True) if n > b.gpus]
     words = " and ".join(f"at least {n} GPUs of pool {b.name}, has {b.gpus}" for b, n in short)
     return InfeasibleError(

@@ -169,7 +169,7 @@ def _no_design(inputs: PlanningInputs, traffic: Traffic, problem: Problem) -> In
         anything, nothing, floor=problem.floor, confidence=float(spec.objective.confidence), seed=inputs.seed
     )
     if max(float(quality.assured.max()) for quality in best) < problem.floor:
-        return quality_out_of_reach(spec.objective, traffic.table, study.grids, best)
+        return quality_out_of_reach(spec.objective, study, best)
     return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts, inputs.cost)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.replay import Replay, ThresholdGrid
 
-__all__ = ["QualityOfGrid", "fewest_requests", "quality_of_grids", "requests_needed", "wilson_lower"]
+__all__ = ["QualityOfGrid", "quality_of_grids", "wilson_lower"]
 
 Floats = NDArray[np.float64]
 
@@ -79,42 +79,6 @@ def quality_of_grids(
         QualityOfGrid(mean, wilson_lower(mean, error, critical, len(table)))
         for mean, error in zip(means, errors, strict=True)
     ]
-
-
-def requests_needed(requests: int, mean: float, bound: float, floor: float) -> int | None:
-    """Size of calibration set at which the bound would reach the floor, all else equal.
-
-    The distance of the bound from the mean shrinks with the root of the size.
-
-    Returns:
-        Number of requests; None if the mean itself is below the floor.
-    """
-    if mean <= floor:
-        return None
-    return math.ceil(requests * ((mean - bound) / (mean - floor)) ** 2)
-
-
-def fewest_requests(requests: int, qualities: Sequence[QualityOfGrid], floor: float) -> int | None:
-    """About the size of calibration set at which the bound of some vector would reach the floor, all else equal.
-
-    That vector need not be the one whose bound is best now: a higher mean gains more from a larger set.
-
-    Args:
-        requests: Size of the set.
-        qualities: Of every grid, from that set; a bound of 0 says nothing and is left out.
-        floor: Quality to reach.
-
-    Returns:
-        Number of requests; None if no vector's mean exceeds the floor, or nothing bounds it.
-    """
-    needed = [
-        requests_needed(requests, float(mean), float(bound), floor)
-        for quality in qualities
-        if quality.bound is not None
-        for mean, bound in zip(quality.mean, quality.bound, strict=True)
-        if mean > floor and bound > 0
-    ]
-    return min((size for size in needed if size is not None), default=None)
 
 
 def _standard_error(replay: Replay, quality: Floats, weight: Floats, mean: Floats) -> Floats:

@@ -113,7 +113,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
             [np.zeros(len(grid))], [np.empty(0, dtype=np.int64)], floor=floor, confidence=confidence, seed=inputs.seed
         )
         if float(anyhow[0].assured.max()) < floor:
-            raise quality_out_of_reach(spec.objective, traffic.table, [grid], anyhow)
+            raise quality_out_of_reach(spec.objective, study, anyhow)
         carried = min(float(stage.carried[-1]) for stage in placed)
         raise InfeasibleError(
             "Overloaded",

@@ -98,7 +98,7 @@ def test_unlike_replicas_beat_every_uniform_set_and_an_even_split(rate: float) -
     assert mixed < p95(StageReplicas(steps, [1.0] * len(steps)))
 
 
-@pytest.mark.parametrize(("rate", "gpus"), [(4.0, 8), (12.0, 16), (7.0, 12)])
+@pytest.mark.parametrize(("rate", "gpus"), [(4.0, 8), (12.0, 16), (9.0, 12)])
 def test_estimates_agree_with_simulation(rate: float, gpus: int) -> None:
     found = stage().replicas(0, rate, gpus)
     steps = [o.step for o, n in zip(found.options, found.counts, strict=True) for _ in range(n)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cascadia_solver.quality import quality_of_grids, requests_needed
+from cascadia_solver.quality import quality_of_grids
 from cascadia_solver.replay import Replay, ThresholdGrid, threshold_grids
 from tests.support.planning import probit_table
 
@@ -91,9 +91,3 @@ def test_a_prior_has_no_bound_and_is_chosen_on_its_mean() -> None:
     (quality,) = quality_of_grids(table, [ThresholdGrid((1,), ())], confidence=CONFIDENCE)
     assert quality.bound is None
     assert (quality.assured == quality.mean).all()
-
-
-def test_more_requests_bring_the_bound_to_the_floor() -> None:
-    needed = requests_needed(300, mean=0.88, bound=0.83, floor=0.85)
-    assert needed == math.ceil(300 * (0.05 / 0.03) ** 2)
-    assert requests_needed(300, mean=0.84, bound=0.80, floor=0.85) is None
