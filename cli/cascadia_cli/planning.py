@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["print_document", "print_manifests", "print_plan", "with_gpus"]
 
 _MOST_GPUS = 4096
+_DEADLINE_SECONDS = 600.0
+"""A plan takes a second; the first one compiles the planner's kernels, which takes minutes on a busy machine."""
 
 
 def print_plan(
@@ -186,7 +188,7 @@ def _plan(inputs: PlanningInputs, file: str, solver: SolverName = "CBC") -> Plan
 
     try:
         with _progress() as progress:
-            return plan_cascade(inputs, progress=progress, solver=solver)
+            return plan_cascade(inputs, deadline_seconds=_DEADLINE_SECONDS, progress=progress, solver=solver)
     except InputError as error:
         raise error if error.source else error.within(file) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["CascadiaError", "InfeasibleError", "InputError", "Problem", "Shortfall"]
+__all__ = ["CascadiaError", "InfeasibleError", "InputError", "PlanningTimeoutError", "Problem", "Shortfall"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,10 @@ class Shortfall:
     what: str
     needed: float
     available: float
+
+
+class PlanningTimeoutError(CascadiaError):
+    """The deadline came before a plan was found that does what is asked; whether there is one is not known."""
 
 
 class InfeasibleError(CascadiaError):

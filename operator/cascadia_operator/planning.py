@@ -18,7 +18,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cascadia_api.errors import InfeasibleError, InputError
+from cascadia_api.errors import InfeasibleError, InputError, PlanningTimeoutError
 from cascadia_api.load import parse_cascade
 from cascadia_api.plan import Plan
 from cascadia_operator.decide.plan_choice import PlanFailure, Trouble
@@ -102,6 +102,8 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
         return PlanningOutcome(failure=PlanFailure(_infeasible(error), final=True), result="infeasible")
     except InputError as error:
         return PlanningOutcome(failure=PlanFailure(Trouble("InvalidSpec", str(error)), final=True), result="invalid")
+    except PlanningTimeoutError as error:
+        return _failed("PlanningTimedOut", f"{error}; the last good plan stays")
     return PlanningOutcome(plan=plan.for_json())
 
 

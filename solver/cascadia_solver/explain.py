@@ -6,6 +6,7 @@ from cascadia_api.plan import Plan, PlanStage
 from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.margins import binding, neighbours, quality_prices, runner_up
 from cascadia_solver.planner import plan_cascade
+from cascadia_solver.sites import pool_budgets
 
 __all__ = ["explain"]
 
@@ -89,8 +90,7 @@ def _gpus(count: int) -> str:
 
 def _capacity(plan: Plan, inputs: PlanningInputs) -> str:
     spec = inputs.cascade.spec
-    available = inputs.available_gpus or {}
-    budget = sum(min(pool.max_gpus, available.get(pool.name, pool.max_gpus)) for pool in spec.gpus.pools)
+    budget = sum(pool.gpus for pool in pool_budgets(spec, inputs.available_gpus, inputs.free_by_node))
     own = next((step for step in plan.ladder if step.thresholds == plan.thresholds), None)
     rate = plan.demand.requests_per_second
     if own is not None and own.max_requests_per_second < _BUSY * rate:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascadia_api.errors import InfeasibleError, Shortfall
+from cascadia_api.errors import InfeasibleError, PlanningTimeoutError, Shortfall
 from cascadia_api.plan import Plan, PlanAlternative, PlanSolver
 from cascadia_solver import plan_document as document
 from cascadia_solver.allocation import max_stage_allocation
@@ -39,6 +39,7 @@ from cascadia_solver.workload import RequestSample
 __all__ = ["PlanningInputs", "plan_cascade"]
 
 _LEAST_SOLVER_SECONDS = 1.0
+_RETRY = "plan again; the first planning after an installation also compiles the planner"
 _MILP_TOLERANCE = 1e-6
 _OTHER_DRAW = 1_000_003
 _CONFIRMING = 40_000
@@ -68,6 +69,7 @@ def plan_cascade(
     Raises:
         InputError: The inputs are wrong or contradict each other.
         InfeasibleError: No plan can do what the manifest asks for; says what is missing.
+        PlanningTimeoutError: The deadline came before it was known whether one can.
     """
     started = _cpu_seconds()
     ends = time.monotonic() + deadline_seconds
@@ -86,6 +88,8 @@ def plan_cascade(
     problem, screened = certified(problem, screened)
     designs = candidates(problem, screened, expired, lambda share: tell("allocating GPUs", 0.6 + 0.2 * share))
     if not designs:
+        if expired():
+            raise PlanningTimeoutError(f"no plan was found within {deadline_seconds:g} s; there may be one: {_RETRY}")
         raise _no_design(inputs, traffic, problem)
     tell("simulating finalists", 0.8)
     models = len(spec.models)
@@ -95,7 +99,13 @@ def plan_cascade(
     evaluations = confirmed(problem, evaluations, lambda: _larger_sample(inputs), models, expired)
     best = best_of(problem, evaluations)
     if best.excess(problem.targets, deviations=best.deviations) > 0:
-        raise latency_out_of_reach(best, spec.objective.targets or [])
+        missed = latency_out_of_reach(best, spec.objective.targets or [])
+        if expired():
+            raise PlanningTimeoutError(
+                f"no plan within the latency targets was found in {deadline_seconds:g} s; there may be one "
+                f"(of the best so far: {missed.nearest}): {_RETRY}"
+            )
+        raise missed
     tell("certifying", 0.9)
     certificate = _certify(best.design, problem, max(_LEAST_SOLVER_SECONDS, ends - time.monotonic()), solver)
     alternatives = _alternatives(problem, evaluations, best, [m.name for m in spec.models], expired)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascadia_api.errors import InfeasibleError, InputError
+from cascadia_api.errors import InfeasibleError, InputError, PlanningTimeoutError
 from cascadia_api.plan import Plan
 from cascadia_api.report import SCORE_EDGES, TOKEN_EDGES, Histogram
 from cascadia_solver.calibration import CalibrationSet, parse_calibration
@@ -247,6 +247,14 @@ def test_the_best_plan_so_far_is_returned_at_the_deadline() -> None:
     assert any("deadline" in warning for warning in plan.warnings)
     assert plan.quality.lower_bound is not None
     assert plan.quality.lower_bound >= 0.85
+
+
+def test_a_deadline_is_no_verdict_on_what_is_feasible() -> None:
+    tight = {"minimize": "Cost", "targets": [{"metric": "EndToEnd", "percentile": 95, "milliseconds": 7000}]}
+    manifest = cascade(rate="6", objective={"minQuality": "0.8", **tight})
+    assert plan_cascade(PlanningInputs(manifest, TABLE)).latency.p95_ms <= 7000
+    with pytest.raises(PlanningTimeoutError, match=r"within the latency targets was found in 0 s; there may"):
+        plan_cascade(PlanningInputs(manifest, TABLE), deadline_seconds=0.0)
 
 
 def test_progress_is_told_in_order() -> None:
