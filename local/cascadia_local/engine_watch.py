@@ -147,5 +147,4 @@ class EngineWatch:
         facts, gpu, shape = model_of(model), gpu_of(pool), Shape(desired.tensor_parallel, desired.pipeline_parallel)
         precision = precision_of(model, facts)
         step = self._base.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
-        # Simulated engines spend no time outside their steps.
-        return CorrectionKey(facts.name, gpu.name, str(shape), SIMULATED), step._replace(first_token_seconds=0.0)
+        return CorrectionKey(facts.name, gpu.name, str(shape), SIMULATED), step

@@ -344,7 +344,7 @@ def _latencies(step: StepModel, rates: Floats, profile: LengthProfile, level: fl
         curve_rates[g] = max(point.rate, curve_rates[g - 1]) if g else 0.0
         curve[g] = max(latency, curve[g - 1]) if g else latency
 
-    result = np.interp(rates, curve_rates, curve)
+    result = step.first_token_seconds + np.interp(rates, curve_rates, curve)
     for m in range(len(rates)):
         if not rates[m] <= curve_rates[_GRID - 1]:
             result[m] = np.inf

@@ -37,7 +37,7 @@ __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_
 
 Bools = NDArray[np.bool_]
 
-SOLVER_VERSION = "6"
+SOLVER_VERSION = "7"
 """Grows when the same inputs may give another plan."""
 
 

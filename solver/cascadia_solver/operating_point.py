@@ -139,7 +139,7 @@ def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> F
                 queue = 0.5 * rate * square / (1.0 - rate * extra)
                 wait = 0.5 * decode * (1.0 - np.exp(-decoding)) + queue + once - mean_in * prefill
                 points[p, r, g, 0] = rate
-                points[p, r, g, 1] = wait - token
+                points[p, r, g, 1] = step.first_token_seconds + wait - token
                 points[p, r, g, 2] = prefill
                 points[p, r, g, 3] = token
                 decoding = least if g == 0 else decoding * growth

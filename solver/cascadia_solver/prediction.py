@@ -192,7 +192,7 @@ def predict(
         saturated = clients > min(room, step.max_running)
         bunched = _bunching(step, clients, prompts, answers, first[counted] - arrivals[counted])
         first = np.minimum(first + bunched, np.maximum(finish - _LEAST_DECODING * (finish - first), first))
-    first, finish = first + step.first_token_seconds, finish + step.first_token_seconds
+        first, finish = first + step.first_token_seconds, finish + step.first_token_seconds
     several = counted[answers[counted] > 1]
     token_times = (finish[several] - first[several]) / (answers[several] - 1.0)
     return Prediction(

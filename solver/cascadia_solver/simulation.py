@@ -113,7 +113,8 @@ def simulate_stage(
 
     Each request goes, when it arrives, to the replica with the fewest outstanding requests by
     weight (the first of them if several): the routers' rule, as one that sees all would follow it. A
-    router knows only of what it has sent itself: docs/resilience.md says what that costs.
+    router knows only of what it has sent itself: docs/resilience.md says what that costs. It gets to the
+    scheduler after the time that requests spend outside the steps: the replicas' mean.
 
     Args:
         stage: At least one replica.
@@ -135,7 +136,8 @@ def simulate_stage(
     if not np.all(np.diff(when) >= 0.0):
         raise ValueError("arrivals must ascend")
     steps, weights = np.array(stage.steps, dtype=np.float64), np.array(stage.weights, dtype=np.float64)
-    moments, busy, waiting = run_stage(steps, weights, when, prompts, answers, 0)
+    outside = np.average([step.first_token_seconds for step in stage.steps], weights=weights)
+    moments, busy, waiting = run_stage(steps, weights, when + outside, prompts, answers, 0)
     first, finish = moments[:, 1].copy(), moments[:, 2].copy()
     served = finish[np.isfinite(finish)]
     span = float(served.max() - when[0]) if len(served) else 0.0

@@ -37,9 +37,8 @@ class SlowedEngine:
         arrivals = poisson_arrivals(self._rate, requests, random)
         arrivals *= seconds / arrivals[-1]
         first, finish = simulate_replica(self.step, arrivals, inputs, outputs)
-        outside = self.step.first_token_seconds
         for arrived, started, ended, tokens, answer in zip(arrivals, first, finish, inputs, outputs, strict=True):
-            self.metrics.answered(arrived, started + outside, ended + outside, 0.0, int(tokens), int(answer))
+            self.metrics.answered(arrived, started, ended, 0.0, int(tokens), int(answer))
         self._served += requests
 
     @property

@@ -72,7 +72,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
 
 
 def simulated(times: float) -> SlowedEngine:
-    return SlowedEngine(STEP._replace(first_token_seconds=0.0), times)
+    return SlowedEngine(STEP, times)
 
 
 async def test_slow_engines_are_found_kept_in_a_file_and_planned_with(engines: Engines, tmp_path: Path) -> None:

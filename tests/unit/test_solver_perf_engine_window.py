@@ -36,7 +36,7 @@ def counters_of(step: StepModel, rate: float, seed: int, requests: int = 1500) -
     between = (finish - first)[outputs > 1]
     before = EngineCounters(100.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0)
     change = (
-        float(arrivals[-1]), inputs.sum(), outputs.sum(), (step.first_token_seconds + first - arrivals).sum(),
+        float(arrivals[-1]), inputs.sum(), outputs.sum(), (first - arrivals).sum(),
         float(requests), between.sum(), (outputs[outputs > 1] - 1).sum(),
     )  # fmt: skip
     return before, EngineCounters(*(float(old + new) for old, new in zip(before, change, strict=True)))

@@ -295,15 +295,16 @@ def test_a_re_plan_for_harder_requests_escalates_more() -> None:
 
 
 def test_the_explanation_names_the_stages_the_floor_and_the_single_models() -> None:
-    inputs = PlanningInputs(cascade(), TABLE)
-    text = "\n".join(explain(chat_plan(), inputs))
-    assert "against a floor of 0.85" in text
+    inputs = PlanningInputs(cascade(objective={"minQuality": "0.84"}), TABLE)
+    plan = plan_cascade(inputs)
+    text = "\n".join(explain(plan, inputs))
+    assert "against a floor of 0.84" in text
     assert "Not large alone: its p95 is" in text
-    for stage in chat_plan().live_stages:
+    for stage in plan.live_stages:
         assert f"{stage.name} sees" in text
-    assert "The quality floor of 0.85 binds: a plan of quality" in text
+    assert "The quality floor of 0.84 binds: a plan of quality" in text
     assert "The runner-up has a p95 of about" in text
-    assert "What quality costs in p95, against 0.85 at" in text
+    assert "What quality costs in p95, against 0.84 at" in text
     assert re.search(r"One GPU fewer: (p95 \d|changes nothing)", text)
     assert re.search(r"One (GPU more: |more GPU is there and would not help)", text)
 

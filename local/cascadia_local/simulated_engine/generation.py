@@ -78,6 +78,9 @@ class Generation:
         stream_interval: float,
     ) -> None:
         self._batcher = Batcher(step)
+        self._outside = step.first_token_seconds
+        self._told = 0.0
+        """Latest time that the batcher was told."""
         self._clock = clock
         self._loop = loop
         self._metrics = metrics
@@ -103,18 +106,32 @@ class Generation:
         """Virtual time: service seconds since the engine started."""
         return self._clock.monotonic() - self._origin
 
+    def _tell(self) -> float:
+        """Virtual time, for the batcher."""
+        self._told = max(self._told, self.now())
+        return self._told
+
     def begin(self, exchange: Exchange) -> None:
-        """Submit a request, at its answer's arrival time."""
+        """Submit a request once it has spent its time outside the steps."""
+        self._exchanges[exchange.answer.identifier] = exchange
+        if self._outside > 0.0:
+            self._loop.call_later(self._clock.wall(self._outside), self._submit, exchange, self._outside)
+        else:
+            self._submit(exchange, 0.0)
+
+    def _submit(self, exchange: Exchange, outside: float) -> None:
         answer = exchange.answer
-        self._batcher.submit(answer.identifier, answer.arrived, answer.input_tokens, answer.output_tokens)
-        self._exchanges[answer.identifier] = exchange
-        self._arm_soon()
+        if answer.identifier in self._exchanges:  # its client may have gone away
+            # The timer may be late, and the scheduler may have gone on.
+            arrived = max(answer.arrived + outside, self._told)
+            self._batcher.submit(answer.identifier, arrived, answer.input_tokens, answer.output_tokens)
+            self._arm_soon()
 
     def cancel(self, identifier: str) -> None:
         """Drop a request whose client has gone away."""
         if self._exchanges.pop(identifier, None) is not None:
             self._streams.pop(identifier, None)
-            self._batcher.cancel(identifier, self.now())
+            self._batcher.cancel(identifier, self._tell())
             self._metrics.cancelled += 1
             self._arm_soon()
 
@@ -126,7 +143,7 @@ class Generation:
 
     def _arm(self) -> None:
         self._arming = False
-        now = self.now()
+        now = self._tell()
         event = self._batcher.next_event(now)
         if event is None:
             self._due = math.inf
@@ -149,7 +166,7 @@ class Generation:
 
     def _settle(self) -> None:
         """Send what has happened since the last time."""
-        for time, kind, identifier in self._batcher.advance(self.now()):
+        for time, kind, identifier in self._batcher.advance(self._tell()):
             exchange = self._exchanges.get(identifier)
             if exchange is None:
                 continue  # cancelled
@@ -178,7 +195,7 @@ class Generation:
     def _flush(self) -> None:
         self._flushing = False
         self._settle()
-        now = self.now()
+        now = self._tell()
         for identifier, exchange in self._streams.items():
             exchange.progress(self._batcher.generated(identifier, now))
         self._arm()
