@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from openai import AsyncOpenAI
+import yaml
+from openai import APIStatusError, AsyncOpenAI
 
 from tests.support.embedded import processes_of, until
 
@@ -107,6 +108,34 @@ async def test_a_composed_scorer_rejects_what_fails_its_check(folder: Path) -> N
             model="checked", messages=messages, tools=tools, tool_choice="required"
         )
         assert bound.model_extra["cascadia"]["path"] == "small>large"
+    run.process.send_signal(signal.SIGINT)
+    assert await run.ends() == 0, run.output
+
+
+async def test_keys_rates_and_the_runs_own_traffic(folder: Path, tmp_path: Path) -> None:
+    """The replay has a key of its own; other clients need one of the file, and have their tokens of the minute."""
+    keys, manifest, trace = tmp_path / "keys", tmp_path / "pair.yaml", tmp_path / "trace.csv"
+    keys.write_text("sk-0123456789abcdef\n")
+    document = yaml.safe_load(PAIR.read_text())
+    limit = {"key": "keys", "tokensPerMinute": 1}
+    document["spec"]["routing"] = {"apiKeysSecretRef": {"name": "pair-keys"}, "rateLimits": {"keys": [limit]}}
+    manifest.write_text(yaml.safe_dump(document))
+    rows = [f"2023-11-16 18:15:{n // 4:02d}.{25 * (n % 4):02d},{300 + 7 * n},{40 + n}" for n in range(40)]
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    replay = ("--trace", str(trace), "--limit", "60", "--time-scale", "20")
+    run = await up(folder, str(manifest), *replay, "--api-keys", str(keys))
+    endpoint = (await run.says(r"pair is served at (\S+)")).group(1)
+    await run.says(r"60 requests, none failed\.")
+    for key, statuses in (("sk-another-0123456789", [401]), ("sk-0123456789abcdef", [200, 429])):
+        async with AsyncOpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=30) as client:
+            messages = [{"role": "user", "content": "Why is the sky blue?"}]
+            for status in statuses:
+                try:
+                    await client.chat.completions.create(model="pair", messages=messages)  # type: ignore[arg-type]
+                    seen = 200
+                except APIStatusError as error:
+                    seen = error.status_code
+                assert seen == status
     run.process.send_signal(signal.SIGINT)
     assert await run.ends() == 0, run.output
 
