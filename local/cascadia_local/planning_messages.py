@@ -11,7 +11,7 @@ from cascadia_api.errors import Problem, Shortfall
 from cascadia_api.plan import Plan
 from cascadia_solver.inputs import PlanningInputs
 
-__all__ = ["LENGTH", "Expectation", "Infeasible", "Invalid", "Job", "Planned", "Progress"]
+__all__ = ["LENGTH", "Expectation", "Infeasible", "Invalid", "Job", "OutOfTime", "Planned", "Progress"]
 
 LENGTH = struct.Struct(">Q")
 
@@ -96,3 +96,10 @@ class Infeasible:
     message: str
     shortfalls: tuple[Shortfall, ...]
     nearest: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfTime:
+    """The deadline came before it was known whether there is a plan: a `PlanningTimeoutError`'s content."""
+
+    message: str

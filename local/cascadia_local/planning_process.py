@@ -8,20 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cascadia_api.errors import CascadiaError, InfeasibleError, InputError
-from cascadia_local.planning_messages import LENGTH, Infeasible, Invalid, Job, Planned, Progress
+from cascadia_api.errors import CascadiaError, InfeasibleError, InputError, PlanningTimeoutError
+from cascadia_local.planning_messages import LENGTH, Infeasible, Invalid, Job, OutOfTime, Planned, Progress
 from cascadia_local.processes import Command, end_piped, start_piped
 
-__all__ = ["PlanningProcess", "PlanningTimeoutError"]
+__all__ = ["PlanningProcess"]
 
 NICENESS = 5
 """Engines and routers go first: a plan that comes a little later harms nobody."""
 GRACE = 2.0
 """The process is ended once a job takes this many times its deadline."""
-
-
-class PlanningTimeoutError(CascadiaError):
-    """The planner did not answer in time: the plan in force stays."""
 
 
 class PlanningProcess:
@@ -42,7 +38,7 @@ class PlanningProcess:
         Raises:
             InputError: The inputs are wrong.
             InfeasibleError: No plan can satisfy the manifest.
-            PlanningTimeoutError: No answer within twice the job's deadline.
+            PlanningTimeoutError: No plan by the job's deadline, or no answer within twice that time.
             CascadiaError: The process ended.
         """
         async with self._turn:
@@ -76,6 +72,8 @@ class PlanningProcess:
                 raise InfeasibleError(
                     answer.reason, answer.message, shortfalls=answer.shortfalls, nearest=answer.nearest
                 )
+            elif isinstance(answer, OutOfTime):
+                raise PlanningTimeoutError(answer.message)
             else:
                 assert isinstance(answer, Planned)
                 return answer

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from cascadia_api.errors import InfeasibleError, InputError
+from cascadia_api.errors import InfeasibleError, InputError, PlanningTimeoutError
 from cascadia_api.plan import Plan
 from cascadia_local.expectation import expect, write_replay
-from cascadia_local.planning_messages import LENGTH, Infeasible, Invalid, Job, Planned, Progress
+from cascadia_local.planning_messages import LENGTH, Infeasible, Invalid, Job, OutOfTime, Planned, Progress
 from cascadia_solver.inputs import traffic_of
 from cascadia_solver.planner import plan_cascade
 from cascadia_solver.replanning import replan, thresholds_alone
@@ -23,7 +23,7 @@ from cascadia_solver.replanning import replan, thresholds_alone
 __all__ = ["main", "run_job"]
 
 
-def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid | Infeasible:
+def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid | Infeasible | OutOfTime:
     """Do a job."""
     try:
         plan = job.plan or _planned(job, lambda what, share: progress(Progress(what, share)))
@@ -39,6 +39,8 @@ def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid
         return Invalid(error.problems, error.source)
     except InfeasibleError as error:
         return Infeasible(error.reason, str(error), error.shortfalls, error.nearest)
+    except PlanningTimeoutError as error:
+        return OutOfTime(str(error))
 
 
 def _planned(job: Job, progress: Callable[[str, float], None]) -> Plan:
