@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints
 from cascadia_api.access import ApiKeysReference, RateLimits, RequestLimits, Tls
 from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
+from cascadia_api.observability import AccessLog
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
 from cascadia_api.scorer import Scorer, SecretKeyReference
 
@@ -398,6 +399,9 @@ class Routing(ApiModel):
     streaming: Streaming = Field(default_factory=Streaming, description="How streamed answers are held back.")
     shadow_sampling: ShadowSampling | None = Field(
         None, description="Compares accepted answers with the next stage's; nothing is compared where absent."
+    )
+    access_log: AccessLog | None = Field(
+        None, description="JSON line for each request on the routers' standard output; none where absent."
     )
     max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")
     pin_stages: bool = Field(

@@ -314,6 +314,16 @@ class ShadowPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     max_concurrent: Annotated[int, Meta(ge=1, le=256)] = 2
 
 
+class AccessLogPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """One JSON line on standard output for each request that a router has finished or refused.
+
+    Attributes:
+        share: Probability with which an answered request is logged; errors and refusals always are.
+    """
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """All that the routers of one cascade enforce, the same document for each of them.
 
@@ -339,6 +349,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         shadow: Shadow sampling; None: none.
         pin_stages: Whether `model: <stage name>` asks that stage alone.
         rate_limits: What clients may ask for; None for all that they like. Needs API keys.
+        access_log: The access log; None: none.
         limits: What requests may be like; None leaves it to the routers' bootstrap.
     """
 
@@ -363,6 +374,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     pin_stages: bool = True
     rate_limits: RateLimits | None = None
     limits: RequestLimits | None = None
+    access_log: AccessLogPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.streaming.mode == "Gate" and self.scorer.type != "LogProb":

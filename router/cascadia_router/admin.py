@@ -101,6 +101,7 @@ class AdminPort:
             policy_revision=cascade.revision if cascade else 0,
             policy_rejected=node.policies.rejected,
             ladder_position=node.policies.entry.ladder_position() if node.policies.entry else None,
+            access_log_dropped=node.access_log.writer.dropped,
             ready=not self.missing(),
             replicas=[
                 (stage, replica.name, replica.outstanding, replica.ready and replica.breaker.allows(now))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cascadia_router.access_log import decision_at_end
 from cascadia_router.calls import EngineCall, PeerCall
 from cascadia_router.clients import Client
 from cascadia_router.completion_body import CompletionRequest, Usage
@@ -51,6 +52,7 @@ class Exchange(Judged):
     __slots__ = (
         "_arrived",
         "_connection",
+        "_decision",
         "_http",
         "_last_status",
         "_lost_before",
@@ -60,6 +62,7 @@ class Exchange(Judged):
         "_session",
         "_shown",
         "_skips",
+        "_status",
         "_tail",
         "_taken",
         "answered_by",
@@ -99,6 +102,8 @@ class Exchange(Judged):
         self._last_status = 0
         self._taken: int | None = None
         self._tail = b""
+        self._status = 200  # of the answer
+        self._decision = b""  # the `cascadia` object of the answer, once it is complete
         self._reply_begun: Reply | None = None
         self._shown: list[bytes] | None = None  # what was sent, if it is to be compared
         node.took_on(self)
@@ -153,7 +158,8 @@ class Exchange(Judged):
             self.node.metrics.fallbacks[stage.name, reason] += 1
         said = stage.decision(self.path)
         head = said.lines(score, reason)
-        body = answer.replay(said.document(score, answer.usage, self.spent, reason))
+        self._decision = said.document(score, answer.usage, self.spent, reason)
+        body = answer.replay(self._decision)
         self._count_tokens(answer.usage)
         self.answered_by = stage.name
         if isinstance(answer, HeldStream):
@@ -207,6 +213,8 @@ class Exchange(Judged):
         else:
             self._count_accepted(stream.usage)
         self.answered_by = self._stage.name
+        if self.cascade.access_log is not None:
+            self._decision = self._said(stream.usage)
         self._reply.events_end()
         self._finish("fallback" if self._fallback else "answered")
         if self._shown is not None and isinstance(stream, GatedStream) and stream.accepted_score is not None:
@@ -244,6 +252,7 @@ class Exchange(Judged):
         if status == 200:
             self._note_answer()
         self._look_for_tokens(data)
+        self._status = status
         self._reply.relay_end(status, head, length, data)
         self._finish("answered" if status < 400 else "refused_by_engine")
 
@@ -252,6 +261,7 @@ class Exchange(Judged):
         self._release(worked=True)
         assert self._stage is not None
         self.answered_by = self._stage.name
+        self._status = status
         self._reply.refuse(status, engine_error(status, body), self._stage.decision(self.path).head)
         self._finish("refused_by_engine")
 
@@ -263,8 +273,8 @@ class Exchange(Judged):
             self._taken = usage.prompt_tokens + usage.completion_tokens + sum(p + c for _, p, c in self.spent)
 
     def _look_for_tokens(self, data: bytes) -> None:
-        """A peer's answer says at its end what it took."""
-        if self._http.client is not None:
+        """A peer's answer says at its end what it took, and what was decided."""
+        if self._http.client is not None or self.cascade.access_log is not None:
             self._tail = (self._tail + data)[-_MOST_TAIL:]
 
     def _charge(self, client: Client, now: float, outcome: str) -> None:
@@ -362,6 +372,7 @@ class Exchange(Judged):
             self.node.latch.note(session, stage.name, now)
 
     def _fail(self, status: int, message: str, code: str) -> None:
+        self._status = status
         self._reply.fail(status, message, code, lost=self.lost - self._lost_before)
         self._finish("deadline" if status == 504 else "failed")
 
@@ -421,6 +432,8 @@ class Exchange(Judged):
         if self._http.client is not None:
             self._charge(self._http.client, now, outcome)
         node.window.slice(now)
+        if self.cascade.access_log is not None:
+            self._log(outcome, now)
         if self._session is not None and outcome == "answered":
             self._latch(self._session, now)
         key = (self._port, self.answered_by, outcome)
@@ -438,3 +451,28 @@ class Exchange(Judged):
                 node.window.slice(now).interrupted += 1
             elif outcome in {"failed", "deadline"}:
                 node.window.slice(now).failures += 1
+
+    def _said(self, usage: Usage | None) -> bytes:
+        """The `cascadia` object of our engine's stream that went on as it came."""
+        assert self._stage is not None
+        if self._document is not None:
+            return self._document(usage)
+        return self._stage.decision(self.path).document(None, usage, self.spent)
+
+    def _log(self, outcome: str, now: float) -> None:
+        """Tell the access log."""
+        reply = self._reply_begun
+        self.node.access_log.finished(
+            self.cascade,
+            self._http,
+            port=self._port,
+            request_id=self.request_id,
+            model=self.request.model,
+            stream=self.request.stream,
+            outcome=outcome,
+            status=self._status,
+            ended=now,
+            first_byte=reply.first_byte if reply is not None else now if outcome in _ANSWERED else 0.0,
+            decision=self._decision or decision_at_end(self._tail),
+            rejected=self.path,
+        )

@@ -106,9 +106,10 @@ class Express:
             replica.breaker.succeeded()
         node.let_go(self)
         said = stage.at_once
+        decision = said.document(score, answer.usage)
         self._connection.respond(
             200,
-            answer.replay(said.document(score, answer.usage)),
+            answer.replay(decision),
             b"x-request-id: %s\r\n%s%s" % (self._request_id, cascade.plan_line, said.lines(score)),
         )
         piece = window.newest if now < window.until else window.slice(now)
@@ -118,6 +119,20 @@ class Express:
         if client is not None and usage is not None:
             client.settle(now, request.tokens, usage.prompt_tokens + usage.completion_tokens)
         settlement.ends.append((stage.answered, self._http.arrived * node.scale, now, now))
+        if cascade.access_log is not None:
+            node.access_log.finished(
+                cascade,
+                self._http,
+                port="client",
+                request_id=self._request_id.decode(),
+                model=request.model,
+                stream=False,
+                outcome="answered",
+                status=200,
+                ended=now,
+                first_byte=now,
+                decision=decision,
+            )
         if cascade.shadow_share and random() < cascade.shadow_share:  # noqa: S311 - a sample, not a secret
             node.shadows.ask(
                 Accepted(

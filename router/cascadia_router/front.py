@@ -38,20 +38,11 @@ SESSION_BYTES = 16_384
 _RETRY_SOON = b"retry-after: 1\r\n"
 
 
-def _refuse(
-    connection: Answering,
-    status: int,
-    message: str,
-    code: str,
-    *,
-    param: str | None = None,
-    head: bytes = b"",
-) -> None:
-    connection.respond(status, error_body(status, message, code=code, param=param), head=head)
-
-
 class _Port:
     """Common to both ports."""
+
+    name = ""
+    """As in the metrics' label `port`."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -65,25 +56,49 @@ class _Port:
         """See `Application`."""
         return True
 
-    def _turn_away(self, connection: Answering, cascade: Cascade | None, retry_seconds: int = 1) -> None:
+    def _refuse(
+        self,
+        connection: Answering,
+        request: Request,
+        status: int,
+        message: str,
+        code: str,
+        *,
+        param: str | None = None,
+        head: bytes = b"",
+    ) -> None:
+        """Answer with an error a request that is not begun."""
+        connection.respond(status, error_body(status, message, code=code, param=param), head=head)
+        node = self.node
+        cascade = node.policies.entry
+        if cascade is not None and cascade.access_log is not None:
+            node.access_log.refused(request, port=self.name, status=status, reason=code, now=node.now())
+
+    def _turn_away(
+        self, connection: Answering, request: Request, cascade: Cascade | None, retry_seconds: int = 1
+    ) -> None:
         """Refuse a request for which there is no policy or no room."""
         node = self.node
         if cascade is None:
             node.metrics.refused["no_policy"] += 1
             message = "The router has not received a policy yet: try again."
-            _refuse(connection, 503, message, "no_policy", head=_RETRY_SOON)
+            self._refuse(connection, request, 503, message, "no_policy", head=_RETRY_SOON)
         else:
             node.metrics.refused["overloaded"] += 1
             message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
-            _refuse(connection, 429, message, "too_many_requests", head=b"retry-after: %d\r\n" % retry_seconds)
+            self._refuse(
+                connection, request, 429, message, "too_many_requests", head=b"retry-after: %d\r\n" % retry_seconds
+            )
 
-    def _refuse_body(self, connection: Answering, error: BodyError) -> None:
+    def _refuse_body(self, connection: Answering, request: Request, error: BodyError) -> None:
         self.node.metrics.refused["bad_body"] += 1
-        _refuse(connection, 400, str(error), "invalid_body", param=error.param)
+        self._refuse(connection, request, 400, str(error), "invalid_body", param=error.param)
 
 
 class ClientPort(_Port):
     """OpenAI's API for the cascade as one model."""
+
+    name = "client"
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -110,20 +125,20 @@ class ClientPort(_Port):
             if request.method == b"POST":
                 self._complete(connection, request)
             else:
-                _refuse(connection, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
+                self._refuse(connection, request, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
         elif path == _RESPONSES:
             self._respond(connection, request)
         elif path == b"/healthz" or path == b"/v1/models" or path.startswith(b"/v1/models/"):
             if request.method not in {b"GET", b"HEAD"}:
-                _refuse(connection, 405, "Use GET.", "method_not_allowed", head=b"allow: GET\r\n")
+                self._refuse(connection, request, 405, "Use GET.", "method_not_allowed", head=b"allow: GET\r\n")
             elif path == b"/healthz":
                 connection.respond(200, b"ok\n", content_type=b"text/plain")
             else:
-                self._models(connection, path[len(b"/v1/models/") :].decode("utf-8", "replace"))
+                self._models(connection, request, path[len(b"/v1/models/") :].decode("utf-8", "replace"))
         elif path.startswith(b"/v1/responses/"):
-            _refuse(connection, 404, "Responses are not stored: there is none to find.", "not_found")
+            self._refuse(connection, request, 404, "Responses are not stored: there is none to find.", "not_found")
         else:
-            _refuse(connection, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
+            self._refuse(connection, request, 404, f"There is nothing at {path[:200].decode('latin-1')}.", "not_found")
 
     def _refuse_stranger(self, connection: Answering, request: Request, *, known: bool) -> None:
         """Refuse a request without a valid key, whatever it asks for."""
@@ -131,7 +146,7 @@ class ClientPort(_Port):
         if not known:
             refused["keys_unknown"] += 1
             message = "The router has not been able to read the API keys yet: try again."
-            _refuse(connection, 503, message, "api_keys_unavailable", head=_RETRY_SOON)
+            self._refuse(connection, request, 503, message, "api_keys_unavailable", head=_RETRY_SOON)
             return
         refused["unauthorized"] += 1
         message = (
@@ -139,9 +154,9 @@ class ClientPort(_Port):
             if request.authorization
             else "An API key is needed: send it as `Authorization: Bearer KEY`."
         )
-        _refuse(connection, 401, message, "invalid_api_key", head=b"www-authenticate: Bearer\r\n")
+        self._refuse(connection, request, 401, message, "invalid_api_key", head=b"www-authenticate: Bearer\r\n")
 
-    def _models(self, connection: Answering, name: str) -> None:
+    def _models(self, connection: Answering, request: Request, name: str) -> None:
         cascade = self.node.policies.current
         names = []
         if cascade is not None:
@@ -153,12 +168,14 @@ class ClientPort(_Port):
         elif name in names:
             connection.respond(200, msgspec.json.encode(models[names.index(name)]))
         else:
-            _refuse(connection, 404, f"There is no model {name[:200]!r}.", "model_not_found", param="model")
+            self._refuse(
+                connection, request, 404, f"There is no model {name[:200]!r}.", "model_not_found", param="model"
+            )
 
     def _respond(self, connection: Answering, request: Request) -> None:
         """Answer by the Responses API: within the router the request is a chat completion."""
         if request.method != b"POST":
-            _refuse(connection, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
+            self._refuse(connection, request, 405, "Use POST.", "method_not_allowed", head=b"allow: POST\r\n")
             return
         try:
             translated = chat_request(request.body)
@@ -166,7 +183,7 @@ class ClientPort(_Port):
             piece = self.node.window.slice(self.node.now())
             piece.arrivals += 1
             piece.refused += 1
-            self._refuse_body(connection, error)
+            self._refuse_body(connection, request, error)
             return
         request.path, request.body = _CHAT, translated.body
         self._complete(ResponsesConnection(connection, translated), request)
@@ -180,8 +197,8 @@ class ClientPort(_Port):
         piece.arrivals += 1
         if cascade is None:
             piece.failures += 1
-            self._turn_away(connection, cascade)
-        elif request.client is not None and not self._admit(connection, request.client, cascade, now):
+            self._turn_away(connection, request, cascade)
+        elif request.client is not None and not self._admit(connection, request, request.client, cascade, now):
             piece.refused += 1
         elif len(node.exchanges) >= cascade.max_in_flight or self._room.waiting:
             self._wait(connection, request, cascade, piece, now)
@@ -193,7 +210,7 @@ class ClientPort(_Port):
         overload, room = cascade.policy.overload, self._room
         if not room.has_room(request, overload.max_queued):
             piece.refused += 1
-            self._turn_away(connection, cascade, room.retry_seconds(self.node.scale))
+            self._turn_away(connection, request, cascade, room.retry_seconds(self.node.scale))
             return
         seconds = overload.max_queue_seconds
         if request.traced:
@@ -208,14 +225,14 @@ class ClientPort(_Port):
         assert cascade is not None
         self._begin(connection, request, cascade, self.node.window.slice(now), now)
 
-    def _refuse_waiting(self, connection: Answering, request: Request) -> None:  # noqa: ARG002
+    def _refuse_waiting(self, connection: Answering, request: Request) -> None:
         """Refuse a request that has waited too long."""
         node = self.node
         node.window.slice(node.now()).refused += 1
         node.metrics.refused["queue_timeout"] += 1
         head = b"retry-after: %d\r\n" % self._room.retry_seconds(node.scale)
         message = "The router has had no room for the request in time: try again later."
-        _refuse(connection, 429, message, "too_many_requests", head=head)
+        self._refuse(connection, request, 429, message, "too_many_requests", head=head)
 
     def _begin(self, connection: Answering, request: Request, cascade: Cascade, piece: Slice, now: float) -> None:
         node = self.node
@@ -223,7 +240,7 @@ class ClientPort(_Port):
             body = CompletionRequest(request.path, request.body)
         except BodyError as error:
             piece.refused += 1
-            self._refuse_body(connection, error)
+            self._refuse_body(connection, request, error)
             return
         client = request.client
         if client is not None:
@@ -244,7 +261,7 @@ class ClientPort(_Port):
         else:
             self._exchange(connection, request, body, cascade, piece)
 
-    def _admit(self, connection: Answering, client: Client, cascade: Cascade, now: float) -> bool:
+    def _admit(self, connection: Answering, request: Request, client: Client, cascade: Cascade, now: float) -> bool:
         """Whether a client's limits let its request in; if not, it is told when to come again."""
         node = self.node
         # An entry router without an engine is the only way in; otherwise every leader is one.
@@ -256,7 +273,7 @@ class ClientPort(_Port):
         wait = max(1, math.ceil(denial.seconds / node.scale))
         message = f"This key's {denial.of} of the last minute are used up: try again in {wait} s."
         head = b"retry-after: %d\r\n%s" % (wait, client.lines(now, node.scale))
-        _refuse(connection, 429, message, "rate_limit_exceeded", head=head)
+        self._refuse(connection, request, 429, message, "rate_limit_exceeded", head=head)
         return False
 
     def _exchange(
@@ -270,7 +287,7 @@ class ClientPort(_Port):
                 piece.refused += 1
                 node.metrics.refused["unknown_model"] += 1
                 message = f"There is no model {body.model[:200]!r}: ask for {policy.cascade!r}."
-                _refuse(connection, 404, message, "model_not_found", param="model")
+                self._refuse(connection, request, 404, message, "model_not_found", param="model")
                 return
         headers = request.headers if request.traced else _NO_HEADERS
         try:
@@ -278,7 +295,7 @@ class ClientPort(_Port):
         except BoundError as error:
             piece.refused += 1
             node.metrics.refused["bad_bound"] += 1
-            _refuse(connection, 400, str(error), "invalid_header", param=error.header)
+            self._refuse(connection, request, 400, str(error), "invalid_header", param=error.header)
             return
         if pinned is not None:
             piece.arrivals -= 1  # a pinned request, a calibration's mostly, is no part of the cascade's workload
@@ -317,6 +334,8 @@ class ClientPort(_Port):
 class PeerPort(_Port):
     """The stage port: requests that another router has chosen this one for; and whether this one lives."""
 
+    name = "peer"
+
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         node = self.node
@@ -328,33 +347,33 @@ class PeerPort(_Port):
         except SignatureError as error:
             node.metrics.refused["unsigned"] += 1
             message = f"This port is for the cascade's own routers: {error}."
-            _refuse(connection, 401, message, "invalid_signature")
+            self._refuse(connection, request, 401, message, "invalid_signature")
             return
         if request.path not in COMPLETIONS or request.method != b"POST":
-            _refuse(connection, 404, "There is nothing here.", "not_found")
+            self._refuse(connection, request, 404, "There is nothing here.", "not_found")
             return
         cascade = node.policies.at(hop.revision, hop.rung)
         if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
-            self._turn_away(connection, cascade)
+            self._turn_away(connection, request, cascade)
             return
         stage, last = cascade.by_name.get(hop.stage), cascade.by_name.get(hop.max_stage)
         if hop.stage != node.config.stage or stage is None or node.own is None:
             node.metrics.refused["wrong_stage"] += 1
             message = f"This is no router of stage {hop.stage!r}."
-            _refuse(connection, 503, message, "wrong_stage")
+            self._refuse(connection, request, 503, message, "wrong_stage")
             return
         if hop.remaining <= 0:
             node.metrics.refused["too_late"] += 1
-            _refuse(connection, 504, "The request's deadline has passed.", "deadline_exceeded")
+            self._refuse(connection, request, 504, "The request's deadline has passed.", "deadline_exceeded")
             return
         if hop.shadow and node.is_busy:
             node.metrics.refused["shadow"] += 1
-            _refuse(connection, 503, "The router has no time for a comparison.", "busy")
+            self._refuse(connection, request, 503, "The router has no time for a comparison.", "busy")
             return
         try:
             body = CompletionRequest(request.path, request.body)
         except BodyError as error:
-            self._refuse_body(connection, error)
+            self._refuse_body(connection, request, error)
         else:
             Exchange(
                 node,

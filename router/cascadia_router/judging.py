@@ -6,6 +6,7 @@ deadline and a scorer's failure are looked after as ever.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cascadia_router.completion_body import CompletionRequest, Usage
@@ -40,6 +41,7 @@ class Judged(Routed):
 
     __slots__ = (
         "_answered_at",
+        "_document",
         "_dropped",
         "_fallback",
         "_head",
@@ -72,6 +74,7 @@ class Judged(Routed):
         self._rejected: Rejected | None = None
         self._dropped: Stage | None = None  # whose answer was rejected by its beginning, and is not at hand
         self._fallback = False  # the answer that goes on is under its threshold, and no later stage could answer
+        self._document: Callable[[Usage | None], bytes] | None = None  # what that says at its end
         self._head = b""  # header lines of the answer that goes on as it comes
         self._answered_at = 0.0
         self._scoring: tuple[WholeAnswer | HeldStream, Pending] | None = None  # our engine has answered
@@ -175,7 +178,8 @@ class Judged(Routed):
             node.metrics.fallbacks[stage.name, kept] += 1
         said, spent = stage.decision(self.path), self.spent
         self._head = said.lines(score, kept)
-        stream.open(score, lambda usage: said.document(score, usage, spent, kept))
+        self._document = lambda usage: said.document(score, usage, spent, kept)
+        stream.open(score, self._document)
 
     def _objection(self, now: float, stage: Stage, outcome: Outcome | None) -> str:
         """Why an answer is not good enough; empty if it is."""

@@ -163,6 +163,7 @@ def exposition(
     policy_revision: int,
     policy_rejected: int,
     ladder_position: int | None,
+    access_log_dropped: int,
     ready: bool,
     replicas: Iterable[tuple[str, str, int, bool]],
 ) -> bytes:
@@ -176,6 +177,7 @@ def exposition(
         policy_revision: Revision in force; 0 if none.
         policy_rejected: Policy documents refused as invalid.
         ladder_position: Index in the ladder of the thresholds in force.
+        access_log_dropped: Lines of the access log that were not written.
         ready: What `/readyz` says.
         replicas: Per replica known: stage, name, outstanding requests, whether requests may go there.
     """
@@ -257,6 +259,10 @@ def exposition(
         *samples(
             f"{prefix}ladder_steps_total", "counter", "Steps along the plan's ladder, by direction.",
             ("direction",), (((direction,), count) for direction, count in metrics.ladder_steps.items()),
+        ),
+        *samples(
+            f"{prefix}access_log_dropped_total", "counter", "Lines of the access log that were not written.",
+            (), [((), access_log_dropped)],
         ),
         *samples(
             f"{prefix}endpoint_outstanding", "gauge", "Requests of this router that a replica holds.",

@@ -12,6 +12,7 @@ from typing import Protocol
 from cascadia_api.clock import ScaledClock
 from cascadia_api.policy import RouterConfig
 from cascadia_api.report import CalibrationSample
+from cascadia_router.access_log import AccessLog
 from cascadia_router.answer_times import AnswerTimes
 from cascadia_router.api_keys import ApiKeys
 from cascadia_router.balancing import Replica, ReplicaTable
@@ -19,6 +20,7 @@ from cascadia_router.clients import Clients
 from cascadia_router.completion_body import Usage
 from cascadia_router.http1_client import Upstream
 from cascadia_router.ladder_watch import Entered, LadderWatch
+from cascadia_router.line_writer import LineWriter
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.scorers.building import Workbench
@@ -35,6 +37,8 @@ __all__ = ["Held", "Node"]
 
 log = logging.getLogger("cascadia.router")
 
+STANDARD_OUTPUT = 1
+"""Where the access log goes, and nothing else does."""
 RETRY_SECONDS = 10.0
 """Window of the retry budget, service s."""
 RETRIES_PER_SECOND = 10
@@ -68,6 +72,7 @@ class Node:
         answer_times: Of other routers, by stage.
         settlement: What is still to be counted in the metrics, the window and the budget.
         shadows: Comparisons with the next stage, off the clients' paths.
+        access_log: What is told of each request, if a policy asks for it.
         ladder: Steps along the plan's ladder.
         latch: Stages that conversations stay with.
         exchanges: Requests held now, in order of arrival.
@@ -95,6 +100,7 @@ class Node:
         self.answer_times: defaultdict[str, AnswerTimes] = defaultdict(AnswerTimes)
         self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.shadows = Shadows(self)
+        self.access_log = AccessLog(LineWriter(STANDARD_OUTPUT), self.scale)
         self.ladder = LadderWatch(self.policies, self.settlement.lateness, self.window, self.metrics)
         self.latch = SessionLatch()
         self.exchanges: dict[Held, None] = {}
@@ -218,6 +224,7 @@ class Node:
         self.settlement.settle()
         now = self.now()
         self.shadows.tick(now)
+        self.access_log.writer.flush()
         self.retries.count(now, self._taken_on - self._seen)
         self._seen = self._taken_on
         if self.room is not None:

@@ -33,6 +33,9 @@ log = logging.getLogger("cascadia.router")
 SWEEP_SECONDS = 1.0
 """Between looks at idle and slow connections, wall s."""
 
+LAST_LINES_SECONDS = 1.0
+"""Longest wait for who reads the access log when a router ends, wall s."""
+
 
 class Router:
     """A router that listens.
@@ -181,6 +184,7 @@ class Router:
         for _, replica in self.node.replicas.all():
             replica.upstream.close()
         self.node.workbench.close()
+        await asyncio.to_thread(self.node.access_log.writer.close, LAST_LINES_SECONDS)
         if self._probe_upstream is not None:
             self._probe_upstream.close()
         await asyncio.sleep(0)  # the transports close in the loop's next turn
