@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,10 +19,15 @@ from typing import Any
 import openai
 import pytest
 
+from cascadia_cli.main import main
 from cascadia_local.simulated_engine.calibration import LengthDistribution, sample_calibration
 from cascadia_local.simulated_engine.difficulty import DifficultyModel, ModelAbility
 from cascadia_local.simulated_engine.recorded import encode_rows
 from cascadia_solver.batcher import Batcher
+from cascadia_solver.catalogue.gpus import gpu_facts
+from cascadia_solver.catalogue.models import model_facts
+from cascadia_solver.live_correction import scaled
+from cascadia_solver.roofline import Shape, step_model
 from tests.support.engine_process import (
     DEADLINE_SECONDS,
     STEP,
@@ -298,3 +305,43 @@ def test_the_process_stays_small(engine: EngineProcess) -> None:
     program = f"import sys, cascadia_local.simulated_engine.__main__; print({heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
+
+
+def test_the_calibration_of_a_slowed_engine_finds_by_how_much(tmp_path: Path) -> None:
+    predicted = step_model(model_facts("meta-llama/Llama-3.1-8B"), gpu_facts("H100-SXM-80GB"), Shape(), "bf16")
+    live = tmp_path / "live.json"
+    draw = random.Random(3)
+    with (
+        engine_process(tmp_path, step=list(scaled(predicted, 1.5, 1.5)), clockScale=1.0) as engine,
+        ThreadPoolExecutor(32) as clients,
+    ):
+        over = threading.Event()
+
+        def traffic() -> None:
+            asked = []
+            while not over.wait(draw.expovariate(6.0)):
+                lengths = {"inputTokens": draw.randint(200, 1200), "outputTokens": draw.randint(20, 100)}
+                asked.append(clients.submit(ask, engine, simulation=lengths))
+            for each in asked:
+                each.result(DEADLINE_SECONDS)
+
+        sending = clients.submit(traffic)
+        flags = "--model meta-llama/Llama-3.1-8B --gpu H100-SXM-80GB --tensor-parallel 1 --engine sglang:simulated"
+        try:
+            arguments = [
+                "--metrics",
+                f"{engine.url}/metrics",
+                "--live",
+                str(live),
+                "--windows",
+                "1",
+                "--interval",
+                "10",
+            ]
+            assert main(["calibrate", "engine", *flags.split(), *arguments]) == 0
+        finally:
+            over.set()
+        sending.result(DEADLINE_SECONDS)
+    [learnt] = json.loads(live.read_text())["corrections"]
+    assert math.exp(learnt["decode"][0]) == pytest.approx(1.5, rel=0.1)
+    assert math.exp(learnt["prefill"][0]) == pytest.approx(1.5, rel=0.3)  # and this machine's own time
