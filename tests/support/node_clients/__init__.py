@@ -59,8 +59,23 @@ def ensure_clients() -> Path:
 
 
 def _install(folder: Path) -> None:
-    command = [str(NODE), str(NPM), "ci", "--omit=optional", "--omit=peer", "--loglevel=error"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+    command = [str(NODE), str(NPM), "ci", "--omit=optional", "--omit=peer", "--loglevel=error", "--fetch-retries=1"]
+    # Node trusts the list of authorities that it brings along; a network's own are with the system's.
+    environment = {**os.environ, "NODE_USE_SYSTEM_CA": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"npm did not install the JavaScript clients within {INSTALL_SECONDS:.0f} s: can this machine reach npm?"
+        ) from None
     if done.returncode:
         raise RuntimeError(f"npm could not install the JavaScript clients:\n{done.stdout}{done.stderr}")
 
