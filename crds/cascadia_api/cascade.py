@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 from cascadia_api.access import ApiKeysReference, RateLimits, RequestLimits, Tls
 from cascadia_api.engine_args import OWNED_ENGINE_ARGS, is_owned
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
-from cascadia_api.observability import AccessLog
+from cascadia_api.observability import AccessLog, Tracing
 from cascadia_api.schema import ApiModel, DecimalString, DnsLabel, Rule, as_decimal
 from cascadia_api.scorer import Scorer, SecretKeyReference
 
@@ -403,6 +403,7 @@ class Routing(ApiModel):
     access_log: AccessLog | None = Field(
         None, description="JSON line for each request on the routers' standard output; none where absent."
     )
+    tracing: Tracing | None = Field(None, description="OpenTelemetry traces; none where absent.")
     max_escalations: int | None = Field(None, ge=0, le=7, description="Most times that a request is passed on.")
     pin_stages: bool = Field(
         True, description="Whether a request whose `model` is a stage's name is answered by that stage alone."

@@ -1,18 +1,18 @@
 """What routers tell of each request: the part of the manifest that is about observing them.
 
-`access_log_policy` says the same to routers.
+`access_log_policy` and `tracing_policy` say the same to routers.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from cascadia_api import policy
 from cascadia_api.schema import ApiModel, DecimalString, Rule, as_decimal
 
-__all__ = ["AccessLog", "access_log_policy"]
+__all__ = ["AccessLog", "Tracing", "access_log_policy", "tracing_policy"]
 
 
 class AccessLog(ApiModel):
@@ -30,6 +30,35 @@ class AccessLog(ApiModel):
             ".percent",
         ),
     )
+
+
+class Tracing(ApiModel):
+    """OpenTelemetry traces of requests, sent as OTLP over HTTP (JSON)."""
+
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@]+(/[!-~]*)?$", max_length=512)] = Field(
+        description="Base URL of the collector, as in `http://otel-collector.observability:4318`."
+    )
+    percent: DecimalString = Field(
+        "100",
+        description='Share of requests that are traced, %, "0" to "100". Where the client sends a W3C trace context, '
+        "its sampled flag decides.",
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "double(self.percent) <= 100.0",
+            "percent must be between 0 and 100",
+            lambda tracing: as_decimal(tracing.percent) <= 100,
+            ".percent",
+        ),
+    )
+
+
+def tracing_policy(tracing: Tracing | None) -> policy.TracingPolicy | None:
+    """What routers are told of traces."""
+    if tracing is None:
+        return None
+    return policy.TracingPolicy(endpoint=tracing.endpoint, share=float(tracing.percent) / 100)
 
 
 def access_log_policy(log: AccessLog | None) -> policy.AccessLogPolicy | None:

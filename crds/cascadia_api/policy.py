@@ -324,6 +324,18 @@ class AccessLogPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     share: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
+class TracingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
+    """OpenTelemetry traces, sent as OTLP over HTTP.
+
+    Attributes:
+        endpoint: Base URL of the collector; spans go to ``/v1/traces`` below it.
+        share: Probability with which a request is traced whose caller sends no trace context.
+    """
+
+    endpoint: Annotated[str, Meta(pattern=r"^https?://[^/?#@]+(/[!-~]*)?$", max_length=512)]
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     """All that the routers of one cascade enforce, the same document for each of them.
 
@@ -350,6 +362,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
         pin_stages: Whether `model: <stage name>` asks that stage alone.
         rate_limits: What clients may ask for; None for all that they like. Needs API keys.
         access_log: The access log; None: none.
+        tracing: Traces; None: none.
         limits: What requests may be like; None leaves it to the routers' bootstrap.
     """
 
@@ -375,6 +388,7 @@ class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     rate_limits: RateLimits | None = None
     limits: RequestLimits | None = None
     access_log: AccessLogPolicy | None = None
+    tracing: TracingPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.streaming.mode == "Gate" and self.scorer.type != "LogProb":

@@ -9,7 +9,7 @@ from typing import cast
 
 from cascadia_api.access import rate_limit_policy, request_limit_policy
 from cascadia_api.cascade import CascadeDeployment
-from cascadia_api.observability import access_log_policy
+from cascadia_api.observability import access_log_policy, tracing_policy
 from cascadia_api.plan import Plan
 from cascadia_api.policy import (
     Capability,
@@ -88,6 +88,7 @@ def build_policy(
         rate_limits=rate_limit_policy(routing.rate_limits),
         limits=request_limit_policy(routing.limits),
         access_log=access_log_policy(routing.access_log),
+        tracing=tracing_policy(routing.tracing),
     )
 
 

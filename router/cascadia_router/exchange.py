@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cascadia_router.access_log import decision_at_end
+from cascadia_router.access_log import decision_at_end, status_of
 from cascadia_router.calls import EngineCall, PeerCall
 from cascadia_router.clients import Client
 from cascadia_router.completion_body import CompletionRequest, Usage
@@ -29,6 +29,7 @@ from cascadia_router.openai_errors import engine_error
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.reply import Reply
 from cascadia_router.shadow import Accepted
+from cascadia_router.trace import CLIENT, Trace, Value, operation
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Exchange"]
@@ -65,6 +66,7 @@ class Exchange(Judged):
         "_status",
         "_tail",
         "_taken",
+        "_watched",
         "answered_by",
         "lost",
     )
@@ -86,6 +88,7 @@ class Exchange(Judged):
         end: int | None = None,
         spent: tuple[Spent, ...] = (),
         session: int | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self._arrived = arrived = http.arrived * node.scale
         super().__init__(
@@ -102,6 +105,8 @@ class Exchange(Judged):
         self._last_status = 0
         self._taken: int | None = None
         self._tail = b""
+        self._trace = trace
+        self._watched = cascade.access_log is not None or trace is not None  # somebody is told what was decided
         self._status = 200  # of the answer
         self._decision = b""  # the `cascadia` object of the answer, once it is complete
         self._reply_begun: Reply | None = None
@@ -143,6 +148,9 @@ class Exchange(Judged):
     def traced_lines(self) -> bytes:
         """Header lines that go with the request to engines and routers."""
         own = b"x-request-id: %s\r\n" % self.request_id.encode()
+        if self._trace is not None:
+            self._begin_span(self._trace)
+            return own + self._trace.context_lines()
         if not self._http.traced:
             return own
         headers = self._http.headers
@@ -203,6 +211,8 @@ class Exchange(Judged):
         if not stream.done:
             self.call_failed(Fault.BROKEN)
             return
+        if self._trace is not None:
+            self._trace.took(stream.usage)
         self._release(worked=True)
         self._count_tokens(stream.usage)
         if isinstance(stream, GatedStream):
@@ -213,7 +223,7 @@ class Exchange(Judged):
         else:
             self._count_accepted(stream.usage)
         self.answered_by = self._stage.name
-        if self.cascade.access_log is not None:
+        if self._watched:
             self._decision = self._said(stream.usage)
         self._reply.events_end()
         self._finish("fallback" if self._fallback else "answered")
@@ -274,7 +284,7 @@ class Exchange(Judged):
 
     def _look_for_tokens(self, data: bytes) -> None:
         """A peer's answer says at its end what it took, and what was decided."""
-        if self._http.client is not None or self.cascade.access_log is not None:
+        if self._http.client is not None or self._watched:
             self._tail = (self._tail + data)[-_MOST_TAIL:]
 
     def _charge(self, client: Client, now: float, outcome: str) -> None:
@@ -295,6 +305,8 @@ class Exchange(Judged):
         assert replica is not None
         node = self.node
         node.metrics.faults[stage.name, fault.value] += 1
+        if self._trace is not None:
+            self._trace.ended(fault.value)
         self._last_status = status
         # A killed process may still accept connections while it closes those it has: a repeat that is lost
         # to it, too, was lost to the same death.
@@ -432,8 +444,8 @@ class Exchange(Judged):
         if self._http.client is not None:
             self._charge(self._http.client, now, outcome)
         node.window.slice(now)
-        if self.cascade.access_log is not None:
-            self._log(outcome, now)
+        if self._watched:
+            self._tell(outcome, now)
         if self._session is not None and outcome == "answered":
             self._latch(self._session, now)
         key = (self._port, self.answered_by, outcome)
@@ -459,9 +471,37 @@ class Exchange(Judged):
             return self._document(usage)
         return self._stage.decision(self.path).document(None, usage, self.spent)
 
-    def _log(self, outcome: str, now: float) -> None:
-        """Tell the access log."""
+    def _begin_span(self, trace: Trace) -> None:
+        """A call begins."""
+        stage, replica = self._stage, self._replica
+        assert stage is not None
+        assert replica is not None
+        told: dict[str, Value] = {
+            "server.address": replica.upstream.host,
+            "server.port": replica.upstream.port,
+            "cascadia.stage": stage.name,
+            "cascadia.replica": replica.name,
+        }
+        if replica.is_own:
+            doing, model = operation(self.request), stage.served_model
+            told |= {"gen_ai.operation.name": doing, "gen_ai.request.model": model}
+            trace.begin(f"{doing} {model}", CLIENT, told)
+        else:
+            trace.begin(f"POST {self.request.path.decode('ascii', 'replace')}", CLIENT, told)
+
+    def _tell(self, outcome: str, now: float) -> None:
+        """Tell the access log and the trace."""
         reply = self._reply_begun
+        decision = self._decision or decision_at_end(self._tail)
+        if self._trace is not None:
+            self._trace.finish(
+                self.request,
+                request_id=self.request_id,
+                port=self._port,
+                outcome=outcome,
+                status=status_of(outcome, self._status),
+                decision=decision,
+            )
         self.node.access_log.finished(
             self.cascade,
             self._http,
@@ -473,6 +513,6 @@ class Exchange(Judged):
             status=self._status,
             ended=now,
             first_byte=reply.first_byte if reply is not None else now if outcome in _ANSWERED else 0.0,
-            decision=self._decision or decision_at_end(self._tail),
+            decision=decision,
             rejected=self.path,
         )

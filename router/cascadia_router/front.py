@@ -23,6 +23,7 @@ from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.responses_connection import ResponsesConnection
 from cascadia_router.responses_request import chat_request
 from cascadia_router.signing import SignatureError
+from cascadia_router.trace import Trace
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Slice
 
@@ -247,9 +248,11 @@ class ClientPort(_Port):
             client.take(now, body.tokens)
             if client.limited:
                 connection.own_lines = client.lines(now, node.scale)
+        trace = None if cascade.tracing is None else node.tracer.begin(cascade.tracing, request, enters=True)
         stage, own = cascade.judged, node.own
         if (
             stage is not None
+            and trace is None
             and body.model == cascade.name
             and not (own is None or body.stream or body.needs or request.traced)
             and choose(stage.live, now) is own
@@ -259,7 +262,7 @@ class ClientPort(_Port):
             piece.requests += 1
             Express(node, connection, request, body, cascade, node.new_request_id(), stage, own, now)
         else:
-            self._exchange(connection, request, body, cascade, piece)
+            self._exchange(connection, request, body, cascade, piece, trace)
 
     def _admit(self, connection: Answering, request: Request, client: Client, cascade: Cascade, now: float) -> bool:
         """Whether a client's limits let its request in; if not, it is told when to come again."""
@@ -277,7 +280,13 @@ class ClientPort(_Port):
         return False
 
     def _exchange(
-        self, connection: Answering, request: Request, body: CompletionRequest, cascade: Cascade, piece: Slice
+        self,
+        connection: Answering,
+        request: Request,
+        body: CompletionRequest,
+        cascade: Cascade,
+        piece: Slice,
+        trace: Trace | None,
     ) -> None:
         node, policy = self.node, cascade.policy
         pinned: Stage | None = None
@@ -317,6 +326,7 @@ class ClientPort(_Port):
             pinned=pinned is not None,
             end=bounds.end,
             session=session,
+            trace=trace,
         ).enter(pinned, first)
 
     def _latched(self, cascade: Cascade, session: int, end: int) -> int:
@@ -390,4 +400,5 @@ class PeerPort(_Port):
                 hop.pinned,
                 last.index + 1 if last is not None else None,
                 hop.spent,
+                trace=node.tracer.begin(cascade.tracing, request, enters=False),
             ).process(stage, node.own)

@@ -16,6 +16,7 @@ from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
 from cascadia_router.routing import Routed
 from cascadia_router.scorers.protocol import Outcome, Pending, Unscored
+from cascadia_router.trace import INTERNAL
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Judged", "Rejected"]
@@ -90,6 +91,8 @@ class Judged(Routed):
 
     def judge(self, answer: WholeAnswer | HeldStream) -> None:
         """The engine has answered: accept or escalate."""
+        if self._trace is not None:
+            self._trace.took(answer.usage)
         if not self._final:
             self.weigh(answer, self.cascade.scorer.at_once(self.request, answer))
             return
@@ -111,6 +114,9 @@ class Judged(Routed):
         self._release(worked=True)
         self._answered_at = self.node.now()
         if outcome is None:
+            if self._trace is not None:
+                scorer = self.cascade.scorer.id
+                self._trace.begin(f"score {scorer}", INTERNAL, {"cascadia.scorer": scorer})
             self._scoring = (answer, self.cascade.scorer.ask(self, answer))
         else:
             self._decide(answer, outcome)
@@ -120,12 +126,16 @@ class Judged(Routed):
         if self._scoring is not None:
             answer, _ = self._scoring
             self._scoring = None
+            if self._trace is not None:
+                self._trace.ended(outcome.reason if isinstance(outcome, Unscored) else "")
             self._decide(answer, outcome)
 
     def score_is_late(self, answer: WholeAnswer | HeldStream, pending: Pending) -> None:
         """No time is left to wait for a score: the answer at hand is better than none."""
         pending.abort()
         self._scoring = None
+        if self._trace is not None:
+            self._trace.ended("deadline")
         self._decide(answer, Unscored(self.cascade.scorer.id, "deadline"))
 
     def _decide(self, answer: WholeAnswer | HeldStream, outcome: Outcome) -> None:

@@ -64,6 +64,7 @@ class Metrics:
         queued: Requests that had to wait for room.
         shadows: Shadow requests, by (stage whose answer was accepted, what became of it).
         ladder_steps: Along the ladder, by direction.
+        spans: By what became of them.
         latched: Requests that went straight to the stage that their conversation stays with, by stage.
         refused: Requests that were never begun, by reason.
         scores: Scores at the own stage.
@@ -82,6 +83,7 @@ class Metrics:
         self.scorer_seconds: defaultdict[str, BucketCounts] = defaultdict(lambda: BucketCounts(LATENCY_BUCKETS))
         self.faults: Counter[tuple[str, str]] = Counter()
         self.queued = 0
+        self.spans: Counter[str] = Counter()
         self.latched: Counter[str] = Counter()
         self.shadows: Counter[tuple[str, str]] = Counter()
         self.ladder_steps: Counter[str] = Counter()
@@ -263,6 +265,10 @@ def exposition(
         *samples(
             f"{prefix}access_log_dropped_total", "counter", "Lines of the access log that were not written.",
             (), [((), access_log_dropped)],
+        ),
+        *samples(
+            f"{prefix}spans_total", "counter", "Spans of traces, by what became of them.",
+            ("outcome",), (((outcome,), count) for outcome, count in metrics.spans.items()),
         ),
         *samples(
             f"{prefix}endpoint_outstanding", "gauge", "Requests of this router that a replica holds.",

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Protocol
 
 from cascadia_api.clock import ScaledClock
-from cascadia_api.policy import RouterConfig
+from cascadia_api.policy import RouterConfig, TracingPolicy
 from cascadia_api.report import CalibrationSample
 from cascadia_router.access_log import AccessLog
 from cascadia_router.answer_times import AnswerTimes
@@ -30,6 +30,8 @@ from cascadia_router.settlement import Settlement
 from cascadia_router.shadow import Shadows
 from cascadia_router.share_budget import ShareBudget
 from cascadia_router.signing import PeerSecrets
+from cascadia_router.trace import Value
+from cascadia_router.tracer import Tracer
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Window
 
@@ -73,6 +75,7 @@ class Node:
         settlement: What is still to be counted in the metrics, the window and the budget.
         shadows: Comparisons with the next stage, off the clients' paths.
         access_log: What is told of each request, if a policy asks for it.
+        tracer: Traces of requests, if a policy asks for them.
         ladder: Steps along the plan's ladder.
         latch: Stages that conversations stay with.
         exchanges: Requests held now, in order of arrival.
@@ -101,6 +104,8 @@ class Node:
         self.settlement = Settlement(self.metrics, self.window, self.budget)
         self.shadows = Shadows(self)
         self.access_log = AccessLog(LineWriter(STANDARD_OUTPUT), self.scale)
+        about: dict[str, Value] = {"service.instance.id": config.replica, "cascadia.stage": config.stage}
+        self.tracer = Tracer(about, self.metrics.spans)
         self.ladder = LadderWatch(self.policies, self.settlement.lateness, self.window, self.metrics)
         self.latch = SessionLatch()
         self.exchanges: dict[Held, None] = {}
@@ -188,6 +193,12 @@ class Node:
             or len(self.exchanges) > cascade.max_in_flight // 2
         )
 
+    @property
+    def tracing(self) -> TracingPolicy | None:
+        """Where spans go now."""
+        cascade = self.policies.current
+        return None if cascade is None else cascade.tracing
+
     def has_room(self) -> bool:
         """Whether one more request may be held."""
         cascade = self.policies.current
@@ -225,6 +236,7 @@ class Node:
         now = self.now()
         self.shadows.tick(now)
         self.access_log.writer.flush()
+        self.tracer.flush(self.tracing)
         self.retries.count(now, self._taken_on - self._seen)
         self._seen = self._taken_on
         if self.room is not None:

@@ -105,6 +105,7 @@ class Cascade:
         sample_rate: Share of scored answers kept as samples.
         shadow_share: Share of accepted answers that are compared with the next stage's.
         access_log: Share of answered requests that the access log has; None: there is no access log.
+        tracing: How requests are traced; None: they are not.
         gate_tokens: How many of an answer's first tokens are scored; None for all.
         scorer: What scores answers.
         affinity: Bytes of a conversation's beginning that choose its replica; 0: the load alone does.
@@ -127,6 +128,7 @@ class Cascade:
         self.gate_tokens = policy.streaming.gate_tokens
         self.shadow_share = 0.0 if policy.shadow is None else policy.shadow.share
         self.access_log = None if policy.access_log is None else policy.access_log.share
+        self.tracing = policy.tracing
         self.scorer = scorer
         self.sample_rate = policy.sample_rate
         self._windowed = any(stage.context_window is not None for stage in policy.stages)

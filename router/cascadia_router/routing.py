@@ -14,6 +14,7 @@ from cascadia_router.conversation import beginning_key
 from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.trace import Trace
 
 __all__ = ["Routed"]
 
@@ -41,6 +42,7 @@ class Routed(Asker):
         "_holds",
         "_replica",
         "_stage",
+        "_trace",
         "_tried",
         "cascade",
         "end",
@@ -68,6 +70,7 @@ class Routed(Asker):
         self._assigned = False
         self._attempts = 0
         self._beginning: int | None = None
+        self._trace: Trace | None = None  # if it is traced
         self._tried: tuple[Replica, ...] = ()
         self._stage: Stage | None = None
         self._replica: Replica | None = None
@@ -206,6 +209,8 @@ class Routed(Asker):
     def _release(self, worked: bool | None) -> None:
         """The call is over; None: without telling whether the replica works."""
         self._call = None
+        if self._trace is not None:
+            self._trace.ended("" if worked else "abandoned")
         replica = self._replica
         if replica is None:
             return

@@ -34,7 +34,7 @@ SWEEP_SECONDS = 1.0
 """Between looks at idle and slow connections, wall s."""
 
 LAST_LINES_SECONDS = 1.0
-"""Longest wait for who reads the access log when a router ends, wall s."""
+"""Longest wait for who reads the access log, and for the collector of traces, when a router ends, wall s."""
 
 
 class Router:
@@ -184,6 +184,7 @@ class Router:
         for _, replica in self.node.replicas.all():
             replica.upstream.close()
         self.node.workbench.close()
+        await self.node.tracer.finish(self.node.tracing, LAST_LINES_SECONDS)
         await asyncio.to_thread(self.node.access_log.writer.close, LAST_LINES_SECONDS)
         if self._probe_upstream is not None:
             self._probe_upstream.close()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
 from cascadia_api.plan import Plan
-from cascadia_api.policy import AccessLogPolicy, ShadowPolicy, StreamingPolicy
+from cascadia_api.policy import AccessLogPolicy, ShadowPolicy, StreamingPolicy, TracingPolicy
 from cascadia_operator.manifests.naming import (
     entry_service_name,
     peer_secret_name,
@@ -341,6 +341,7 @@ def test_how_streams_are_held_and_compared_is_the_manifests() -> None:
         "streaming": {"mode": "Gate", "gateTokens": 64, "keepAliveSeconds": 5},
         "shadowSampling": {"percent": "0.5", "maxConcurrent": 3},
         "accessLog": {"percent": "25"},
+        "tracing": {"endpoint": "http://otel.observability:4318", "percent": "5"},
     }
     its_plan = plan({"small": [(1, 1, 1)], "large": [(8, 1, 1)]})
     policy = router_policy(
@@ -349,6 +350,7 @@ def test_how_streams_are_held_and_compared_is_the_manifests() -> None:
     assert policy.streaming == StreamingPolicy(mode="Gate", gate_tokens=64, keep_alive_seconds=5.0)
     assert policy.shadow == ShadowPolicy(share=0.005, max_concurrent=3)
     assert policy.access_log == AccessLogPolicy(share=0.25)
+    assert policy.tracing == TracingPolicy(endpoint="http://otel.observability:4318", share=0.05)
 
 
 def test_the_policy_names_every_replica_by_its_leader() -> None:

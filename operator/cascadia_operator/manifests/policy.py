@@ -17,7 +17,7 @@ from cascadia_api.access import rate_limit_policy, request_limit_policy
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError
 from cascadia_api.names import PEERS_PORT, POLICY_KEY
-from cascadia_api.observability import access_log_policy
+from cascadia_api.observability import access_log_policy, tracing_policy
 from cascadia_api.plan import Plan
 from cascadia_api.policy import (
     Capability,
@@ -93,6 +93,7 @@ def router_policy(
         rate_limits=rate_limit_policy(routing.rate_limits),
         limits=request_limit_policy(routing.limits),
         access_log=access_log_policy(routing.access_log),
+        tracing=tracing_policy(routing.tracing),
     )
 
 
