@@ -1,7 +1,7 @@
 """Planning for Cascadia: what models on GPUs will do, and which plan is best.
 
-The performance side (`catalogue`, `steptime`, `roofline`, `batcher`, `simulation`, `closed_form`,
-`shapes`, `prediction`) answers what one replica, one stage or one cascade would do under a load.
+The performance side (`catalogue`, `steptime`, `roofline`, `batcher`, `simulation`,
+`operating_point`, `prediction`) answers what one replica, one stage or one cascade would do under a load.
 
 Import the module that you need; this file imports next to nothing, so that a simulated engine can
 load `steptime` and `batcher` without numpy or numba.

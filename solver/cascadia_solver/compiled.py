@@ -4,7 +4,7 @@ Compiled code is cached on disk beside the module, or under ``NUMBA_CACHE_DIR`` 
 cannot be written to, so that only the first command after an installation compiles.
 
 The cache notices a change of the module that a function is in, not of those that it calls: after
-editing `steptime`, touch `scheduling_kernel` and `closed_form`. (Tests compare compiled and plain
+editing `steptime`, touch `scheduling_kernel` and `operating_point`. (Tests compare compiled and plain
 results, and fail if that was forgotten.)
 """
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_solver.closed_form import length_profile
+from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.packing import gpus_by_pod_size
 from cascadia_solver.parallelism import ReplicaSet, StageTable, latency_levels

@@ -1,7 +1,6 @@
 """How fast a replica is at each load, per request: what path latencies are summed from.
 
-The mean field of `closed_form`, tabulated by load instead of asked at given rates, and with the parts
-of a request's latency kept apart::
+A mean field in closed form, tabulated by load, with the parts of a request's latency kept apart::
 
     latency(in, out) = wait + in * prefill + out * decode
 
@@ -23,8 +22,8 @@ import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.typing import NDArray
 
-from cascadia_solver.closed_form import LengthProfile
 from cascadia_solver.compiled import compiled
+from cascadia_solver.lengths import LengthProfile
 from cascadia_solver.steptime import ANSWER_SHARE, StepModel, step_seconds
 
 __all__ = ["LOADS", "LOAD_LIMIT", "LoadCurves", "load_curves"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_solver.closed_form import LengthProfile
 from cascadia_solver.compiled import compiled
+from cascadia_solver.lengths import LengthProfile
 from cascadia_solver.operating_point import LoadCurves, load_curves
 from cascadia_solver.shapes import ReplicaOption
 

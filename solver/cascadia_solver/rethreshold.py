@@ -28,10 +28,10 @@ from cascadia_api.plan import (
 from cascadia_solver import plan_document as document
 from cascadia_solver.catalogue.manifest import gpu_of, precision_of
 from cascadia_solver.certification import estimate_quality
-from cascadia_solver.closed_form import length_profile
 from cascadia_solver.infeasible import quality_out_of_reach
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
+from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.parallelism import latency_levels, rates_at
 from cascadia_solver.replay import Replay, ThresholdGrid, threshold_grids

@@ -13,7 +13,7 @@ from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of
 from cascadia_solver.catalogue.models import ModelFacts
-from cascadia_solver.closed_form import LengthProfile, length_profile
+from cascadia_solver.lengths import LengthProfile, length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.packing import POD_SIZES, pod_gpus, room_on
 from cascadia_solver.parallelism import StageTable, latency_levels, useful_options

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cascadia_api.cascade import TokenLengths
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
-from cascadia_solver.closed_form import length_profile
+from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.parallelism import StageTable, _best_counts, latency_levels, useful_options
 from cascadia_solver.shapes import replica_options
