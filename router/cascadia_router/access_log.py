@@ -31,15 +31,15 @@ class _Line(Struct, rename="camel", omit_defaults=True, kw_only=True):
     time: str
     event: str
     port: str
-    method: str
-    path: str
+    method: str | UnsetType = UNSET
+    path: str | UnsetType = UNSET
     status: int
     outcome: str
     request_id: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     stream: bool | UnsetType = UNSET
-    seconds: float
+    seconds: float | UnsetType = UNSET
     first_byte_seconds: float | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     decision: Raw | dict[str, str | int] | UnsetType = UNSET
@@ -142,28 +142,22 @@ class AccessLog:
         )
         self.writer.put(_encode(line) + b"\n")
 
-    def refused(self, http: Request, *, port: str, status: int, reason: str, now: float) -> None:
+    def refused(self, http: Request | None, *, port: str, status: int, reason: str, now: float) -> None:
         """Log a request that was not begun.
 
         Args:
-            http: As it came.
+            http: As it came; None if not all of it did.
             port: See `Metrics.requests`.
             status: HTTP status.
             reason: The error's code.
             now: Service time (monotonic), s.
         """
-        line = _Line(
-            time=_now(),
-            event="request",
-            port=port,
-            method=http.method[:16].decode("ascii", "replace"),
-            path=http.path[:200].decode("ascii", "replace"),
-            status=status,
-            outcome="refused",
-            key=UNSET if http.client is None else http.client.id,
-            seconds=round(now - http.arrived * self._scale, 6),
-            reason=reason,
-        )
+        line = _Line(time=_now(), event="request", port=port, status=status, outcome="refused", reason=reason)
+        if http is not None:
+            line.method = http.method[:16].decode("ascii", "replace")
+            line.path = http.path[:200].decode("ascii", "replace")
+            line.key = UNSET if http.client is None else http.client.id
+            line.seconds = round(now - http.arrived * self._scale, 6)
         self.writer.put(_encode(line) + b"\n")
 
 

@@ -37,6 +37,9 @@ class AdminPort:
         """See `Application`."""
         return True
 
+    def turned_away(self, status: int, code: str) -> None:
+        """See `Application`: the access log is of what clients and routers ask."""
+
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""
         path = request.path

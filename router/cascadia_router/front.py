@@ -70,6 +70,14 @@ class _Port:
     ) -> None:
         """Answer with an error a request that is not begun."""
         connection.respond(status, error_body(status, message, code=code, param=param), head=head)
+        self._tell(request, status, code)
+
+    def turned_away(self, status: int, code: str) -> None:
+        """See `Application`."""
+        self._tell(None, status, code)
+
+    def _tell(self, request: Request | None, status: int, code: str) -> None:
+        """Tell the access log of a refusal."""
         node = self.node
         cascade = node.policies.entry
         if cascade is not None and cascade.access_log is not None:

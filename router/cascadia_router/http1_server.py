@@ -174,6 +174,7 @@ class ServerConnection(Receiving, asyncio.Protocol):
             self._lingering = True
             head = _REFUSAL_LINES.get(request.status, b"")
             self.respond(request.status, error_body(request.status, request.message, code=request.code), head)
+            self._application.turned_away(request.status, request.code)
             return
         self._take(request)
 

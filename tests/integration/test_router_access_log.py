@@ -92,6 +92,10 @@ async def unknown_model(chain: Chain) -> None:
     await http(chain.client("small"), CHAT, chat(model="none"))
 
 
+async def too_large(chain: Chain) -> None:
+    await http(chain.client("small"), CHAT, b"", headers={"x-long": "x" * 100_000})
+
+
 async def broken(chain: Chain) -> None:
     chain.engine("small").behaviour = chain.engine("large").behaviour = reset
     await http(chain.client("small"), CHAT, chat())
@@ -107,6 +111,7 @@ async def late(chain: Chain) -> None:
     [
         (refused_body, 400, "refused"),
         (unknown_model, 404, "refused"),
+        (too_large, 431, "refused"),
         (broken, 502, "failed"),
         (late, 504, "deadline"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cascadia_api.policy import TracingPolicy
+from cascadia_api.policy import ScorerPolicy, SelfVerifyPolicy, TracingPolicy
 from tests.support.router_chain import StageOf, chain_of, eventually, http
 from tests.support.scripted_engine import Behaviour, ScriptedEngine, answer, reset
 
@@ -136,6 +136,18 @@ async def test_who_is_not_sampled_leaves_no_span_at_any_router(tmp_path: Path, c
             seen = chain.engine("large").seen[-1].headers
             assert seen.get("traceparent", "") == context
         assert at.spans == []  # routers that have ended have sent all they had
+
+
+async def test_a_scorer_that_asks_somebody_has_a_span(tmp_path: Path) -> None:
+    scorer = ScorerPolicy(id="itself", type="SelfVerify", self_verify=SelfVerifyPolicy(prompt="Is that right?"))
+    async with collector() as at:
+        tracing = TracingPolicy(endpoint=at.url)
+        async with chain_of(tmp_path, *stages(), tracing=tracing, scorer=scorer) as chain:
+            await http(chain.client("small"), CHAT, BODY)
+        entry = next(s for s in at.spans if s["kind"] == 2 and "parentSpanId" not in s)
+        (asked,) = [s for s in at.spans if s["kind"] == 1]
+        assert (asked["name"], asked["parentSpanId"]) == ("score itself", entry["spanId"])
+        assert asked["attributes"]["cascadia.scorer"] == "itself"
 
 
 async def test_what_went_wrong_is_in_the_spans(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ class Echo:
     def expects(self, target: bytes, authorization: bytes) -> bool:
         return True
 
+    def turned_away(self, status: int, code: str) -> None:
+        """See `Application`."""
+
     def handle(self, connection: ServerConnection, request: Request) -> None:
         self.requests.append(request)
         connection.respond(200, request.body)
