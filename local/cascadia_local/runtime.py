@@ -272,8 +272,8 @@ class EmbeddedRuntime:
         for desired in step.start:
             self._start_replica(desired)
         for name in step.delete:
-            replica = self.replicas[name]
-            if replica.retiring is None:
+            replica = self.replicas.get(name)  # gone, if it finished while the policy was being taken
+            if replica is not None and replica.retiring is None:
                 replica.retiring = asyncio.create_task(self._retire(replica), name=f"retire {name}")
 
     def _start_replica(self, desired: DesiredReplica) -> None:

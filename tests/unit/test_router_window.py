@@ -75,7 +75,7 @@ def test_histograms_are_cumulative_in_the_text() -> None:
         metrics.scores.observe(value)
     metrics.requests["client", 'odd "name"\n', "answered"] += 2
     text = exposition(
-        metrics, stage="small", waiting=0,
+        metrics, stage="small", waiting=0, access_log_dropped=0,
         in_flight=3, policy_revision=7, policy_rejected=0, ladder_position=None, ready=True,
         replicas=[("large", "large-0", 4, False)],
     ).decode()  # fmt: skip
@@ -92,7 +92,7 @@ def test_histograms_are_cumulative_in_the_text() -> None:
 def test_prometheus_can_read_the_text() -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     text = exposition(
-        Metrics(), stage="small", waiting=0,
+        Metrics(), stage="small", waiting=0, access_log_dropped=0,
         in_flight=0, policy_revision=1, policy_rejected=0, ladder_position=0, ready=False,
         replicas=[("s", "r", 0, True)],
     ).decode()  # fmt: skip
