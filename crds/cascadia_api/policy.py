@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
     "POLICY_SCHEMA_VERSION",
+    "AccessLogPolicy",
     "BalancingPolicy",
     "Capability",
     "Endpoint",
@@ -31,6 +32,7 @@ __all__ = [
     "ShadowPolicy",
     "StagePolicy",
     "StreamingPolicy",
+    "TracingPolicy",
     "ValidatorPolicy",
     "decode_policy",
     "encode_policy",
