@@ -21,12 +21,14 @@ from cascadia_router.trace import Span, Trace, Value, attributes, parse_tracepar
 
 __all__ = ["Tracer"]
 
-MOST_SPANS = 4096
+MOST_SPANS = 2048
 """Spans that wait for the collector, those under way included."""
 BATCH = 256
 """Spans of one call to the collector."""
 EXPORT_SECONDS = 10.0
 """Longest time that the collector may take for a batch, wall s."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Tracer:
@@ -40,7 +42,7 @@ class Tracer:
     def __init__(self, about: dict[str, Value], count: Counter[str]) -> None:
         self._resource = {"attributes": attributes({"service.name": "cascadia-router", **about})}
         self._count = count
-        self._spans: deque[Span] = deque()
+        self._spans: deque[msgspec.Raw] = deque()  # as JSON: a tenth of the memory
         self._under_way = 0
         self._endpoint: Endpoint | None = None
         self._url = ""
@@ -68,7 +70,7 @@ class Tracer:
 
     def _keep(self, span: Span) -> None:
         if len(self._spans) + self._under_way < MOST_SPANS:
-            self._spans.append(span)
+            self._spans.append(msgspec.Raw(_encode(span)))
         else:
             self._count["dropped"] += 1
 
