@@ -13,24 +13,20 @@ from typing import Any, cast
 
 import msgspec
 
-from cascadia_api.access import rate_limit_policy, request_limit_policy
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError
 from cascadia_api.names import PEERS_PORT, POLICY_KEY
-from cascadia_api.observability import access_log_policy, tracing_policy
 from cascadia_api.plan import Plan
 from cascadia_api.policy import (
     Capability,
     Endpoint,
     RouterPolicy,
     ScorerPolicy,
-    ShadowPolicy,
     StagePolicy,
-    StreamingPolicy,
     decode_policy,
     encode_policy,
 )
-from cascadia_api.resilience import balancing_policy, overload_policy
+from cascadia_api.routing_policy import routing_policy
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_operator.manifests.naming import child_metadata, policy_name, stage_service_name
 from cascadia_operator.manifests.replica import model_named
@@ -62,38 +58,12 @@ def router_policy(
         revision: Of the document.
         live: The policy in force.
     """
-    routing = cascade.spec.routing
-    shadow = routing.shadow_sampling
-    places = [index for index, stage in enumerate(plan.stages) if stage.name in thresholds]
-    return RouterPolicy(
-        cascade=cascade.metadata.name,
-        policy_revision=revision,
-        plan_id=plan.plan_id,
+    return routing_policy(
+        cascade,
+        plan,
         stages=[_stage(cascade, stage, threshold, endpoints) for stage, threshold in thresholds.items()],
-        # The last live stage answers everything, whatever the plan has after it.
-        ladder=[[*(step.thresholds[place] for place in places[:-1]), None] for step in plan.ladder],
         scorer=_scorer(cascade, plan, live),
-        on_scorer_error=routing.on_scorer_error,
-        escalation_budget=routing.escalation_budget_percent / 100,
-        max_escalations=7 if routing.max_escalations is None else routing.max_escalations,
-        retry_budget=routing.retry_budget_percent / 100,
-        max_in_flight=routing.overload.max_in_flight,
-        shadow=None
-        if shadow is None
-        else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
-        overload=overload_policy(cascade, plan),
-        balancing=balancing_policy(routing),
-        streaming=StreamingPolicy(
-            mode=routing.streaming.mode,
-            gate_tokens=routing.streaming.gate_tokens,
-            keep_alive_seconds=float(routing.streaming.keep_alive_seconds),
-        ),
-        request_timeout_seconds=float(routing.request_timeout_seconds),
-        pin_stages=routing.pin_stages,
-        rate_limits=rate_limit_policy(routing.rate_limits),
-        limits=request_limit_policy(routing.limits),
-        access_log=access_log_policy(routing.access_log),
-        tracing=tracing_policy(routing.tracing),
+        revision=revision,
     )
 
 
