@@ -263,6 +263,9 @@ def predict(
         int | None, typer.Option(min=1, metavar="C", help="Clients that ask again as soon as they are answered; or")
     ] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Requests per second, arriving at random.")] = None,
+    prefix_cache_hit: Annotated[
+        int, typer.Option(min=0, max=100, metavar="PERCENT", help="Share of prompt tokens in the prefix cache.")
+    ] = 0,
     gpu_spec: Annotated[
         str | None,
         typer.Option(metavar="GB,GB/s,BF16,FP8,LINK", help="For another GPU: memory, bandwidth, teraflops, link GB/s."),
@@ -297,6 +300,7 @@ def predict(
         output_tokens=output_tokens,
         concurrency=concurrency,
         rate=rate,
+        prefix_cache_hit=prefix_cache_hit,
         gpu_spec=gpu_spec,
         cost=(cost_source.value, engine, live),
         as_json=output is ResultFormat.json,

@@ -30,6 +30,7 @@ def print_prediction(
     output_tokens: int,
     concurrency: int | None,
     rate: float | None,
+    prefix_cache_hit: int,
     gpu_spec: str | None,
     cost: tuple[str, str, str | None],
     as_json: bool,
@@ -61,6 +62,7 @@ def print_prediction(
             concurrency=concurrency,
             rate=rate,
             source=source,
+            prefix_cache_hit=prefix_cache_hit,
         )
     except InputError as error:
         raise InputError([Problem(f"--{p.field}" if p.field else "", p.message) for p in error.problems]) from None

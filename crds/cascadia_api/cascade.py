@@ -506,6 +506,13 @@ class Workload(ApiModel):
     requests_per_second: DecimalString = Field(description="Arrival rate of requests, 1/s.")
     input_tokens: TokenLengths = Field(description="Prompt lengths.")
     output_tokens: TokenLengths = Field(description="Answer lengths of the largest model.")
+    prefix_cache_hit_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Share of prompt tokens that engines find in their prefix cache, %: planned as not processed "
+        "again, the same share of every prompt. They still take room in the cache.",
+    )
     needs: CapabilityNeeds | None = Field(
         None,
         description="What requests need beyond text, where neither the calibration set nor a trace says it.",

@@ -2,7 +2,8 @@
 
 The scheduler of one replica: requests wait first come, first served; at each step boundary the
 waiting ones are admitted while the batch has a slot and the key-value cache has room for the prompt and
-a part of the answer (`reserved_tokens`), prompts are processed in chunks that share their steps with
+a part of the answer (`reserved_tokens`), prompts, but for what the
+prefix cache has of them (`cached_tokens`), are processed in chunks that share their steps with
 the running requests' next tokens (as SGLang with mixed chunks, or vLLM), and an answer's first token
 comes out of the step that finishes its prompt. An admitted request keeps its place in the cache until it
 ends: nothing is evicted and recomputed.
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple
 
-from cascadia_solver.steptime import StepModel, decode_run_seconds, reserved_tokens, step_seconds
+from cascadia_solver.steptime import StepModel, cached_tokens, decode_run_seconds, reserved_tokens, step_seconds
 
 __all__ = ["Batcher", "Event"]
 
@@ -45,7 +46,8 @@ class _Request:
     request_id: str
     input_tokens: int
     output_tokens: int
-    prefilled: int = 0
+    prefilled: int
+    """Tokens of the prompt that are in the key-value cache: found there at first, then computed."""
     last_step: int = -1
     """Count of engine steps at which the last token comes out; -1 until the prompt is done."""
     finished: bool = False
@@ -141,7 +143,7 @@ class Batcher:
             )
         self._advance(now)
         self._reopen(now)
-        request = _Request(request_id, input_tokens, output_tokens)
+        request = _Request(request_id, input_tokens, output_tokens, cached_tokens(self._step, float(input_tokens)))
         if self._idle():
             self._start = max(self._start, now)
         elif not self._waiting and self._has_room(request):

@@ -26,12 +26,13 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from cascadia_solver.compiled import compiled
 from cascadia_solver.scheduling_kernel import Floats, Ints
-from cascadia_solver.steptime import ANSWER_SHARE, StepModel, step_seconds
+from cascadia_solver.steptime import ANSWER_SHARE, StepModel, cached_tokens, step_seconds
 
 __all__ = ["ClosedLoop", "closed_loop", "closed_loops"]
 
 _FIELDS = len(StepModel._fields)
 _step_seconds = compiled(step_seconds)
+_cached_tokens = compiled(cached_tokens)
 
 
 class ClosedLoop(NamedTuple):
@@ -92,7 +93,7 @@ def _closed_loop(step: StepModel, clients: float, inputs: float, outputs: float)
     plain = _step_seconds(step, 0.0, 0.0, others, others * context) if others > 0.0 else 0.0
     alone = 0.0
     shared = 0.0
-    done = 0.0
+    done = float(_cached_tokens(step, inputs))
     while done < inputs:
         chunk = min(step.chunk_tokens, inputs - done)
         pairs = chunk * done + 0.5 * chunk * (chunk + 1.0)

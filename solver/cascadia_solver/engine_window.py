@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, scaled
-from cascadia_solver.steptime import StepModel, step_seconds
+from cascadia_solver.steptime import StepModel, cached_tokens, step_seconds
 
 __all__ = ["EngineCounters", "EngineWindow", "Slowdown", "learn", "read_counters", "slowdown", "window_between"]
 
@@ -184,7 +184,7 @@ def _predicted(step: StepModel, window: EngineWindow) -> tuple[float, float, flo
 def _prompt_seconds(step: StepModel, prompt: float, decoding: float, context: float) -> float:
     """What one prompt adds to the steps of a decoding batch."""
     plain = step_seconds(step, 0.0, 0.0, decoding, decoding * context) if decoding > 0.0 else 0.0
-    seconds, done = 0.0, 0.0
+    seconds, done = 0.0, float(cached_tokens(step, prompt))
     while done < prompt:
         chunk = min(step.chunk_tokens, prompt - done)
         pairs = chunk * done + 0.5 * chunk * (chunk + 1.0)

@@ -20,6 +20,7 @@ from cascadia_solver.catalogue.gpus import GPUS, GpuFacts
 from cascadia_solver.catalogue.manifest import precision_of, repository
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.observed import ObservedDemand, demand_of_observation
+from cascadia_solver.prefix_cache import with_prefix_cache
 from cascadia_solver.prior import prior_accuracy, prior_table
 from cascadia_solver.roofline import CostSource, Roofline
 from cascadia_solver.sites import PoolBudget, catalogue_facts
@@ -55,7 +56,7 @@ class PlanningInputs:
         requests_per_second: Rate to scale the trace to; its own where None.
         seed: Seed of everything that is drawn.
         notes: What the plan's warnings should also say, as of rows skipped in a file.
-        cost: Where step times come from.
+        cost: Where step times come from, without the prefix cache; see `source`.
     """
 
     cascade: CascadeDeployment
@@ -68,6 +69,11 @@ class PlanningInputs:
     seed: int = 0
     notes: Sequence[str] = ()
     cost: CostSource = field(default_factory=Roofline)
+
+    @property
+    def source(self) -> CostSource:
+        """Where the step times that are planned with come from: the manifest's hits of the prefix cache included."""
+        return with_prefix_cache(self.cost, self.cascade.spec.workload.prefix_cache_hit_percent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +215,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
             "calibration": table.digest if inputs.calibration is not None else "prior",
             "demand": _demand_id(inputs),
             "seed": inputs.seed,
-            **({} if inputs.cost == Roofline() else {"cost": repr(inputs.cost)}),
+            **({} if inputs.source == Roofline() else {"cost": repr(inputs.source)}),
         }
     )
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cascadia_solver.compiled import compiled
 from cascadia_solver.lengths import LengthProfile
-from cascadia_solver.steptime import ANSWER_SHARE, StepModel, step_seconds
+from cascadia_solver.steptime import ANSWER_SHARE, StepModel, cached_tokens, step_seconds
 
 __all__ = ["LOADS", "LOAD_LIMIT", "LoadCurves", "load_curves"]
 
@@ -35,6 +35,7 @@ LOADS = 40
 LOAD_LIMIT = 0.85
 
 _step_seconds = compiled(step_seconds)
+_cached_tokens = compiled(cached_tokens)
 _FIELDS = len(StepModel._fields)
 
 
@@ -86,7 +87,7 @@ def _prompt_seconds(step: StepModel, prompt: float, batch: float, context: float
     """What one prompt adds to the steps of a decoding batch."""
     plain = _step_seconds(step, 0.0, 0.0, batch, batch * context) if batch > 0.0 else 0.0
     seconds = 0.0
-    done = 0.0
+    done = float(_cached_tokens(step, prompt))
     while done < prompt:
         chunk = min(step.chunk_tokens, prompt - done)
         pairs = chunk * done + 0.5 * chunk * (chunk + 1.0)

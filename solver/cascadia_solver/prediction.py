@@ -17,6 +17,7 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.closed_loop import closed_loop
+from cascadia_solver.prefix_cache import with_prefix_cache
 from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
 from cascadia_solver.scheduling_kernel import Floats
 from cascadia_solver.shapes import unsupported_precision
@@ -114,6 +115,7 @@ def predict(
     rate: float | None = None,
     gpus_per_node: int = 8,
     source: CostSource | None = None,
+    prefix_cache_hit: float = 0.0,
 ) -> Prediction:
     """Predict one replica by simulation; the same arguments give the same numbers.
 
@@ -128,6 +130,7 @@ def predict(
         rate: Poisson arrivals/s. Exactly one of the two.
         gpus_per_node: GPUs of one server.
         source: Cost source; the roofline by default.
+        prefix_cache_hit: Share of each prompt that the engine's prefix cache has, 0 to 100 %.
 
     Raises:
         InputError: If both or neither of concurrency and rate are given, a number is senseless, the
@@ -141,7 +144,9 @@ def predict(
         raise InputError(Problem("tensorParallel", f"{problem}: use a power of two"))
     if (refused := unsupported_precision(model, gpu, precision)) is not None:
         raise InputError(Problem("precision", refused))
-    costs = source if source is not None else Roofline()
+    if not 0.0 <= prefix_cache_hit <= 100.0:
+        raise InputError(Problem("prefix-cache-hit", f"{prefix_cache_hit:g} is not between 0 and 100 %"))
+    costs = with_prefix_cache(source if source is not None else Roofline(), prefix_cache_hit)
     memory = memory_use(model, gpu, shape, precision)
     uncertainty = costs.uncertainty_percent(model, gpu, shape)
     extrapolates = costs.extrapolations(model, gpu, shape)

@@ -159,7 +159,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
                     f"p{p}_ms": float(value) * 1e3
                     for p, value in zip(_SHOWN_AT, np.percentile(times, _SHOWN_AT), strict=True)
                 },
-                source=f"closed form on {inputs.cost.name} step times",
+                source=f"closed form on {inputs.source.name} step times",
                 uncertainty_percent=max(stage.trust.uncertainty_percent for stage in placed),
                 extrapolates=[said for stage in placed for said in stage.trust.extrapolates][:16],
             ),
@@ -216,7 +216,7 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
     if pool is None:
         raise InputError(f"the plan's stage {stage.name!r} is on pool {stage.pool!r}, which the manifest does not have")
-    gpu, source = gpu_of(pool), inputs.cost
+    gpu, source = gpu_of(pool), inputs.source
     precision = precision_of(spec.models[model], traffic.facts[model])
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
     steps = [

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from cascadia_solver.compiled import compiled
-from cascadia_solver.steptime import StepModel, decode_run_seconds, reserved_tokens, step_seconds
+from cascadia_solver.steptime import StepModel, cached_tokens, decode_run_seconds, reserved_tokens, step_seconds
 
 __all__ = ["run_stage"]
 
@@ -25,6 +25,7 @@ Ints = npt.NDArray[np.int64]
 _step_seconds = compiled(step_seconds)
 _decode_run_seconds = compiled(decode_run_seconds)
 _reserved_tokens = compiled(reserved_tokens)
+_cached_tokens = compiled(cached_tokens)
 _FIELDS = len(StepModel._fields)
 _KV_FIELD, _RUNNING_FIELD, _CHUNK_FIELD = (
     StepModel._fields.index(name) for name in ("kv_capacity_tokens", "max_running", "chunk_tokens")
@@ -171,7 +172,7 @@ def _compose(step: StepModel, counts: Ints, times: Floats, heap: Ints, tokens: I
             counts[_WAITING] -= 1
             counts[_ADMITTED] += 1
             counts[_RESERVED] += need
-            counts[_PARTIAL_DONE] = 0
+            counts[_PARTIAL_DONE] = _cached_tokens(step, float(tokens[request, _INPUT]))
         done = counts[_PARTIAL_DONE]
         chunk = min(budget, tokens[request, _INPUT] - done)
         pairs += chunk * float(done) + 0.5 * chunk * (chunk + 1.0)

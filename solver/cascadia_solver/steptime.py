@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["ANSWER_SHARE", "StepModel", "decode_run_seconds", "reserved_tokens", "step_seconds"]
+__all__ = ["ANSWER_SHARE", "StepModel", "cached_tokens", "decode_run_seconds", "reserved_tokens", "step_seconds"]
 
 ANSWER_SHARE = 0.6
 """Share of an answer that an admitted request has cache set aside for: engines count on others ending before it
@@ -60,6 +60,7 @@ class StepModel(NamedTuple):
         first_token_seconds: Outside the steps, once a request: HTTP, tokenisation, first scheduling.
         bunching: Share of the other clients' prompts that one waits for in a closed loop, where they
             come in bunches.
+        prefix_hit: Share of a prompt's tokens whose keys and values are in the engine's prefix cache, 0 to 1.
     """
 
     token_seconds: float
@@ -84,6 +85,7 @@ class StepModel(NamedTuple):
     overlap_loss: float = 0.0
     first_token_seconds: float = 0.0
     bunching: float = 0.0
+    prefix_hit: float = 0.0
 
 
 def reserved_tokens(input_tokens: int, output_tokens: int) -> int:
@@ -94,6 +96,19 @@ def reserved_tokens(input_tokens: int, output_tokens: int) -> int:
         output_tokens: Answer length, ≥ 1.
     """
     return input_tokens + max(1, int(ANSWER_SHARE * output_tokens))
+
+
+def cached_tokens(step: StepModel, input_tokens: float) -> int:
+    """Tokens at the start of a prompt that are found in the prefix cache and so not processed again.
+
+    Later tokens still attend to them, and they take their room in the cache. Engines always compute the last
+    token of a prompt, since the answer's first one is sampled from it.
+
+    Args:
+        step: The replica's coefficients.
+        input_tokens: Prompt length.
+    """
+    return max(0, min(int(step.prefix_hit * input_tokens), int(input_tokens) - 1))
 
 
 def step_seconds(

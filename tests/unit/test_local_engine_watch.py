@@ -14,6 +14,7 @@ from cascadia_cli import learning
 from cascadia_cli.main import main
 from cascadia_local import engine_watch
 from cascadia_local.engine_watch import EngineWatch
+from cascadia_local.events import EventLog
 from cascadia_local.loopback_http import UnreachableError
 from cascadia_local.session import Options
 from cascadia_solver.catalogue.gpus import gpu_facts
@@ -122,6 +123,20 @@ async def test_engines_as_predicted_set_nothing_off(engines: Engines, tmp_path: 
     assert [event.text for event in events.events] == [
         f"{tmp_path}/no/live.json: what was learnt cannot be written: No such file or directory"
     ]
+
+
+async def test_hits_of_the_prefix_cache_that_are_planned_with_are_not_learnt_again(
+    engines: Engines, tmp_path: Path
+) -> None:
+    plain = pair()
+    workload = plain.spec.workload.model_copy(update={"prefix_cache_hit_percent": 70})
+    manifest = plain.model_copy(update={"spec": plain.spec.model_copy(update={"workload": workload})})
+    watch = EngineWatch(manifest, Roofline(), engines.clock, EventLog(engines.clock, tmp_path / "events.jsonl"))
+    engines.by_address = {"a": SlowedEngine(STEP._replace(prefix_hit=0.7), 1.0)}
+    await engines.look(watch, 7)
+    [known] = watch.corrections.by_key.values()
+    assert known.factor("prefill") == pytest.approx(1.0, abs=0.1)
+    assert known.factor("decode") == pytest.approx(1.0, abs=0.05)
 
 
 def test_what_a_run_starts_with() -> None:

@@ -40,7 +40,9 @@ WINDOWED = PLAIN._replace(
 MIXTURE = PLAIN._replace(
     expert_seconds=9.7e-3, expert_miss=0.9, decode_share=0.25, prefill_share=0.4375, max_running=9.0
 )
-MODELS = [PLAIN, WINDOWED, MIXTURE]
+CACHED = PLAIN._replace(prefix_hit=0.37)
+CACHED_WINDOWED = WINDOWED._replace(prefix_hit=1.0)
+MODELS = [PLAIN, WINDOWED, MIXTURE, CACHED, CACHED_WINDOWED]
 
 
 def take_prompts(
@@ -75,7 +77,8 @@ def step_loop(step: StepModel, arrivals: list[float], inputs: list[int], outputs
     finish: Times = {}
     coming = deque(range(len(arrivals)))
     queue: deque[int] = deque()
-    prefilled = dict.fromkeys(coming, 0)
+    # What the prefix cache has is attended to but not computed, the last token of a prompt always is.
+    prefilled = {r: min(int(step.prefix_hit * inputs[r]), inputs[r] - 1) for r in coming}
     produced = dict.fromkeys(coming, 0)
     admitted: list[int] = []
     now = 0.0
@@ -142,7 +145,7 @@ def loads(draw: st.DrawFn) -> tuple[list[float], list[int], list[int]]:
     return [float(a) for a in arrivals], inputs, outputs
 
 
-@pytest.mark.parametrize("step", MODELS, ids=["plain", "windowed", "mixture"])
+@pytest.mark.parametrize("step", MODELS, ids=["plain", "windowed", "mixture", "hits", "all hits"])
 @given(load=loads())
 @settings(max_examples=60, deadline=None)
 def test_batcher_and_simulation_equal_the_step_loop(
