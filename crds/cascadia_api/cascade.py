@@ -506,12 +506,12 @@ class Workload(ApiModel):
     requests_per_second: DecimalString = Field(description="Arrival rate of requests, 1/s.")
     input_tokens: TokenLengths = Field(description="Prompt lengths.")
     output_tokens: TokenLengths = Field(description="Answer lengths of the largest model.")
-    prefix_cache_hit_percent: int = Field(
-        0,
+    prefix_cache_hit_percent: int | None = Field(
+        None,
         ge=0,
         le=100,
         description="Share of prompt tokens that engines find in their prefix cache, %: planned as not processed "
-        "again, the same share of every prompt. They still take room in the cache.",
+        "again, the same share of every prompt. They still take room in the cache. None where absent.",
     )
     needs: CapabilityNeeds | None = Field(
         None,

@@ -147,6 +147,6 @@ class EngineWatch:
         pool = next(pool for pool in self._cascade.spec.gpus.pools if pool.name == desired.pool)
         facts, gpu, shape = model_of(model), gpu_of(pool), Shape(desired.tensor_parallel, desired.pipeline_parallel)
         precision = precision_of(model, facts)
-        source = with_prefix_cache(self._base, self._cascade.spec.workload.prefix_cache_hit_percent)
+        source = with_prefix_cache(self._base, self._cascade.spec.workload.prefix_cache_hit_percent or 0)
         step = source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
         return CorrectionKey(facts.name, gpu.name, str(shape), SIMULATED), step

@@ -157,7 +157,7 @@ class Session:
             outcomes_file=self.outcomes if options.replay else None,
             scorer_id=_simulated_scorer(cascade),
             stream_interval_milliseconds=STREAM_INTERVAL_MS,
-            cost=with_prefix_cache(Roofline(), cascade.spec.workload.prefix_cache_hit_percent),
+            cost=with_prefix_cache(Roofline(), cascade.spec.workload.prefix_cache_hit_percent or 0),
         )
         port = options.port or (PREFERRED_PORT if is_free(PREFERRED_PORT) else PortAllocator().take())
         self.runtime = EmbeddedRuntime(

@@ -73,7 +73,7 @@ class PlanningInputs:
     @property
     def source(self) -> CostSource:
         """Where the step times that are planned with come from: the manifest's hits of the prefix cache included."""
-        return with_prefix_cache(self.cost, self.cascade.spec.workload.prefix_cache_hit_percent)
+        return with_prefix_cache(self.cost, self.cascade.spec.workload.prefix_cache_hit_percent or 0)
 
 
 @dataclass(frozen=True, eq=False)
