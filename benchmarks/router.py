@@ -1,4 +1,4 @@
-"""CPU that the router spends on a request, against nginx and sglang-router: `python benchmarks/router.py`.
+"""CPU that the router spends on a request, against other proxies: `python benchmarks/router.py`.
 
 A mock engine and a closed-loop load generator in C (`router_load/`, built with gcc at run time) share one
 core; the system under test has another to itself. The figure is the process's own CPU time, user and
@@ -6,7 +6,9 @@ system, over the requests answered. Rounds measure every system one after the ot
 counts is the median of the ratios within a round, since the machine's speed changes between rounds. A
 round in which nginx is more than 20 % off its best is measured again.
 
-One JSON line a figure. What is not installed (nginx, sglang-router) is left out and said so.
+LiteLLM's proxy answers some dozens of requests a second, so that it has rounds of its own, at the end.
+
+One JSON line a figure. What is not installed (nginx, sglang-router, litellm) is left out and said so.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import litellm_proxy
 
 CPUS = sorted(os.sched_getaffinity(0))
 LOAD_CPU, ROUTER_CPU = CPUS[0], CPUS[-1]
@@ -45,6 +49,10 @@ BARS: dict[tuple[str, str], float] = {
     ("stream-20", "sglang-router"): 1.1,
 }
 """Least speed of the router (requests per second of CPU) as a multiple of the other's."""
+LITELLM_BAR = 0.01
+"""Most speed of LiteLLM's proxy as a multiple of the router's."""
+LITELLM_SECONDS = 8.0
+"""A burst of load on LiteLLM: its 64 first answers alone take more than one."""
 
 
 @dataclass
@@ -87,16 +95,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int, path: str, seconds: float = 30.0) -> None:
-    """Wait until a GET is answered with 200."""
+def wait_for(port: int, path: str, seconds: float = 30.0, process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until a GET is answered with 200, as long as the process runs."""
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
             if urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).status == 200:
                 return
+        if process is not None and process.poll() is not None:
+            raise SystemExit(f"{process.args!r} ended with {process.returncode} before it answered {path}")
         if time.monotonic() > end:
             raise SystemExit(f"nothing answered {path} on port {port} within {seconds:g} s")
         time.sleep(0.1)
+
+
+def wait_until_idle(pids: list[int], seconds: float = 10.0) -> None:
+    """Wait until processes use less than 5 % of a core, so that what they still do disturbs nobody's round."""
+    end = time.monotonic() + seconds
+    before = cpu_seconds(pids)
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        now = cpu_seconds(pids)
+        if now - before < 0.01:
+            return
+        before = now
+    raise SystemExit(f"processes {pids} were still busy {seconds:g} s after the load")
 
 
 def request_bytes(*, stream: bool) -> bytes:
@@ -151,11 +174,15 @@ class Bench:
         ):
             (folder / name).write_bytes(data)
 
-    def run(self, cpu: int, *command: object, log: bool = False) -> subprocess.Popen[str]:
+    def run(
+        self, cpu: int, *command: object, log: bool = False, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Start a process on one core."""
         out = subprocess.PIPE if log else subprocess.DEVNULL
         words = ["taskset", "-c", str(cpu), *map(str, command)]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=out, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=out, text=True, start_new_session=True, env=env
+        )
         self.processes.append(process)
         return process
 
@@ -202,6 +229,15 @@ class Bench:
         )  # fmt: skip
         wait_for(port, "/health")
         return System("sglang-router", case, port, [process.pid])
+
+    def litellm(self, program: str, engine: int) -> System:
+        """Start LiteLLM's proxy in front of the engine."""
+        port, file = free_port(), self.folder / "litellm.yaml"
+        file.write_text(litellm_proxy.config(engine, API_KEY.decode()))
+        command = litellm_proxy.arguments(file, port)
+        process = self.run(ROUTER_CPU, program, *command, env=litellm_proxy.environment(self.folder))
+        wait_for(port, litellm_proxy.HEALTH, litellm_proxy.START_SECONDS, process)
+        return System("litellm", "accept", port, [process.pid])
 
     def router(self, stage: str, engine: int, cpu: int, folder: Path) -> tuple[int, dict[str, str]]:
         """Start one router of a cascade; return its process id and where it listens."""
@@ -302,7 +338,8 @@ def bench(python: str = sys.executable) -> Iterator[Bench]:
 def figure(name: str, value: float, unit: str, bar: float | None = None, *, at_most: bool = False) -> None:
     """Print one figure."""
     holds = None if bar is None else value <= bar if at_most else value >= bar
-    print(json.dumps({"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": holds}), flush=True)
+    rounded = round(value, 3 if value >= 0.1 else 5)
+    print(json.dumps({"name": name, "value": rounded, "unit": unit, "bar": bar, "holds": holds}), flush=True)
 
 
 def rounds_of(running: Bench, systems: list[System], rounds: int, seconds: float, pause: float) -> None:
@@ -335,6 +372,33 @@ def report_case(case: str, systems: list[System], accept: dict[str, System]) -> 
             figure(f"{name}-{case}-cpu", statistics.median(other.costs), "us/request")
         ratios = [theirs / mine for theirs, mine in zip(other.costs, ours.costs, strict=True)]
         figure(f"router-{case}-vs-{name}", statistics.median(ratios), "x", BARS[case, name])
+
+
+def against_litellm(
+    running: Bench, router: System, program: str | None, engine: int, rounds: int, seconds: float
+) -> list[System]:
+    """Measure the router and LiteLLM's proxy in turn; print the figures; return the proxy if there is one.
+
+    The first burst is for warming up. What LiteLLM does after the load has broken off counts as its cost, and the
+    requests then under way count as answered, which is in its favour.
+    """
+    if program is None:
+        return []
+    ours, litellm = replace(router, costs=[], chain=[]), running.litellm(program, engine)
+    for _ in range(1 + rounds):
+        running.measure(ours, seconds)
+        before = cpu_seconds(litellm.pids)
+        try:
+            answers = running.load(litellm.port, LITELLM_SECONDS)["answers"] + CONNECTIONS
+        except WrongAnswersError as error:
+            raise SystemExit(f"litellm: {error}") from None
+        wait_until_idle(litellm.pids)
+        litellm.costs.append((cpu_seconds(litellm.pids) - before) / answers * 1e6)
+    del ours.costs[0], litellm.costs[0]
+    figure("litellm-accept-cpu", statistics.median(litellm.costs), "us/request")
+    ratios = [mine / theirs for mine, theirs in zip(ours.costs, litellm.costs, strict=True)]
+    figure("litellm-accept-vs-router", statistics.median(ratios), "x", LITELLM_BAR, at_most=True)
+    return [litellm]
 
 
 def latency(running: Bench, systems: list[System], seconds: float, rounds: int) -> None:
@@ -382,8 +446,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each burst of load")
     parser.add_argument("--pause", type=float, default=0.2, help="between bursts, s")
-    parser.add_argument("--only", nargs="+", choices=("accept", "escalate-30", "stream-20", "latency"))
+    parser.add_argument("--only", nargs="+", choices=("accept", "escalate-30", "stream-20", "latency", "litellm"))
     parser.add_argument("--sglang-router", metavar="PROGRAM", help="path to sglang-router's program")
+    parser.add_argument("--litellm", metavar="PROGRAM", help="path to litellm's program (its proxy)")
     parser.add_argument("--python", default=sys.executable, help="the router's interpreter")
     parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
@@ -392,13 +457,14 @@ def main() -> int:
         return 1
     rounds = arguments.rounds or (3 if arguments.quick else 8)
     seconds = arguments.seconds or (0.7 if arguments.quick else 1.5)
-    wanted = set(arguments.only or ("accept", "escalate-30", "stream-20", "latency"))
+    wanted = set(arguments.only or ("accept", "escalate-30", "stream-20", "latency", "litellm"))
     sglang = find_sglang_router(arguments.sglang_router)
+    litellm = litellm_proxy.find_litellm(arguments.litellm) if "litellm" in wanted else None
     has_nginx = shutil.which("nginx") is not None
     if not has_nginx:
         sys.stderr.write("nginx is not installed: left out (apt-get install nginx)\n")
     with bench(arguments.python) as running:
-        compare(running, wanted, rounds, seconds, arguments, sglang, has_nginx=has_nginx)
+        compare(running, wanted, rounds, seconds, arguments, sglang, litellm, has_nginx=has_nginx)
     return 0
 
 
@@ -409,6 +475,7 @@ def compare(
     seconds: float,
     arguments: argparse.Namespace,
     sglang: str | None,
+    litellm: str | None,
     *,
     has_nginx: bool,
 ) -> None:
@@ -442,8 +509,9 @@ def compare(
         latency(running, [each for each in plain if each.case == "accept"], seconds / 2, min(rounds, 4))
     memory = max(resident_mb(each.pids[0]) for each in plain + streams if each.name == "router")
     figure("router-rss", memory, "MB", 60, at_most=True)
+    slow = against_litellm(running, plain[0], litellm, sure, min(rounds, 3), seconds)
     if arguments.plot:
-        plot([each for each in plain + streams if each.costs], arguments.plot)
+        plot([each for each in plain + streams + slow if each.costs], arguments.plot)
 
 
 if __name__ == "__main__":
