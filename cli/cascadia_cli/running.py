@@ -67,7 +67,7 @@ def run_up(
 
 
 def _check_scorer_secrets(cascade: CascadeDeployment, options: Options) -> None:
-    from cascadia_api.scorer import scorer_secrets, secret_file
+    from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 
     files = [secret_file(each) for each in scorer_secrets(cascade.spec.routing.scorer)]
     folder = options.scorer_secrets

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cascadia_api.access import rate_limit_policy, request_limit_policy
-from cascadia_api.cascade import CascadeDeployment
-from cascadia_api.observability import access_log_policy, tracing_policy
+from cascadia_api import policy
+from cascadia_api.cascade import AccessLog, CascadeDeployment, RateLimit, RateLimits, Tracing
 from cascadia_api.plan import Plan
-from cascadia_api.policy import RouterPolicy, ScorerPolicy, ShadowPolicy, StagePolicy, StreamingPolicy
 from cascadia_api.resilience import balancing_policy, overload_policy
 
 __all__ = ["routing_policy"]
 
 
 def routing_policy(
-    cascade: CascadeDeployment, plan: Plan, *, stages: Sequence[StagePolicy], scorer: ScorerPolicy, revision: int
-) -> RouterPolicy:
+    cascade: CascadeDeployment,
+    plan: Plan,
+    *,
+    stages: Sequence[policy.StagePolicy],
+    scorer: policy.ScorerPolicy,
+    revision: int,
+) -> policy.RouterPolicy:
     """Return the policy with these stages.
 
     Args:
@@ -30,7 +33,7 @@ def routing_policy(
     shadow = routing.shadow_sampling
     live = {stage.name for stage in stages}
     places = [place for place, stage in enumerate(plan.stages) if stage.name in live]
-    return RouterPolicy(
+    return policy.RouterPolicy(
         cascade=cascade.metadata.name,
         policy_revision=revision,
         plan_id=plan.plan_id,
@@ -45,18 +48,40 @@ def routing_policy(
         max_in_flight=routing.overload.max_in_flight,
         shadow=None
         if shadow is None
-        else ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
+        else policy.ShadowPolicy(share=float(shadow.percent) / 100, max_concurrent=shadow.max_concurrent),
         overload=overload_policy(cascade, plan),
         balancing=balancing_policy(routing),
-        streaming=StreamingPolicy(
+        streaming=policy.StreamingPolicy(
             mode=routing.streaming.mode,
             gate_tokens=routing.streaming.gate_tokens,
             keep_alive_seconds=float(routing.streaming.keep_alive_seconds),
         ),
         request_timeout_seconds=float(routing.request_timeout_seconds),
         pin_stages=routing.pin_stages,
-        rate_limits=rate_limit_policy(routing.rate_limits),
-        limits=request_limit_policy(routing.limits),
-        access_log=access_log_policy(routing.access_log),
-        tracing=tracing_policy(routing.tracing),
+        rate_limits=_rate_limits(routing.rate_limits),
+        limits=policy.RequestLimits(**routing.limits.model_dump()),
+        access_log=_access_log(routing.access_log),
+        tracing=_tracing(routing.tracing),
     )
+
+
+def _rate_limits(limits: RateLimits | None) -> policy.RateLimits | None:
+    if limits is None:
+        return None
+    return policy.RateLimits(
+        default=_rate(limits.default or RateLimit()), keys={limit.key: _rate(limit) for limit in limits.keys or ()}
+    )
+
+
+def _rate(limit: RateLimit) -> policy.RateLimit:
+    return policy.RateLimit(requests_per_minute=limit.requests_per_minute, tokens_per_minute=limit.tokens_per_minute)
+
+
+def _tracing(tracing: Tracing | None) -> policy.TracingPolicy | None:
+    if tracing is None:
+        return None
+    return policy.TracingPolicy(endpoint=tracing.endpoint, share=float(tracing.percent) / 100)
+
+
+def _access_log(log: AccessLog | None) -> policy.AccessLogPolicy | None:
+    return None if log is None else policy.AccessLogPolicy(share=float(log.percent) / 100)

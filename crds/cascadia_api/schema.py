@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     StringConstraints,
     model_validator,
@@ -24,7 +25,19 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-__all__ = ["DECIMAL_PATTERN", "ApiModel", "DecimalString", "DnsLabel", "Figure", "Milliseconds", "Rule", "as_decimal"]
+__all__ = [
+    "DECIMAL_PATTERN",
+    "ApiModel",
+    "DecimalString",
+    "DnsLabel",
+    "Figure",
+    "LabelMap",
+    "LabelValue",
+    "Milliseconds",
+    "Rule",
+    "Text",
+    "as_decimal",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,13 @@ DecimalString = Annotated[
 
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
 """A DNS-1123 label."""
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+"""A name or another short text, as long as a DNS name may be."""
+
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
+LabelMap = Annotated[dict[str, LabelValue], Field(max_length=32)]
+"""Labels of a Kubernetes object."""
 
 
 def as_decimal(text: str) -> Decimal:

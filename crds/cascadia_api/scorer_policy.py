@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
+from cascadia_api.cascade.scorer import CalibrationPoint, HttpScorer, Judge, Scorer, ScorerPart, Validator, secret_file
 from cascadia_api.policy import (
     EndpointPolicy,
     HttpPolicy,
@@ -14,7 +15,6 @@ from cascadia_api.policy import (
     SelfVerifyPolicy,
     ValidatorPolicy,
 )
-from cascadia_api.scorer import CalibrationPoint, HttpScorer, Judge, Scorer, ScorerPart, Validator, secret_file
 
 __all__ = ["scorer_policy"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from cascadia_api.cascade.scorer import Scorer
 from cascadia_api.policy import ScorerPolicy, ValidatorPolicy
-from cascadia_api.scorer import Scorer
 from cascadia_api.scorer_policy import scorer_policy
 from tests.support.control_plane.pki import Pki
 from tests.support.router_chain import Chain, StageOf, chain_of, eventually, http

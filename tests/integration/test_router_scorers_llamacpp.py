@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cascadia_api.scorer import Scorer
+from cascadia_api.cascade.scorer import Scorer
 from cascadia_api.scorer_policy import scorer_policy
 from tests.support.llamacpp_process import llamacpp_process
 from tests.support.router_chain import StageOf, chain_of, http

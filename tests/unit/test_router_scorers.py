@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascadia_api.cascade.scorer import Scorer
 from cascadia_api.policy import ScorerPolicy, ValidatorPolicy
-from cascadia_api.scorer import Scorer
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.event_stream import HeldStream

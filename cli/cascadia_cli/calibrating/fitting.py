@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import yaml
 
+from cascadia_api.cascade.scorer import Scorer, ScorerPart
 from cascadia_api.errors import InputError, Problem
-from cascadia_api.scorer import Scorer, ScorerPart
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_cli.calibrating.record import JudgedRow
 from cascadia_cli.failures import say

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from cascadia_api.cascade import Routing
-from cascadia_api.scorer import scorer_secrets, secret_file
+from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_cli.calibrating.endpoint import AskError, UnusableAnswerError
 from cascadia_router.completion_body import CompletionRequest

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
-from cascadia_api.scorer import scorer_secrets, secret_file
+from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 from cascadia_operator.manifests.naming import digest8
 from cascadia_solver.packing import replica_nodes
 

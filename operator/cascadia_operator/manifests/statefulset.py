@@ -12,8 +12,8 @@ import math
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
+from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 from cascadia_api.names import ADMIN_PORT, CASCADE_LABEL, CLIENT_PORT, GROUP, PEERS_PORT, REPLICA_LABEL
-from cascadia_api.scorer import scorer_secrets, secret_file
 from cascadia_operator.manifests import router_config
 from cascadia_operator.manifests.engine_argv import MODEL_VOLUME_PATH, POD_INDEX_VARIABLE, engine_command
 from cascadia_operator.manifests.naming import (

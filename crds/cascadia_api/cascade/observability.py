@@ -1,7 +1,4 @@
-"""What routers tell of each request: the part of the manifest that is about observing them.
-
-`access_log_policy` and `tracing_policy` say the same to routers.
-"""
+"""What routers tell of each request: the part of the manifest that is about observing them."""
 
 from __future__ import annotations
 
@@ -9,10 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
-from cascadia_api import policy
 from cascadia_api.schema import ApiModel, DecimalString, Rule, as_decimal
 
-__all__ = ["AccessLog", "Tracing", "access_log_policy", "tracing_policy"]
+__all__ = ["AccessLog", "Tracing"]
 
 
 class AccessLog(ApiModel):
@@ -52,15 +48,3 @@ class Tracing(ApiModel):
             ".percent",
         ),
     )
-
-
-def tracing_policy(tracing: Tracing | None) -> policy.TracingPolicy | None:
-    """What routers are told of traces."""
-    if tracing is None:
-        return None
-    return policy.TracingPolicy(endpoint=tracing.endpoint, share=float(tracing.percent) / 100)
-
-
-def access_log_policy(log: AccessLog | None) -> policy.AccessLogPolicy | None:
-    """What routers are told of the access log."""
-    return None if log is None else policy.AccessLogPolicy(share=float(log.percent) / 100)

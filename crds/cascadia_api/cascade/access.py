@@ -1,46 +1,18 @@
-"""Who may ask a cascade, and how much: the part of the manifest that is about clients.
-
-`rate_limit_policy` and `request_limit_policy` say the same to routers.
-"""
+"""Who may ask a cascade, and how much: the part of the manifest that is about clients."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from cascadia_api import policy
-from cascadia_api.schema import ApiModel, Rule
+from cascadia_api.cascade.references import SecretName
+from cascadia_api.policy import LARGEST_BODY_BYTES
+from cascadia_api.schema import ApiModel, Rule, Text
 
-__all__ = [
-    "ApiKeysReference",
-    "KeyRateLimit",
-    "RateLimit",
-    "RateLimits",
-    "RequestLimits",
-    "SecretName",
-    "Tls",
-    "rate_limit_policy",
-    "request_limit_policy",
-]
+__all__ = ["KeyRateLimit", "RateLimit", "RateLimits", "RequestLimits", "Tls"]
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Rate = Annotated[int, Field(ge=1, le=1_000_000_000)]
-
-
-class ApiKeysReference(ApiModel):
-    """Reference to a Secret with API keys in the same namespace. Mounted into pods; never read by the operator."""
-
-    name: Text = Field(description="Name of the Secret.")
-    key: Text | None = Field(
-        None, description="Its only entry that holds API keys; where absent every entry does, and its key is their id."
-    )
-
-
-class SecretName(ApiModel):
-    """Reference to a Secret in the same namespace. Mounted into pods; never read by the operator."""
-
-    name: Text = Field(description="Name of the Secret.")
 
 
 class Tls(ApiModel):
@@ -87,7 +59,7 @@ class RateLimits(ApiModel):
 class RequestLimits(ApiModel):
     """What a router takes of one request, and of all of them together. More is refused, and nothing lost."""
 
-    body_bytes: int = Field(8_388_608, ge=1024, le=policy.LARGEST_BODY_BYTES, description="Largest body, B (else 413).")
+    body_bytes: int = Field(8_388_608, ge=1024, le=LARGEST_BODY_BYTES, description="Largest body, B (else 413).")
     header_bytes: int = Field(
         65_536,
         ge=1024,
@@ -112,21 +84,3 @@ class RequestLimits(ApiModel):
             ".bufferedBytes",
         ),
     )
-
-
-def rate_limit_policy(limits: RateLimits | None) -> policy.RateLimits | None:
-    """What routers are told of the clients' limits."""
-    if limits is None:
-        return None
-    return policy.RateLimits(
-        default=_rate(limits.default or RateLimit()), keys={limit.key: _rate(limit) for limit in limits.keys or ()}
-    )
-
-
-def _rate(limit: RateLimit) -> policy.RateLimit:
-    return policy.RateLimit(requests_per_minute=limit.requests_per_minute, tokens_per_minute=limit.tokens_per_minute)
-
-
-def request_limit_policy(limits: RequestLimits) -> policy.RequestLimits:
-    """What routers are told of the requests' limits."""
-    return policy.RequestLimits(**limits.model_dump())

@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from cascadia_api.schema import ApiModel, DecimalString, Rule, as_decimal
+from cascadia_api.cascade.references import SecretKeyReference
+from cascadia_api.schema import ApiModel, DecimalString, Rule, Text, as_decimal
 
 __all__ = [
     "CalibrationPoint",
@@ -22,7 +23,6 @@ __all__ = [
     "Judge",
     "Scorer",
     "ScorerPart",
-    "SecretKeyReference",
     "SelfVerify",
     "Validator",
     "scorer_secrets",
@@ -30,16 +30,8 @@ __all__ = [
 ]
 
 ScorerId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=52)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.:_\[\]-]+(/[!-~]*)?$", max_length=512)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
-
-
-class SecretKeyReference(ApiModel):
-    """Reference to one key of a Secret in the same namespace. Mounted into pods; never read by the operator."""
-
-    name: Name = Field(description="Name of the Secret.")
-    key: Name = Field(description="Key in the Secret.")
 
 
 class SelfVerify(ApiModel):
@@ -54,7 +46,7 @@ class Judge(ApiModel):
     """Another model, behind an OpenAI-compatible endpoint, reads the request and the answer."""
 
     url: Url = Field(description="Base URL, as in `https://judge.example.com/v1`.")
-    model: Name = Field(description="The `model` to ask for.")
+    model: Text = Field(description="The `model` to ask for.")
     reply: Literal["Number", "YesNo"] | None = Field(
         None,
         description="Number: the first number of its reply, out of maximum. YesNo: its probability of yes, from the "
@@ -297,6 +289,7 @@ class ScorerPart(ApiModel):
 class Scorer(ScorerPart):
     """What scores an answer."""
 
+    # A part is never a Composite, so its field is the narrower one: sound, for models are frozen.
     type: Literal["LogProb", "SelfVerify", "Judge", "Http", "Validator", "Composite"] = Field(  # type: ignore[assignment]
         "LogProb",
         description="LogProb: the engine's own token log-probabilities. SelfVerify: the model is asked about its own "
