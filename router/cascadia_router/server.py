@@ -30,8 +30,8 @@ __all__ = ["Router"]
 
 log = logging.getLogger("cascadia.router")
 
-SWEEP_SECONDS = 1.0
-"""Between looks at idle and slow connections, wall s."""
+SWEEP_SECONDS = 0.5
+"""Between looks at idle and slow connections, and at those whose clients may leave unheard, wall s."""
 
 LAST_LINES_SECONDS = 1.0
 """Longest wait for who reads the access log, and for the collector of traces, when a router ends, wall s."""

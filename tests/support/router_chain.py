@@ -212,6 +212,12 @@ class Chain:
             if own is not None:
                 await eventually(lambda own=own: own.ready, "engine ready")  # type: ignore[misc]
 
+    def stop_timers(self) -> None:
+        """From now on routers do only what a connection brings about: no look at the time, no sweep, no probe."""
+        for router in self.all():
+            for task in router._tasks:
+                task.cancel()
+
     async def stop(self) -> None:
         for router in self.all():
             await router.close()
