@@ -56,10 +56,24 @@ class _AsMeasured(Roofline):
     clients: int = 1
 
     def step_model(
-        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, gpus_per_node: int = 8
+        self,
+        model: ModelFacts,
+        gpu: GpuFacts,
+        shape: Shape,
+        precision: str,
+        *,
+        gpus_per_node: int = 8,
+        chunk_tokens: int | None = None,
     ) -> StepModel:
         made = step_model(
-            model, gpu, shape, precision, kv_precision=self.cache, gpus_per_node=gpus_per_node, factors=self.factors
+            model,
+            gpu,
+            shape,
+            precision,
+            kv_precision=self.cache,
+            gpus_per_node=gpus_per_node,
+            factors=self.factors,
+            chunk_tokens=chunk_tokens,
         )
         return made._replace(max_running=max(made.max_running, float(self.clients)))
 

@@ -266,6 +266,12 @@ def predict(
     prefix_cache_hit: Annotated[
         int, typer.Option(min=0, max=100, metavar="PERCENT", help="Share of prompt tokens in the prefix cache.")
     ] = 0,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--chunked-prefill-size", min=1, metavar="N", help="Most prompt tokens in one step; else SGLang's default."
+        ),
+    ] = None,
     gpu_spec: Annotated[
         str | None,
         typer.Option(metavar="GB,GB/s,BF16,FP8,LINK", help="For another GPU: memory, bandwidth, teraflops, link GB/s."),
@@ -301,6 +307,7 @@ def predict(
         concurrency=concurrency,
         rate=rate,
         prefix_cache_hit=prefix_cache_hit,
+        chunk_tokens=chunk_tokens,
         gpu_spec=gpu_spec,
         cost=(cost_source.value, engine, live),
         as_json=output is ResultFormat.json,

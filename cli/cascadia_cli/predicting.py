@@ -31,6 +31,7 @@ def print_prediction(
     concurrency: int | None,
     rate: float | None,
     prefix_cache_hit: int,
+    chunk_tokens: int | None,
     gpu_spec: str | None,
     cost: tuple[str, str, str | None],
     as_json: bool,
@@ -63,6 +64,7 @@ def print_prediction(
             rate=rate,
             source=source,
             prefix_cache_hit=prefix_cache_hit,
+            chunk_tokens=chunk_tokens,
         )
     except InputError as error:
         raise InputError([Problem(f"--{p.field}" if p.field else "", p.message) for p in error.problems]) from None

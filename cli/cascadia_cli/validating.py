@@ -48,11 +48,13 @@ def _check(file: str) -> tuple[CascadeDeployment | None, Sequence[Problem]]:
 def catalogue_problems(cascade: CascadeDeployment) -> list[Problem]:
     """Models and GPUs that the planner does not know."""
     from cascadia_solver.catalogue.manifest import gpu_of, model_of
+    from cascadia_solver.engine_settings import settings_of
 
     problems: list[Problem] = []
     for index, model in enumerate(cascade.spec.models):
         try:
             model_of(model)
+            settings_of(cascade.spec, model)
         except InputError as error:
             problems += error.below(f"spec.models[{index}]").problems
     for index, pool in enumerate(cascade.spec.gpus.pools):

@@ -15,6 +15,7 @@ from cascadia_local.simulated_engine.config import SimulatedEngineConfig
 from cascadia_local.simulated_engine.difficulty import DEFAULT_CORRELATION, ModelAbility
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.engine_settings import EngineSettings, with_settings
 from cascadia_solver.roofline import CostSource, Roofline, Shape
 
 __all__ = [
@@ -45,6 +46,7 @@ class EngineReplica:
         tensor_parallel: TP degree.
         pipeline_parallel: PP degree.
         gpus_per_node: GPUs of one server of its pool.
+        settings: Of its engine, where they change step times.
     """
 
     stage: str
@@ -56,6 +58,7 @@ class EngineReplica:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     gpus_per_node: int = 8
+    settings: EngineSettings = field(default_factory=EngineSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +102,9 @@ def simulated_config(replica: EngineReplica, settings: SimulationSettings) -> Si
     """
     gpu = replica.gpu
     shape = Shape(replica.tensor_parallel, replica.pipeline_parallel)
-    step = settings.cost.step_model(replica.model, gpu, shape, replica.precision, gpus_per_node=replica.gpus_per_node)
-    uncertainty = settings.cost.uncertainty_percent(replica.model, gpu, shape)
+    source = with_settings(settings.cost, replica.settings)
+    step = source.step_model(replica.model, gpu, shape, replica.precision, gpus_per_node=replica.gpus_per_node)
+    uncertainty = source.uncertainty_percent(replica.model, gpu, shape)
     gpus = replica.tensor_parallel * replica.pipeline_parallel
     return SimulatedEngineConfig(
         listen=replica.listen,
@@ -108,7 +112,7 @@ def simulated_config(replica: EngineReplica, settings: SimulationSettings) -> Si
         stage=replica.stage,
         model=settings.abilities[replica.stage],
         step=list(step),
-        step_source=f"{settings.cost.name}, median error {uncertainty:.0f} %",
+        step_source=f"{source.name}, median error {uncertainty:.0f} %",
         model_load_seconds=load_seconds(replica.model, replica.precision) / settings.load_speedup,
         seed=settings.seed,
         error_correlation=settings.error_correlation,

@@ -15,9 +15,9 @@ from cascadia_local.events import EventLog
 from cascadia_local.loopback_http import UnreachableError, ask
 from cascadia_local.replica import Replica
 from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of
+from cascadia_solver.engine_settings import settings_of, with_settings
 from cascadia_solver.engine_window import EngineCounters, learn, read_counters, window_between
 from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, LiveSource
-from cascadia_solver.prefix_cache import with_prefix_cache
 from cascadia_solver.roofline import CostSource, Shape
 from cascadia_solver.steptime import StepModel
 from cascadia_solver.transition import DesiredReplica
@@ -147,6 +147,6 @@ class EngineWatch:
         pool = next(pool for pool in self._cascade.spec.gpus.pools if pool.name == desired.pool)
         facts, gpu, shape = model_of(model), gpu_of(pool), Shape(desired.tensor_parallel, desired.pipeline_parallel)
         precision = precision_of(model, facts)
-        source = with_prefix_cache(self._base, self._cascade.spec.workload.prefix_cache_hit_percent or 0)
+        source = with_settings(self._base, settings_of(self._cascade.spec, model))
         step = source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
         return CorrectionKey(facts.name, gpu.name, str(shape), SIMULATED), step

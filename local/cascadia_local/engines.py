@@ -22,6 +22,7 @@ from cascadia_local.engine_commands import (
 from cascadia_local.llamacpp_engine import check_installed
 from cascadia_local.processes import Command
 from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of, served_name
+from cascadia_solver.engine_settings import settings_of
 from cascadia_solver.transition import DesiredReplica
 
 __all__ = ["EngineKind", "EngineStarter", "engine_starter", "one_replica_a_stage"]
@@ -61,6 +62,7 @@ def engine_starter(
             tensor_parallel=desired.tensor_parallel,
             pipeline_parallel=desired.pipeline_parallel,
             gpus_per_node=pool.gpus_per_node or 8,
+            settings=settings_of(cascade.spec, models[desired.stage]),
         )
         if kind == "simulated":
             return engine_command(simulated_config(replica, settings), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,18 @@ __all__ = ["expect", "write_replay"]
 PERCENTILES = (50, 90, 95, 99)
 
 
-def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample, cost: CostSource) -> Expectation:
+def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample, sources: Sequence[CostSource]) -> Expectation:
     """Simulate a plan under a demand.
 
     Args:
         cascade: The manifest that the plan is for.
         plan: The plan.
         sample: The demand's requests.
-        cost: Where step times come from.
+        sources: Where the step times of each model come from.
     """
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     facts = [model_of(model) for model in cascade.spec.models]
-    times, answered_by = simulate_plan(cascade.spec, facts, plan, sample, cost)
+    times, answered_by = simulate_plan(cascade.spec, facts, plan, sample, sources)
     each = np.arange(len(sample))
     taken = np.stack([sample.taken_by(model) for model in range(len(plan.stages))], axis=1)
     seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)

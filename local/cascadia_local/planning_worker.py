@@ -33,7 +33,7 @@ def run_job(job: Job, progress: Callable[[Progress], None]) -> Planned | Invalid
                 sample, job.inputs.cascade, plan.scorer, job.requests_file, job.outcomes_file, most=job.most_requests
             )
         return Planned(
-            plan, None if job.in_force is None else expect(job.inputs.cascade, job.in_force, sample, job.inputs.source)
+            plan, None if job.in_force is None else expect(job.inputs.cascade, job.in_force, sample, job.inputs.sources)
         )
     except InputError as error:
         return Invalid(error.problems, error.source)

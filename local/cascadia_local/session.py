@@ -37,7 +37,6 @@ from cascadia_local.traffic_process import TrafficProcess
 from cascadia_local.watcher import Watcher
 from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.live_correction import LiveCorrections, LiveSource
-from cascadia_solver.prefix_cache import with_prefix_cache
 from cascadia_solver.roofline import CostSource, Roofline
 
 __all__ = ["INTERRUPTED", "Options", "Session", "open_session", "run_until_interrupted"]
@@ -157,7 +156,6 @@ class Session:
             outcomes_file=self.outcomes if options.replay else None,
             scorer_id=_simulated_scorer(cascade),
             stream_interval_milliseconds=STREAM_INTERVAL_MS,
-            cost=with_prefix_cache(Roofline(), cascade.spec.workload.prefix_cache_hit_percent or 0),
         )
         port = options.port or (PREFERRED_PORT if is_free(PREFERRED_PORT) else PortAllocator().take())
         self.runtime = EmbeddedRuntime(

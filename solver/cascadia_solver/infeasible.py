@@ -65,12 +65,12 @@ def quality_out_of_reach(
 
 
 def too_few_gpus(
-    problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], source: CostSource
+    problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], sources: Sequence[CostSource]
 ) -> InfeasibleError:
     """The floor can be kept, but not by stages that fit into the GPU budget at this rate."""
     most = [max(64, _MORE_GPUS * limit) for limit in problem.limits]
     budgets = [replace(budget, gpus=gpus, room=None) for budget, gpus in zip(problem.budgets, most, strict=True)]
-    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile, source=source)
+    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile, sources=sources)
     grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
     roomy = replace(
         _by_cost(problem),

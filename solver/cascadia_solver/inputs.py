@@ -19,8 +19,8 @@ from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.gpus import GPUS, GpuFacts
 from cascadia_solver.catalogue.manifest import precision_of, repository
 from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.engine_settings import stage_sources
 from cascadia_solver.observed import ObservedDemand, demand_of_observation
-from cascadia_solver.prefix_cache import with_prefix_cache
 from cascadia_solver.prior import prior_accuracy, prior_table
 from cascadia_solver.roofline import CostSource, Roofline
 from cascadia_solver.sites import PoolBudget, catalogue_facts
@@ -56,7 +56,7 @@ class PlanningInputs:
         requests_per_second: Rate to scale the trace to; its own where None.
         seed: Seed of everything that is drawn.
         notes: What the plan's warnings should also say, as of rows skipped in a file.
-        cost: Where step times come from, without the prefix cache; see `source`.
+        cost: Where step times come from, whatever the settings of engines; see `sources`.
     """
 
     cascade: CascadeDeployment
@@ -71,9 +71,9 @@ class PlanningInputs:
     cost: CostSource = field(default_factory=Roofline)
 
     @property
-    def source(self) -> CostSource:
-        """Where the step times that are planned with come from: the manifest's hits of the prefix cache included."""
-        return with_prefix_cache(self.cost, self.cascade.spec.workload.prefix_cache_hit_percent or 0)
+    def sources(self) -> tuple[CostSource, ...]:
+        """Where the step times of each model come from, the manifest's settings of its engine included."""
+        return stage_sources(self.cascade.spec, self.cost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,9 +215,14 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
             "calibration": table.digest if inputs.calibration is not None else "prior",
             "demand": _demand_id(inputs),
             "seed": inputs.seed,
-            **({} if inputs.source == Roofline() else {"cost": repr(inputs.source)}),
+            **_cost_id(inputs.sources),
         }
     )
+
+
+def _cost_id(sources: Sequence[CostSource]) -> dict[str, Any]:
+    """Where step times come from, model by model, where that is not the roofline for all."""
+    return {} if all(source == Roofline() for source in sources) else {"cost": [repr(source) for source in sources]}
 
 
 def _gpu_id(gpu: GpuFacts) -> Any:

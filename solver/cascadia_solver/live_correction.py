@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from cascadia_api.errors import InputError, Problem
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
-from cascadia_solver.roofline import CostSource, Shape
+from cascadia_solver.replica_memory import MemoryUse, Shape
+from cascadia_solver.roofline import CostSource
 from cascadia_solver.steptime import StepModel
 
 __all__ = ["Correction", "CorrectionKey", "LiveCorrections", "LiveSource", "corrected", "scaled"]
@@ -189,11 +190,26 @@ class LiveSource:
         return f"live correction of {self.base.name}"
 
     def step_model(
-        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, gpus_per_node: int = 8
+        self,
+        model: ModelFacts,
+        gpu: GpuFacts,
+        shape: Shape,
+        precision: str,
+        *,
+        gpus_per_node: int = 8,
+        chunk_tokens: int | None = None,
     ) -> StepModel:
         """The base's step model, corrected where windows of this very replica were seen."""
-        step = self.base.step_model(model, gpu, shape, precision, gpus_per_node=gpus_per_node)
+        step = self.base.step_model(
+            model, gpu, shape, precision, gpus_per_node=gpus_per_node, chunk_tokens=chunk_tokens
+        )
         return corrected(step, self._known(model, gpu, shape))
+
+    def memory_use(
+        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, chunk_tokens: int | None = None
+    ) -> MemoryUse:
+        """The base's."""
+        return self.base.memory_use(model, gpu, shape, precision, chunk_tokens=chunk_tokens)
 
     def uncertainty_percent(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> float:
         """From the base's without windows towards their own spread with many."""

@@ -20,7 +20,8 @@ from cascadia_api.errors import InputError
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.factors import DEFAULT_ENGINE
-from cascadia_solver.roofline import Roofline, Shape
+from cascadia_solver.replica_memory import MemoryUse, Shape, memory_use
+from cascadia_solver.roofline import Roofline
 from cascadia_solver.step_fit import StepSample, fit_step_model
 from cascadia_solver.steptime import StepModel
 
@@ -102,7 +103,14 @@ class MeasuredTables:
         return "measured"
 
     def step_model(
-        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, gpus_per_node: int = 8
+        self,
+        model: ModelFacts,
+        gpu: GpuFacts,
+        shape: Shape,
+        precision: str,
+        *,
+        gpus_per_node: int = 8,
+        chunk_tokens: int | None = None,
     ) -> StepModel:
         """The roofline's step model, refitted to the tables.
 
@@ -111,11 +119,19 @@ class MeasuredTables:
                 the precision; names those it has.
             InfeasibleError: If the model does not fit.
         """
-        key = (model, gpu.name, shape, precision, gpus_per_node)
+        key = (model, gpu.name, shape, precision, gpus_per_node, chunk_tokens)
         if key not in self._fitted:
-            start = Roofline(engine=self.engine).step_model(model, gpu, shape, precision, gpus_per_node=gpus_per_node)
+            start = Roofline(engine=self.engine).step_model(
+                model, gpu, shape, precision, gpus_per_node=gpus_per_node, chunk_tokens=chunk_tokens
+            )
             self._fitted[key] = fit_step_model(start, self._samples(model, gpu, shape, precision))[0]
         return self._fitted[key]
+
+    def memory_use(
+        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, chunk_tokens: int | None = None
+    ) -> MemoryUse:
+        """The roofline's."""
+        return memory_use(model, gpu, shape, precision, chunk_tokens=chunk_tokens)
 
     def uncertainty_percent(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> float:  # noqa: ARG002  # the protocol's
         """The tables' median error against measured engines; more for pipelines."""

@@ -135,7 +135,7 @@ def _problem(inputs: PlanningInputs, traffic: Traffic) -> Problem:
             shortfalls=[Shortfall(f"GPUs of pool {b.name}", 1, 0) for b in budgets],
         )
     percentile = float(spec.objective.percentile)
-    sites = find_sites(spec, traffic.facts, budgets, traffic.sample, percentile=percentile, source=inputs.source)
+    sites = find_sites(spec, traffic.facts, budgets, traffic.sample, percentile=percentile, sources=inputs.sources)
     forced = {index for index, model in enumerate(spec.models) if model.min_replicas}
     priced = all(budget.price is not None for budget in budgets)
     fitting = {model for model, _ in sites.at}
@@ -180,7 +180,7 @@ def _no_design(inputs: PlanningInputs, traffic: Traffic, problem: Problem) -> In
     )
     if max(float(quality.assured.max()) for quality in best) < problem.floor:
         return quality_out_of_reach(spec.objective, study, best)
-    return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts, inputs.source)
+    return too_few_gpus(replace(problem, study=study, qualities=best), spec, traffic.facts, inputs.sources)
 
 
 def _certify(plan: Design, problem: Problem, seconds: float, solver: SolverName) -> MilpResult:
@@ -269,10 +269,10 @@ def _plan(
         floor=problem.floor,
         overloaded=None if overloaded is None else float(overloaded),
     )
+    sources = inputs.sources
     trust = certainty(
-        inputs.source,
         (
-            (names[m], traffic.facts[m], problem.budgets[p].gpu, option.shape)
+            (sources[m], names[m], traffic.facts[m], problem.budgets[p].gpu, option.shape)
             for m, p, replicas in zip(plan.route.stages, plan.route.pools, plan.replicas, strict=True)
             for option in replicas.options
         ),
@@ -284,7 +284,7 @@ def _plan(
         stages=document.stages_of_plan(best, problem, names),
         ladder=document.ladder_of_plan(rungs, plan.route.stages, len(names)),
         quality=document.quality_of_plan(plan, traffic, float(spec.objective.confidence)),
-        latency=document.latency_of_plan(best, inputs.source.name, trust),
+        latency=document.latency_of_plan(best, inputs.cost.name, trust),
         cost_per_hour=plan.cost(problem.prices) if problem.priced else None,
         demand=document.demand_of_plan(traffic, plan.route.stages[0]),
         frontier=document.frontier_of_plan(problem, screened, best, traffic),

@@ -17,8 +17,8 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.closed_loop import closed_loop
-from cascadia_solver.prefix_cache import with_prefix_cache
-from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
+from cascadia_solver.engine_settings import EngineSettings, with_settings
+from cascadia_solver.roofline import CostSource, Roofline, Shape
 from cascadia_solver.scheduling_kernel import Floats
 from cascadia_solver.shapes import unsupported_precision
 from cascadia_solver.simulation import StageReplicas, simulate_closed_loop, simulate_stage
@@ -116,6 +116,7 @@ def predict(
     gpus_per_node: int = 8,
     source: CostSource | None = None,
     prefix_cache_hit: float = 0.0,
+    chunk_tokens: int | None = None,
 ) -> Prediction:
     """Predict one replica by simulation; the same arguments give the same numbers.
 
@@ -131,6 +132,7 @@ def predict(
         gpus_per_node: GPUs of one server.
         source: Cost source; the roofline by default.
         prefix_cache_hit: Share of each prompt that the engine's prefix cache has, 0 to 100 %.
+        chunk_tokens: Most prompt tokens in one step; SGLang's default for the GPU where None.
 
     Raises:
         InputError: If both or neither of concurrency and rate are given, a number is senseless, the
@@ -146,8 +148,10 @@ def predict(
         raise InputError(Problem("precision", refused))
     if not 0.0 <= prefix_cache_hit <= 100.0:
         raise InputError(Problem("prefix-cache-hit", f"{prefix_cache_hit:g} is not between 0 and 100 %"))
-    costs = with_prefix_cache(source if source is not None else Roofline(), prefix_cache_hit)
-    memory = memory_use(model, gpu, shape, precision)
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise InputError(Problem("chunked-prefill-size", f"must be at least 1 token, not {chunk_tokens}"))
+    costs = with_settings(source if source is not None else Roofline(), EngineSettings(prefix_cache_hit, chunk_tokens))
+    memory = costs.memory_use(model, gpu, shape, precision)
     uncertainty = costs.uncertainty_percent(model, gpu, shape)
     extrapolates = costs.extrapolations(model, gpu, shape)
     if not memory.fits:

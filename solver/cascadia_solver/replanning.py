@@ -77,11 +77,11 @@ def thresholds_alone(inputs: PlanningInputs, in_force: Plan, *, simulate: bool =
     if not (targets or simulate):
         return found
     traffic = traffic_of(inputs)
-    times, exits = simulate_plan(spec, traffic.facts, found, traffic.sample, inputs.source)
+    times, exits = simulate_plan(spec, traffic.facts, found, traffic.sample, inputs.sources)
     seen = path_times(times, traffic.sample, exits)
     if seen.saturated or seen.excess(targets) > 0:
         return None
-    return found.model_copy(update={"latency": _simulated(found.latency, seen, inputs.source.name)})
+    return found.model_copy(update={"latency": _simulated(found.latency, seen, inputs.cost.name)})
 
 
 def _simulated(latency: PlanLatency, times: PathTimes, source: str) -> PlanLatency:

@@ -24,6 +24,8 @@ HEAD_BITS = 16.0
 """Bits of the embedding and the output projection in checkpoints of every precision."""
 _LEAST_KV_TOKENS = 4096
 """A replica that cannot hold one prompt and answer of this length is of no use."""
+_LEAST_ACTIVATIONS = 2048
+"""Tokens whose activations SGLang sets memory aside for, however short prompt chunks are."""
 
 
 class Shape(NamedTuple):
@@ -97,7 +99,7 @@ def memory_use(
 ) -> MemoryUse:
     """Memory of the fullest GPU of a replica.
 
-    The reserve is what SGLang sets aside by itself: 0.5 GiB, 1.5 MiB per token of a prompt chunk,
+    The reserve is what SGLang sets aside by itself: 0.5 GiB, 1.5 MiB per token of a prompt chunk of at least 2048,
     2 MiB per request of the largest captured batch, 1/8 GiB per GPU of the replica, and at least
     10 GiB on cards of more than 60 GiB.
 
@@ -119,7 +121,7 @@ def memory_use(
     weights = (layer_bytes + vocabulary_bytes) / tensor + replicated + model.extra_params * HEAD_BITS / 8.0
 
     chunk = chunk_tokens if chunk_tokens is not None else default_chunk_tokens(gpu)
-    reserve = 512.0 + 1.5 * chunk + 2.0 * default_max_running(shape) + 128.0 * shape.gpus
+    reserve = 512.0 + 1.5 * max(chunk, _LEAST_ACTIVATIONS) + 2.0 * default_max_running(shape) + 128.0 * shape.gpus
     if gpu.memory_bytes > 60.0 * 1024.0 * _MIB:
         reserve = max(reserve, 10.0 * 1024.0)
     reserved = reserve * _MIB
@@ -144,7 +146,7 @@ def kv_bytes_per_rank(model: ModelFacts, tensor: int, kv_precision: str) -> floa
 def default_chunk_tokens(gpu: GpuFacts) -> int:
     """SGLang's default ``--chunked-prefill-size`` by device memory."""
     gibibytes = gpu.memory_bytes / _MIB / 1024.0
-    if gibibytes < 35.0:
+    if gibibytes < 20.0:
         return 2048
     if gibibytes < 60.0:
         return 4096

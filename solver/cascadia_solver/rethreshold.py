@@ -159,7 +159,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
                     f"p{p}_ms": float(value) * 1e3
                     for p, value in zip(_SHOWN_AT, np.percentile(times, _SHOWN_AT), strict=True)
                 },
-                source=f"closed form on {inputs.source.name} step times",
+                source=f"closed form on {inputs.cost.name} step times",
                 uncertainty_percent=max(stage.trust.uncertainty_percent for stage in placed),
                 extrapolates=[said for stage in placed for said in stage.trust.extrapolates][:16],
             ),
@@ -216,7 +216,7 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
     if pool is None:
         raise InputError(f"the plan's stage {stage.name!r} is on pool {stage.pool!r}, which the manifest does not have")
-    gpu, source = gpu_of(pool), inputs.source
+    gpu, source = gpu_of(pool), inputs.sources[model]
     precision = precision_of(spec.models[model], traffic.facts[model])
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
     steps = [
@@ -236,7 +236,7 @@ def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanSta
     carried = rates.sum(axis=0)
     idle = curves.parts[0, :, 0].mean(axis=0)
     parts = np.where(carried[:, None] > 0, parts / np.maximum(carried, 1e-12)[:, None], idle)
-    trust = certainty(source, ((stage.name, traffic.facts[model], gpu, shape) for shape in shapes))
+    trust = certainty((source, stage.name, traffic.facts[model], gpu, shape) for shape in shapes)
     return _Placed(levels, carried, parts, trust)
 
 

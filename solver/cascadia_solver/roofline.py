@@ -59,9 +59,25 @@ class CostSource(Protocol):
         """The source, as predictions state it."""
 
     def step_model(
-        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, gpus_per_node: int = 8
+        self,
+        model: ModelFacts,
+        gpu: GpuFacts,
+        shape: Shape,
+        precision: str,
+        *,
+        gpus_per_node: int = 8,
+        chunk_tokens: int | None = None,
     ) -> StepModel:
-        """Coefficients of a replica; InfeasibleError where it does not fit into memory."""
+        """Coefficients of a replica with prompt chunks of that size, by default SGLang's for the GPU.
+
+        Raises:
+            InfeasibleError: It does not fit into memory.
+        """
+
+    def memory_use(
+        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, chunk_tokens: int | None = None
+    ) -> MemoryUse:
+        """Memory of the fullest GPU of a replica with prompt chunks of that size."""
 
     def uncertainty_percent(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> float:
         """Expected (median) error of end-to-end latencies, percent."""
@@ -88,10 +104,26 @@ class Roofline:
         return "roofline"
 
     def step_model(
-        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, gpus_per_node: int = 8
+        self,
+        model: ModelFacts,
+        gpu: GpuFacts,
+        shape: Shape,
+        precision: str,
+        *,
+        gpus_per_node: int = 8,
+        chunk_tokens: int | None = None,
     ) -> StepModel:
         """See `step_model`."""
-        return step_model(model, gpu, shape, precision, gpus_per_node=gpus_per_node, factors=self._factors(gpu))
+        factors = self._factors(gpu)
+        return step_model(
+            model, gpu, shape, precision, gpus_per_node=gpus_per_node, factors=factors, chunk_tokens=chunk_tokens
+        )
+
+    def memory_use(
+        self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, chunk_tokens: int | None = None
+    ) -> MemoryUse:
+        """See `replica_memory.memory_use`."""
+        return memory_use(model, gpu, shape, precision, chunk_tokens=chunk_tokens)
 
     def uncertainty_percent(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> float:
         """The error on architectures left out of the fit; more for what was not measured.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
-from cascadia_solver.roofline import CostSource, Roofline, Shape, memory_use
+from cascadia_solver.roofline import CostSource, Roofline, Shape
 from cascadia_solver.steptime import StepModel
 
 __all__ = ["ReplicaOption", "replica_options", "unsupported_precision"]
@@ -88,7 +88,7 @@ def replica_options(
             continue
         for pipeline in _powers_of_two(min(most_stages, model.layers, max_gpus // tensor)):
             shape = Shape(tensor, pipeline)
-            memory = memory_use(model, gpu, shape, precision)
+            memory = costs.memory_use(model, gpu, shape, precision)
             if memory.fits:
                 step = costs.step_model(model, gpu, shape, precision, gpus_per_node=gpus_per_node)
                 options.append(ReplicaOption(shape, shape.gpus, step))
@@ -106,7 +106,8 @@ def replica_options(
     raise InfeasibleError(
         "ModelFitsNowhere",
         f"{model.name} in {precision} fits on no shape of at most {max_gpus} x {gpu.name}: even {shape} "
-        f"{memory_use(model, gpu, shape, precision).reason}; use more GPUs a replica, larger ones or a lower precision",
+        f"{costs.memory_use(model, gpu, shape, precision).reason}; use more GPUs a replica, larger ones or a lower "
+        "precision",
         shortfalls=[Shortfall(f"bytes per {gpu.name}", needed, gpu.memory_bytes)],
     )
 

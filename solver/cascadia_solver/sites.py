@@ -176,7 +176,7 @@ def find_sites(
     sample: RequestSample,
     *,
     percentile: float,
-    source: CostSource,
+    sources: Sequence[CostSource],
 ) -> Sites:
     """Tabulate every model on every pool that it may use.
 
@@ -186,7 +186,7 @@ def find_sites(
         budgets: Of its pools.
         sample: The traffic.
         percentile: Of latency.
-        source: Where step times come from.
+        sources: Where the step times of each model come from.
     """
     limits = [budget.gpus for budget in budgets]
     found: dict[tuple[int, int], tuple[list[ReplicaOption], list[LengthProfile]]] = {}
@@ -209,7 +209,7 @@ def find_sites(
             if model.pools is not None and budget.name not in model.pools:
                 continue
             try:
-                options = _options(model, facts[m], budget, limits[p], longest, source)
+                options = _options(model, facts[m], budget, limits[p], longest, sources[m])
             except InfeasibleError as error:
                 reasons.append(error)
                 continue

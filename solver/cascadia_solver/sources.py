@@ -90,15 +90,14 @@ class Certainty(NamedTuple):
     extrapolates: tuple[str, ...]
 
 
-def certainty(source: CostSource, replicas: Iterable[tuple[str, ModelFacts, GpuFacts, Shape]]) -> Certainty:
-    """What a source says of several replicas.
+def certainty(replicas: Iterable[tuple[CostSource, str, ModelFacts, GpuFacts, Shape]]) -> Certainty:
+    """What sources say of several replicas.
 
     Args:
-        source: The source.
-        replicas: Stage, model, GPU and shape of each, at least one.
+        replicas: Source, stage, model, GPU and shape of each, at least one.
     """
     worst, said = 0.0, dict[str, None]()
-    for stage, model, gpu, shape in replicas:
+    for source, stage, model, gpu, shape in replicas:
         worst = max(worst, source.uncertainty_percent(model, gpu, shape))
         said |= dict.fromkeys(f"{stage}: {what}" for what in source.extrapolations(model, gpu, shape))
     return Certainty(worst, tuple(said))

@@ -22,7 +22,11 @@ __all__ = ["replicas_allowed", "simulate_plan"]
 
 
 def simulate_plan(
-    spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], plan: Plan, sample: RequestSample, source: CostSource
+    spec: CascadeDeploymentSpec,
+    facts: Sequence[ModelFacts],
+    plan: Plan,
+    sample: RequestSample,
+    sources: Sequence[CostSource],
 ) -> tuple[CascadeTimes, NDArray[np.int64]]:
     """Simulate a plan under some traffic, request by request.
 
@@ -31,7 +35,7 @@ def simulate_plan(
         facts: Of the manifest's models.
         plan: The plan.
         sample: The traffic: n requests.
-        source: Where step times come from.
+        sources: Where the step times of each model come from.
 
     Returns:
         The times, and the model that answers each request [n].
@@ -39,7 +43,7 @@ def simulate_plan(
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     thresholds = [-math.inf if (h := plan.stages[index].threshold) is None else h for index in live[:-1]]
     exits = exit_stages(live, thresholds, sample.scores, sample.able)
-    stages = [_replicas(spec, facts[index], plan, index, source) for index in range(len(plan.stages))]
+    stages = [_replicas(spec, facts[index], plan, index, sources[index]) for index in range(len(plan.stages))]
     times = simulate_cascade(
         stages,
         sample.arrivals,

@@ -12,6 +12,7 @@ from cascadia_solver.batcher import Batcher
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
 from cascadia_solver.closed_loop import closed_loop
+from cascadia_solver.engine_settings import ConfiguredSource, EngineSettings, with_settings
 from cascadia_solver.engine_window import EngineWindow, slowdown
 from cascadia_solver.evaluation import path_times
 from cascadia_solver.inputs import PlanningInputs, traffic_of
@@ -19,7 +20,6 @@ from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.planner import plan_cascade
 from cascadia_solver.prediction import Prediction, predict
-from cascadia_solver.prefix_cache import PrefixCacheSource, with_prefix_cache
 from cascadia_solver.roofline import Roofline, Shape, step_model
 from cascadia_solver.simulation import simulate_replica
 from cascadia_solver.standing import simulate_plan
@@ -77,10 +77,10 @@ def test_latencies_fall_with_hits(load: dict[str, float]) -> None:
 
 
 def test_no_hits_change_nothing() -> None:
-    assert with_prefix_cache(Roofline(), 0) == Roofline()
+    assert with_settings(Roofline(), EngineSettings()) == Roofline()
     assert predicted(0, rate=2.0) == predict(L70, H100, Shape(4, 1), "bf16", 4096, 211, rate=2.0)
     without, zero = planning_inputs(), planning_inputs(prefixCacheHitPercent=0)
-    assert zero.source is zero.cost
+    assert all(source is zero.cost for source in zero.sources)
     assert plan_cascade(zero).plan_id == plan_cascade(without).plan_id
 
 
@@ -127,12 +127,12 @@ def test_hits_that_are_planned_with_do_not_pass_for_a_faster_engine() -> None:
 
 def test_plans_are_made_and_replayed_with_the_manifests_hits() -> None:
     given_inputs, none = planning_inputs(prefixCacheHitPercent=60), planning_inputs()
-    assert given_inputs.source == PrefixCacheSource(Roofline(), 60)
+    assert set(given_inputs.sources) == {ConfiguredSource(Roofline(), EngineSettings(60))}
     plan, plain = plan_cascade(given_inputs), plan_cascade(none)
     assert plan.plan_id != plain.plan_id
     assert plan.latency.time_to_first_token_p95_ms < plain.latency.time_to_first_token_p95_ms
     assert plan.latency.p95_ms < plain.latency.p95_ms
     traffic = traffic_of(given_inputs)
-    times, exits = simulate_plan(given_inputs.cascade.spec, traffic.facts, plan, traffic.sample, given_inputs.source)
+    times, exits = simulate_plan(given_inputs.cascade.spec, traffic.facts, plan, traffic.sample, given_inputs.sources)
     seen = path_times(times, traffic.sample, exits).percentile(95, "EndToEnd") * 1e3
     assert plan.latency.p95_ms == pytest.approx(seen, abs=0.051)

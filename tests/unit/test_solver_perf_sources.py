@@ -203,6 +203,12 @@ def test_flags_make_a_source() -> None:
 
 def test_certainty_is_of_the_least_certain_replica() -> None:
     source = Roofline()
-    found = certainty(source, [("small", L8, H100, ONE), ("large", L70, H100, Shape(4, 2)), ("large", L70, H100, FOUR)])
+    found = certainty(
+        [
+            (source, "small", L8, H100, ONE),
+            (source, "large", L70, H100, Shape(4, 2)),
+            (source, "large", L70, H100, FOUR),
+        ]
+    )
     assert found.uncertainty_percent == source.uncertainty_percent(L70, H100, Shape(4, 2))
     assert found.extrapolates == ("large: no measured engine with pipeline parallelism",)

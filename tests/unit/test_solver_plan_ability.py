@@ -114,7 +114,7 @@ def test_long_requests_pass_the_small_window_by() -> None:
     assert plan.warnings == []
     # The simulation sends them past it: what a plan says is what an independent replay of it finds.
     traffic = traffic_of(inputs)
-    found = expect(inputs.cascade, plan, traffic.sample, inputs.cost)
+    found = expect(inputs.cascade, plan, traffic.sample, inputs.sources)
     assert found.reach == pytest.approx({"small": small.reach, "medium": medium.reach})
     assert found.end_to_end_ms[95] == pytest.approx(plan.latency.p95_ms, rel=0.02)
     # Without the window nobody would pay for them at the second stage.

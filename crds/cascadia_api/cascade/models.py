@@ -84,7 +84,8 @@ class Engine(ApiModel):
     )
     extra_args: Annotated[list[Argument], Field(max_length=32)] | None = Field(
         None,
-        description="More arguments for SGLang; options that the operator sets (parallelism, ports, …) are refused.",
+        description="More arguments for SGLang; options that the operator sets (parallelism, ports, …) are refused. "
+        "--chunked-prefill-size is planned with.",
     )
     env: Annotated[list[EnvironmentVariable], Field(max_length=32)] | None = Field(
         None, description="Environment variables of the engine container."
@@ -123,3 +124,10 @@ class Model(ApiModel):
         None, description="GPU pools that may serve this model; any where absent."
     )
     engine: Engine | None = Field(None, description="Image, arguments and environment of its engine.")
+    prefix_cache_hit_percent: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Share of prompt tokens that this model's engines find in their prefix cache, %; "
+        "workload.prefixCacheHitPercent where absent.",
+    )

@@ -68,7 +68,8 @@ class Workload(ApiModel):
         ge=0,
         le=100,
         description="Share of prompt tokens that engines find in their prefix cache, %: planned as not processed "
-        "again, the same share of every prompt. They still take room in the cache. None where absent.",
+        "again, the same share of every prompt. They still take room in the cache. None where absent; "
+        "models[].prefixCacheHitPercent goes before it.",
     )
     needs: CapabilityNeeds | None = Field(
         None,

@@ -10,6 +10,8 @@ import json
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.engine_args import chunked_prefill_size
+from cascadia_api.errors import InputError
 from cascadia_api.names import API_VERSION, GROUP, PLAN_KIND
 from cascadia_api.plan import Plan
 from cascadia_operator.manifests.naming import child_metadata, common_labels, plan_object_name
@@ -20,8 +22,10 @@ INPUTS_ANNOTATION = f"{GROUP}/inputs"
 PLACEMENT_ANNOTATION = f"{GROUP}/placement-inputs"
 _FLOOR_FIELDS = frozenset({"minQuality", "confidence", "minQualityOverloaded"})
 
-_PLANNED_MODEL_FIELDS = frozenset({"name", "source", "precision", "parallelism", "minReplicas", "pools"})
-_PLANNED_POOL_FIELDS = frozenset({"name", "gpu", "maxGpus", "gpusPerNode", "pricePerGpuHour"})
+_PLANNED_MODEL_FIELDS = frozenset(
+    {"name", "source", "precision", "configJson", "parallelism", "minReplicas", "pools", "prefixCacheHitPercent"}
+)
+_PLANNED_POOL_FIELDS = frozenset({"name", "gpu", "gpuSpec", "maxGpus", "gpusPerNode", "pricePerGpuHour"})
 
 
 def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
@@ -36,7 +40,7 @@ def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
     """
     spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     inputs = {
-        "models": [{k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS} for model in spec["models"]],
+        "models": [_planned(model) for model in spec["models"]],
         "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
         "objective": spec["objective"],
         "scorer": _scorer(cascade),
@@ -55,13 +59,24 @@ def placement_digest(cascade: CascadeDeployment) -> str:
     spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return _digest(
         {
-            "models": [{k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS} for model in spec["models"]],
+            "models": [_planned(model) for model in spec["models"]],
             "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
             "objective": {k: v for k, v in spec["objective"].items() if k not in _FLOOR_FIELDS},
             "scorer": _scorer(cascade),
             "maxEscalations": spec["routing"].get("maxEscalations"),
         }
     )
+
+
+def _planned(model: dict[str, Any]) -> dict[str, Any]:
+    """What planning reads of a model."""
+    arguments = model.get("engine", {}).get("extraArgs", ())
+    try:
+        size: int | str | None = chunked_prefill_size(arguments)
+    except InputError as error:
+        size = str(error)
+    fields = {k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS}
+    return fields if size is None else fields | {"chunkedPrefillSize": size}
 
 
 def _scorer(cascade: CascadeDeployment) -> list[str | int]:
