@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from cascadia_cli.calibrating.app import calibrate
+from cascadia_cli.options import (
+    Calibration,
+    CostSource,
+    Engine,
+    EngineKind,
+    Format,
+    Gguf,
+    GpuNumbers,
+    Keep,
+    Live,
+    LocalEngine,
+    Manifest,
+    MilpSolver,
+    PipelineParallel,
+    PlanFormat,
+    Port,
+    ResultFormat,
+    ScorerSecrets,
+    StepTimes,
+    TensorParallel,
+    Trace,
+    WeightPrecision,
+)
 
 __all__ = ["app"]
-
-
-class RunByDefault(TyperGroup):
-    """A group whose command ``run`` is meant where none is named: ``cascadia calibrate FILE --prompts F``."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Put ``run`` before arguments that begin with neither a command nor a request for help."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
 
 app = typer.Typer(
     name="cascadia",
@@ -28,94 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-calibrate = typer.Typer(
-    cls=RunByDefault,
-    help="Make calibration sets: requests that every model has answered, scored and judged. "
-    "`cascadia calibrate FILE --prompts F` is short for `cascadia calibrate run FILE --prompts F`.",
-)
 app.add_typer(calibrate, name="calibrate")
-
-
-class PlanFormat(StrEnum):
-    """How a plan is printed."""
-
-    table = "table"
-    json = "json"
-    yaml = "yaml"
-
-
-class MilpSolver(StrEnum):
-    """Solvers of the MILP."""
-
-    cbc = "cbc"
-    highs = "highs"
-
-
-class ResultFormat(StrEnum):
-    """How other results are printed."""
-
-    table = "table"
-    json = "json"
-
-
-class Precision(StrEnum):
-    """Precisions of weights."""
-
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp8 = "fp8"
-    int8 = "int8"
-    int4 = "int4"
-    fp4 = "fp4"
-
-
-class CostSource(StrEnum):
-    """Where step times come from."""
-
-    roofline = "roofline"
-    measured = "measured"
-
-
-class Dataset(StrEnum):
-    """Public results that can be imported."""
-
-    zeroeval = "zeroeval"
-    wildbench = "wildbench"
-
-
-class JudgeKind(StrEnum):
-    """What judges answers."""
-
-    reference = "Reference"
-    endpoint = "Endpoint"
-    agreement = "AgreementWithLargest"
-
-
-class EngineKind(StrEnum):
-    """What answers requests in embedded mode."""
-
-    simulated = "simulated"
-    llamacpp = "llamacpp"
-
-
-Manifest = Annotated[str, typer.Argument(metavar="FILE", help="Manifest with a CascadeDeployment; - reads stdin.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Calibration set (.jsonl, .csv, .parquet); else the manifest's ConfigMap."),
-]
-ScorerSecrets = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="The scorer's keys and certificates: files SECRET.KEY.")
-]
-Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
-StepTimes = Annotated[
-    CostSource,
-    typer.Option(help="The built-in roofline, or aiconfigurator's tables (pip install 'cascadia[measured]')."),
-]
-Engine = Annotated[str, typer.Option(metavar="ENGINE[:VERSION]", help="sglang, vllm or trtllm.")]
-Live = Annotated[str | None, typer.Option(metavar="FILE", help="Corrections that `cascadia calibrate engine` learnt.")]
-Trace = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Real traffic: Azure's CSV, or JSONL. Takes the place of workload.")
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -195,9 +120,7 @@ def plan(
 @app.command()
 def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads stdin.")],
-    output: Annotated[
-        ResultFormat, typer.Option("--output", "-o", help="How to print the result.")
-    ] = ResultFormat.table,
+    output: Format = ResultFormat.table,
 ) -> None:
     """Check manifests: every rule of the API server in the same words, and that models and GPUs are known.
 
@@ -252,13 +175,11 @@ def crd() -> None:
 def predict(
     model: Annotated[str, typer.Option(metavar="NAME|config.json", help="Repository in the catalogue, or a file.")],
     gpu: Annotated[str, typer.Option(metavar="NAME", help="GPU of the catalogue, as in H100-SXM-80GB.")],
-    tensor_parallel: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="GPUs that share each layer.")],
+    tensor_parallel: TensorParallel,
     input_tokens: Annotated[int, typer.Option("--input", min=1, metavar="N", help="Prompt length, tokens.")],
     output_tokens: Annotated[int, typer.Option("--output", min=1, metavar="N", help="Answer length, tokens.")],
-    pipeline_parallel: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Groups of layers in a row.")] = 1,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Precision of the weights; by default that of the published ones.")
-    ] = None,
+    pipeline_parallel: PipelineParallel = 1,
+    precision: WeightPrecision = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, metavar="C", help="Clients that ask again as soon as they are answered; or")
     ] = None,
@@ -272,10 +193,7 @@ def predict(
             "--chunked-prefill-size", min=1, metavar="N", help="Most prompt tokens in one step; else SGLang's default."
         ),
     ] = None,
-    gpu_spec: Annotated[
-        str | None,
-        typer.Option(metavar="GB,GB/s,BF16,FP8,LINK", help="For another GPU: memory, bandwidth, teraflops, link GB/s."),
-    ] = None,
+    gpu_spec: GpuNumbers = None,
     cost_source: StepTimes = CostSource.roofline,
     engine: Engine = "sglang",
     live: Live = None,
@@ -321,11 +239,11 @@ def up(
     trace: Trace = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Replay at most N requests.")] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the trace; do not stay up.")] = False,
-    engine: Annotated[EngineKind, typer.Option(help="Simulated GPUs, or real small models.")] = EngineKind.simulated,
-    gguf: Annotated[str | None, typer.Option(metavar="PATH", help="Model for llamacpp; else SmolLM2-135M.")] = None,
+    engine: LocalEngine = EngineKind.simulated,
+    gguf: Gguf = None,
     time_scale: Annotated[float, typer.Option(metavar="X", help="Seconds of service in one real second.")] = 1.0,
-    port: Annotated[int | None, typer.Option(metavar="P", help="Port of the endpoint; else 8080 or any.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the run's folder: configurations and logs.")] = False,
+    port: Port = None,
+    keep: Keep = False,
     api_keys: Annotated[
         str | None, typer.Option(metavar="PATH", help="Serve only clients with a key of this file or folder.")
     ] = None,
@@ -368,14 +286,14 @@ def demo(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Manifest.")] = "examples/chat.yaml",
     calibration: Calibration = None,
     trace: Trace = None,
-    engine: Annotated[EngineKind, typer.Option(help="Simulated GPUs, or real small models.")] = EngineKind.simulated,
-    gguf: Annotated[str | None, typer.Option(metavar="PATH", help="Model for llamacpp; else SmolLM2-135M.")] = None,
+    engine: LocalEngine = EngineKind.simulated,
+    gguf: Gguf = None,
     time_scale: Annotated[
         float | None,
         typer.Option(metavar="X", help="Seconds of service in one real second; the demo's own if not given."),
     ] = None,
-    port: Annotated[int | None, typer.Option(metavar="P", help="Port of the endpoint; else 8080 or any.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the run's folder: configurations and logs.")] = False,
+    port: Port = None,
+    keep: Keep = False,
 ) -> None:
     """See it all on this machine: plan, traffic, a change of the traffic, a re-plan while requests flow.
 
@@ -396,157 +314,6 @@ def demo(
         keep=keep,
     )
     raise typer.Exit(code)
-
-
-@calibrate.command("run")
-def make_set(
-    file: Manifest,
-    prompts: Annotated[str, typer.Option(metavar="F.jsonl", help="Prompts, one JSON object a line.")],
-    target: Annotated[str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Set to write, or to go on with.")],
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="The running cascade: its stages are asked one by one; or")
-    ] = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=URL[#MODEL]", help="a stage's own endpoint; once a stage.")
-    ] = None,
-    judge: Annotated[JudgeKind, typer.Option(help="What says how good an answer is.")] = JudgeKind.reference,
-    judge_endpoint: Annotated[str | None, typer.Option(metavar="URL", help="For --judge Endpoint.")] = None,
-    judge_model: Annotated[str | None, typer.Option(metavar="M", help="For --judge Endpoint.")] = None,
-    judge_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What the judge is asked, in place of Cascadia's words.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Prompts at once.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take only the first N prompts.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one answer.")] = 600.0,
-    attempts: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Times to try each request.")] = 4,
-    scorer_secrets: ScorerSecrets = None,
-    output: Annotated[ResultFormat, typer.Option("--format", help="How to print the summary.")] = ResultFormat.table,
-) -> None:
-    """Make a calibration set: ask every stage every prompt, score and judge the answers. Goes on after a break.
-
-    API keys come from CASCADIA_API_KEY (stages) and CASCADIA_JUDGE_API_KEY. See docs/calibration.md.
-
-    Examples:
-        cascadia calibrate chat.yaml --prompts q.jsonl -o chat-calibration.jsonl
-            --endpoint http://127.0.0.1:8080/v1
-        cascadia calibrate chat.yaml --prompts q.jsonl -o set.jsonl
-            --stage small=http://node1:30000 --stage large=http://node2:30000
-            --judge Endpoint --judge-endpoint https://judge.example/v1 --judge-model J
-    """
-    from cascadia_cli.calibrating.command import Settings, calibrate
-
-    settings = Settings(
-        prompts=prompts,
-        target=target,
-        endpoint=endpoint,
-        stages=stage or [],
-        judge=judge.value,
-        judge_endpoint=judge_endpoint,
-        judge_model=judge_model,
-        judge_template=judge_template,
-        concurrency=concurrency,
-        limit=limit,
-        timeout_s=timeout,
-        attempts=attempts,
-        as_json=output is ResultFormat.json,
-        scorer_secrets=scorer_secrets,
-    )
-    raise typer.Exit(calibrate(file, settings))
-
-
-@calibrate.command("fit")
-def fit_curves(
-    file: Manifest,
-    calibration: Annotated[str, typer.Option(metavar="SET.jsonl", help="Set that `calibrate run` has made with it.")],
-    target: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Write the set with the new scores, too.")
-    ] = None,
-) -> None:
-    """Calibrate the parts of a Composite scorer on a set; print the scorer for the manifest.
-
-    Example:
-        cascadia calibrate fit chat.yaml --calibration set.jsonl -o chat-calibration.jsonl
-    """
-    from cascadia_cli.calibrating.fitting import fit
-
-    fit(file, calibration=calibration, target=target)
-
-
-@calibrate.command("engine")
-def learn_engine(
-    metrics: Annotated[list[str], typer.Option(metavar="URL", help="/metrics of an engine; once a replica.")],
-    model: Annotated[str, typer.Option(metavar="NAME|config.json", help="What they serve.")],
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="On which GPU.")],
-    tensor_parallel: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="GPUs that share each layer.")],
-    engine: Annotated[str, typer.Option(metavar="ENGINE:VERSION", help="Which engine they are: sglang:0.5.23.")],
-    live: Annotated[
-        str, typer.Option(metavar="FILE", help="Where to keep what is learnt; goes on with what is there.")
-    ],
-    pipeline_parallel: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Groups of layers in a row.")] = 1,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Precision of the weights; by default that of the published ones.")
-    ] = None,
-    gpu_spec: Annotated[
-        str | None,
-        typer.Option(metavar="GB,GB/s,BF16,FP8,LINK", help="For another GPU: memory, bandwidth, teraflops, link GB/s."),
-    ] = None,
-    windows: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Windows to learn from.")] = 20,
-    interval: Annotated[float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="Length of one.")] = 60.0,
-    output: Annotated[ResultFormat, typer.Option("--format", help="How to print the summary.")] = ResultFormat.table,
-) -> None:
-    """Learn how far off the cost model is from engines that serve real traffic; `--live FILE` then corrects it.
-
-    Example:
-        cascadia calibrate engine --metrics http://10.0.0.7:30000/metrics
-            --model meta-llama/Llama-3.1-8B-Instruct --gpu H100-SXM-80GB
-            --tensor-parallel 1 --engine sglang:0.5.23 --live live.json
-        cascadia plan chat.yaml --engine sglang:0.5.23 --live live.json
-    """
-    from cascadia_cli.learning import EngineFlags, learn_from_engines
-
-    learn_from_engines(
-        EngineFlags(
-            metrics=metrics,
-            model=model,
-            gpu=gpu,
-            gpu_spec=gpu_spec,
-            tensor_parallel=tensor_parallel,
-            pipeline_parallel=pipeline_parallel,
-            precision=None if precision is None else precision.value,
-            engine=engine,
-            live=live,
-            windows=windows,
-            interval=interval,
-            as_json=output is ResultFormat.json,
-        )
-    )
-
-
-@calibrate.command("import")
-def import_results(
-    dataset: Annotated[Dataset, typer.Argument(help="Which public results the file holds.")],
-    source: Annotated[str, typer.Option("--input", metavar="CSV", help="The results, one row a question and model.")],
-    model: Annotated[
-        list[str],
-        typer.Option(metavar="STAGE=NAME", help="A model and its name in the file; once a model."),
-    ],
-    target: Annotated[str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where to write; - is stdout.")],
-    auroc: Annotated[
-        float, typer.Option(min=0.5, max=0.99, help="How well the simulated scores tell right from wrong.")
-    ] = 0.8,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated scores.")] = 0,
-) -> None:
-    """Turn public per-question results into a calibration set. They hold no scores: these are simulated.
-
-    Example:
-        cascadia calibrate import zeroeval
-            --input zeroeval_gsm8k.csv -o gsm8k.jsonl
-            --model small=Meta-Llama-3.1-8B-Instruct
-            --model large=Meta-Llama-3.1-70B-Instruct
-    """
-    from cascadia_cli.importing import import_calibration
-
-    import_calibration(dataset.value, source, models=model, target=target, auroc=auroc, seed=seed)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})

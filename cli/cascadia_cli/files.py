@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from cascadia_api.cascade import CascadeDeployment
     from cascadia_api.load import Manifest
     from cascadia_api.plan import Plan
-    from cascadia_solver.calibration import CalibrationSet
-    from cascadia_solver.rejected_rows import RowProblem
     from cascadia_solver.trace import Trace
 
-__all__ = ["read_calibration", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "write_text"]
+__all__ = ["STDIN", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "write_text"]
 
-_STDIN = "-"
+STDIN = "-"
+"""In the place of a file's name."""
 _MOST_BYTES = 512 * 1024 * 1024
 
 
@@ -31,7 +30,7 @@ def read_text(path: str) -> str:
         InputError: It cannot be read, or is not UTF-8 text.
     """
     try:
-        if path == _STDIN:
+        if path == STDIN:
             return sys.stdin.buffer.read(_MOST_BYTES).decode()
         if Path(path).stat().st_size > _MOST_BYTES:
             raise InputError(f"larger than {_MOST_BYTES >> 20} MiB: cut it", source=path)
@@ -121,56 +120,6 @@ def read_plan(path: str, cascade: CascadeDeployment) -> Plan:
             source=path,
         )
     return plan
-
-
-def read_calibration(manifest: Manifest, file: str, path: str | None) -> tuple[CalibrationSet | None, list[str]]:
-    """The calibration set to plan with, and notes for the user.
-
-    In this order: the file named on the command line; the ConfigMap that the manifest refers to, in the
-    manifest's own file; a file of that ConfigMap's name beside it. Without any, planning falls back to a
-    published prior.
-
-    Args:
-        manifest: The manifest.
-        file: Where the manifest is from.
-        path: Calibration file named on the command line, if any.
-
-    Raises:
-        InputError: The set cannot be used.
-    """
-    from cascadia_cli.calibration_file import calibration_lines
-    from cascadia_solver.calibration import parse_calibration
-    from cascadia_solver.rejected_rows import rejected_rows_summary
-
-    spec = manifest.cascade.spec
-    name = spec.calibration.config_map_ref.name if spec.calibration else None
-    notes: list[str] = []
-    lines: Iterable[bytes | str | RowProblem] | None = None
-    source = path or f"{file}: ConfigMap {name}"
-    if path is None and manifest.calibration is not None:
-        lines = manifest.calibration
-    elif path is None and name is not None:
-        beside = [Path(file).parent / f"{name}{suffix}" for suffix in (".jsonl", ".csv", ".parquet")]
-        found = next((place for place in beside if file != _STDIN and place.is_file()), None)
-        if found is not None:
-            path = source = str(found)
-            notes.append(f"calibration set: {found}, for the ConfigMap {name}")
-        else:
-            notes.append(
-                f"neither {file} nor {beside[0]} holds the ConfigMap {name}: published accuracies stand in, and no "
-                "quality bound is claimed; give the set with --calibration FILE"
-            )
-    try:
-        if path is not None:
-            lines = calibration_lines(path)
-        if lines is None:
-            return None, notes
-        calibration, problems = parse_calibration(
-            lines, models=[model.name for model in spec.models], scorer=spec.routing.scorer_id
-        )
-    except InputError as error:
-        raise error.within(source) from None
-    return calibration, notes + ([rejected_rows_summary(problems, "calibration set")] if problems else [])
 
 
 def read_trace(path: str) -> tuple[Trace, list[str]]:

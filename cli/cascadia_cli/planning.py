@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.load import Manifest
+from cascadia_cli.calibration_file import read_calibration
 from cascadia_cli.failures import say
-from cascadia_cli.files import read_calibration, read_manifest, read_plan, read_trace
+from cascadia_cli.files import read_manifest, read_plan, read_trace
 from cascadia_cli.step_times import read_cost_source
 
 if TYPE_CHECKING:

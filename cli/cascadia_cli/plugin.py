@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cascadia_cli.app import PlanFormat, ResultFormat
+from cascadia_cli.options import PlanFormat, ResultFormat
 
 __all__ = ["main", "plugin"]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cascadia_api.errors import InputError, Problem
+from cascadia_cli.calibration_file import read_calibration
 from cascadia_cli.failures import say
-from cascadia_cli.files import read_calibration, read_manifest, read_trace
+from cascadia_cli.files import read_manifest, read_trace
 from cascadia_cli.step_times import read_corrections
 
 if TYPE_CHECKING:

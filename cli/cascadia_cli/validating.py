@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError, Problem
+from cascadia_cli.calibration_file import read_calibration
 from cascadia_cli.failures import problem_line, say
-from cascadia_cli.files import read_calibration, read_manifest
+from cascadia_cli.files import read_manifest
 
 __all__ = ["catalogue_problems", "print_validation"]
 
