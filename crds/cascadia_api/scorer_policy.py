@@ -76,7 +76,12 @@ def _judge_policy(judge: Judge) -> JudgePolicy:
     reply, maximum = judge.reply or "Number", judge.maximum or 10
     default = _JUDGE_NUMBER.replace("{maximum}", str(maximum)) if reply == "Number" else _JUDGE_YES_NO
     return JudgePolicy(
-        at=_endpoint(judge), model=judge.model, reply=reply, maximum=maximum, prompt=judge.prompt or default
+        at=_endpoint(judge),
+        model=judge.model,
+        reply=reply,
+        maximum=maximum,
+        prompt=judge.prompt or default,
+        max_completion_tokens=judge.max_completion_tokens or UNSET,
     )
 
 

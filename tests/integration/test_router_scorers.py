@@ -108,6 +108,21 @@ async def test_a_judges_number_is_the_score(tmp_path: Path, judge: ScriptedEngin
         [message] = asked.json["messages"]
         assert "[Request]\nWhat is {answer}?\n" in message["content"]  # what is filled in is not filled in again
         assert "[Answer]\nsmall0 small1 small2 " in message["content"]
+        assert (asked.json["max_tokens"], asked.json["temperature"]) == (16, 0)
+
+
+@pytest.mark.parametrize("reply", ["Number", "YesNo"])
+async def test_a_judge_that_thinks_first_is_given_room_and_no_temperature(
+    tmp_path: Path, judge: ScriptedEngine, reply: str
+) -> None:
+    judge.behaviour = says_text("9") if reply == "Number" else says_yes(0.9)
+    policy = judged(judge, reply=reply, maxCompletionTokens=2000)
+    async with chain_of(tmp_path, *two_stages(), scorer=policy) as chain:
+        answered = await http(chain.client("small"), CHAT, chat())
+        assert answered.json["cascadia"]["score"] == pytest.approx(0.9)
+        [asked] = judge.seen
+        assert asked.json["max_completion_tokens"] == 2000
+        assert not {"max_tokens", "temperature"} & set(asked.json)
         assert "logprobs" not in chain.engine("small").seen[0].json  # nobody needs them
         text = (await http(chain.admin("small"), "/metrics")).body.decode()
         assert 'cascadia_router_scorer_seconds_count{scorer="judge-' in text

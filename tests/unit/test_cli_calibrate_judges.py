@@ -63,6 +63,15 @@ async def test_a_judge_model_sees_question_reference_and_answer_and_not_the_stag
         assert "large" not in content
 
 
+async def test_a_judge_that_thinks_first_is_given_room_and_no_temperature() -> None:
+    endpoint = Verdicts(lambda _: "score: 1")
+    judge = EndpointJudge(cast("Endpoint", endpoint), "thinker", max_completion_tokens=4000)
+    assert await judge.worth(prompt(), {"small": "x"}) == {"small": 1.0}
+    (body,) = endpoint.bodies
+    assert set(body) == {"model", "messages", "max_completion_tokens"}
+    assert body["max_completion_tokens"] == 4000
+
+
 @pytest.mark.parametrize(
     ("verdict", "value"),
     [

@@ -281,6 +281,8 @@ def test_an_id_says_what_the_scores_depend_on_and_nothing_else() -> None:
     assert plain == identified(type="Judge", judge=elsewhere, deadlineMs=5, latencyMs=3)
     assert plain != identified(type="Judge", judge=judge | {"model": "n"})
     assert identified(type="Judge", id="mine", judge=judge) == "mine"
+    assert plain != identified(type="Judge", judge=judge | {"maxCompletionTokens": 2000})
+    assert plain == "judge-deea0f77", "the id of sets that were made before the last field was there"
     parts = [{"type": "LogProb"}, {"type": "Judge", "judge": judge}]
     composite = identified(type="Composite", combine="All", parts=parts)
     curve = [{"score": "0", "worth": "0.1"}, {"score": "1", "worth": "0.9"}]

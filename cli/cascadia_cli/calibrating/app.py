@@ -57,6 +57,9 @@ def make_set(
     judge_template: Annotated[
         str | None, typer.Option(metavar="FILE", help="What the judge is asked, in place of Cascadia's words.")
     ] = None,
+    judge_max_completion_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="For a judge that thinks first: its room, thinking included.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Prompts at once.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take only the first N prompts.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one answer.")] = 600.0,
@@ -86,6 +89,7 @@ def make_set(
         judge_endpoint=judge_endpoint,
         judge_model=judge_model,
         judge_template=judge_template,
+        judge_max_completion_tokens=judge_max_completion_tokens,
         concurrency=concurrency,
         limit=limit,
         timeout_s=timeout,

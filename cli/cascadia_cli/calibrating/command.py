@@ -60,6 +60,7 @@ class Settings:
         stages: ``NAME=URL`` or ``NAME=URL#MODEL`` flags.
         judge: What judges.
         judge_endpoint, judge_model, judge_template: For ``Endpoint``; the template is a file.
+        judge_max_completion_tokens: For ``Endpoint``: see `EndpointJudge`.
         concurrency: Prompts at once.
         limit: Take only the first so many prompts.
         timeout_s: Longest wait for one answer.
@@ -82,6 +83,7 @@ class Settings:
     attempts: int
     as_json: bool
     scorer_secrets: str | None = None
+    judge_max_completion_tokens: int | None = None
 
 
 def calibrate(file: str, settings: Settings) -> int:
@@ -116,6 +118,7 @@ def _check_judge(settings: Settings, names: Sequence[str]) -> None:
         "--judge-endpoint": settings.judge_endpoint,
         "--judge-model": settings.judge_model,
         "--judge-template": settings.judge_template,
+        "--judge-max-completion-tokens": settings.judge_max_completion_tokens,
     }
     if settings.judge == "Endpoint":
         for flag in ("--judge-endpoint", "--judge-model"):
@@ -165,7 +168,12 @@ async def _run(
         judge: Judge = ReferenceJudge() if settings.judge == "Reference" else AgreementJudge()
         if settings.judge_endpoint is not None and settings.judge_model is not None:
             url = base_url("--judge-endpoint", settings.judge_endpoint)
-            judge = EndpointJudge(endpoint(url, JUDGE_KEY_VARIABLE), settings.judge_model, template)
+            judge = EndpointJudge(
+                endpoint(url, JUDGE_KEY_VARIABLE),
+                settings.judge_model,
+                template,
+                max_completion_tokens=settings.judge_max_completion_tokens,
+            )
         left = record.open(prompts, judge.name)
         if not left:
             return Outcome()

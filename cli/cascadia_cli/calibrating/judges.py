@@ -92,19 +92,31 @@ class AgreementJudge:
 
 
 class EndpointJudge:
-    """A judge model at an OpenAI-compatible endpoint, asked about one answer at a time at temperature 0.
+    """A judge model at an OpenAI-compatible endpoint, asked about one answer at a time.
 
     Args:
         endpoint: Where.
         model: Its `model`.
         template: What it is asked, with ``{question}``, ``{reference}`` and ``{answer}``.
+        max_completion_tokens: Most tokens of a verdict, for models that think first: they refuse a temperature
+            of 0, at which all others are asked.
     """
 
-    def __init__(self, endpoint: Endpoint, model: str, template: str = JUDGE_TEMPLATE) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        template: str = JUDGE_TEMPLATE,
+        *,
+        max_completion_tokens: int | None = None,
+    ) -> None:
         self.name = f"Endpoint/{model}"
         self._endpoint = endpoint
         self._model = model
         self._template = template
+        self._options: dict[str, int] = (
+            {"temperature": 0} if max_completion_tokens is None else {"max_completion_tokens": max_completion_tokens}
+        )
 
     async def worth(self, prompt: Prompt, answers: Mapping[str, str]) -> dict[str, float]:
         """See `Judge`."""
@@ -115,7 +127,7 @@ class EndpointJudge:
         parts = {"question": prompt.question, "reference": " or ".join(prompt.references), "answer": text}
         # In one pass: what stands in an answer must not be taken for a placeholder.
         content = _PLACEHOLDERS.sub(lambda found: parts[found[1]], self._template)
-        body = {"model": self._model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        body = {"model": self._model, "messages": [{"role": "user", "content": content}], **self._options}
         try:
             return await self._endpoint.ask(body, _read_verdict)
         except AskError as error:

@@ -56,6 +56,13 @@ class Judge(ApiModel):
     prompt: Prompt | None = Field(
         None, description="What it is asked: {question} and {answer} are filled in; a default where absent."
     )
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="For a model that thinks before it answers, or refuses max_tokens: sent as max_completion_tokens "
+        "in place of max_tokens (16; 1 for YesNo) and of temperature 0. Leave room to think.",
+    )
     api_key_secret_ref: SecretKeyReference | None = Field(None, description="Secret key that holds its API key.")
     ca_secret_ref: SecretKeyReference | None = Field(
         None, description="Secret key that holds the certificates (PEM) to trust; the public ones where absent."

@@ -44,6 +44,8 @@ class JudgePolicy(Struct, frozen=True, rename="camel", kw_only=True):
         reply: ``Number``: its reply's first number, out of `maximum`. ``YesNo``: its probability of yes.
         maximum: The best number.
         prompt: With ``{question}`` and ``{answer}``, which are filled in.
+        max_completion_tokens: Sent by that name, in the place of `max_tokens` and `temperature`, which models
+            that think before they answer refuse; unset: these are sent.
     """
 
     at: EndpointPolicy
@@ -51,6 +53,7 @@ class JudgePolicy(Struct, frozen=True, rename="camel", kw_only=True):
     reply: Literal["Number", "YesNo"] = "Number"
     maximum: Annotated[float, Meta(gt=0)] = 10.0
     prompt: Annotated[str, Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
 
 
 class HttpPolicy(Struct, frozen=True, rename="camel", kw_only=True):

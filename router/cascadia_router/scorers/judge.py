@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from cascadia_api.policy import JudgePolicy
 from cascadia_router.said import Said, said_by
@@ -35,13 +37,19 @@ class Judge(Asking):
         if text is None:
             return None
         policy = self._policy
-        body = {
+        body: dict[str, Any] = {
             "model": policy.model,
             "messages": [{"role": "user", "content": fill_in(policy.prompt, text, said.as_text)}],
+            "max_tokens": _NUMBER_TOKENS,
+            "temperature": 0,
+            "stream": False,
         }
         if policy.reply == "YesNo":
-            return msgspec.json.encode(body | yes_no_fields())
-        return msgspec.json.encode(body | {"max_tokens": _NUMBER_TOKENS, "temperature": 0, "stream": False})
+            body |= yes_no_fields()
+        if policy.max_completion_tokens is not UNSET:
+            del body["max_tokens"], body["temperature"]
+            body["max_completion_tokens"] = policy.max_completion_tokens
+        return msgspec.json.encode(body)
 
     def read(self, document: bytes) -> float | None:
         """See `Asking`."""
