@@ -7,6 +7,8 @@ import pytest
 from kubernetes import client
 
 from tests.support.control_plane import ControlPlane, GpuNodes, ensure_binaries, namespaces
+from tests.support.operator_cascades import Cascades
+from tests.support.operator_process import OperatorUnderTest
 
 CRDS = sorted((Path(__file__).resolve().parents[2] / "crds").glob("*.yaml"))
 
@@ -72,3 +74,17 @@ def gpu_nodes(no_nodes: GpuNodes) -> GpuNodes:
     for index in range(2):
         no_nodes.add(f"gpu-{index}")
     return no_nodes
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorUnderTest]:
+    """The operator for `namespace`; a test starts it, and it ends with the test."""
+    running = OperatorUnderTest(control_plane, namespace, tmp_path / "operator.log")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def cascades(api_client: client.ApiClient, namespace: str, operator: OperatorUnderTest) -> Cascades:
+    """The cascades of `namespace`, as its user sees them."""
+    return Cascades(api_client, namespace, operator)
