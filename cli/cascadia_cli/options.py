@@ -103,7 +103,8 @@ Calibration = Annotated[
     typer.Option(metavar="FILE", help="Calibration set (.jsonl, .csv, .parquet); else the manifest's ConfigMap."),
 ]
 ScorerSecrets = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="The scorer's keys and certificates: files SECRET.KEY.")
+    str | None,
+    typer.Option(metavar="FOLDER", help="Keys, headers and certificates for those whom routers ask: files SECRET.KEY."),
 ]
 Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
 StepTimes = Annotated[

@@ -61,6 +61,7 @@ def run_up(
     if cascade.spec.routing.tls is not None:
         say("note: the endpoint of this machine is on loopback and speaks plain HTTP, whatever spec.routing.tls says")
     _check_scorer_secrets(cascade, options)
+    _note_tracing_secrets(cascade, options)
     try:
         return up(cascade, calibration=table, trace=traffic, limit=limit, options=options, stay=not leave)
     except InputError as error:
@@ -80,6 +81,18 @@ def _check_scorer_secrets(cascade: CascadeDeployment, options: Options) -> None:
                 f"the scorer needs {', '.join(missing)}: there are no Secrets here; name a folder with "
                 f"{'that file' if len(missing) == 1 else 'those files'}",
             )
+        )
+
+
+def _note_tracing_secrets(cascade: CascadeDeployment, options: Options) -> None:
+    from cascadia_api.cascade.observability import tracing_secrets
+    from cascadia_api.cascade.scorer import secret_file
+
+    if options.scorer_secrets is None and tracing_secrets(cascade.spec.routing.tracing):
+        files = ", ".join(secret_file(each) for each in tracing_secrets(cascade.spec.routing.tracing))
+        say(
+            f"note: the collector of traces wants {files}: --scorer-secrets names their folder, else routers take the "
+            "headers from OTEL_EXPORTER_OTLP_HEADERS"
         )
 
 

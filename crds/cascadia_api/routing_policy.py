@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from cascadia_api import policy
 from cascadia_api.cascade import AccessLog, CascadeDeployment, RateLimit, RateLimits, Tracing
+from cascadia_api.cascade.scorer import secret_file
 from cascadia_api.plan import Plan
 from cascadia_api.resilience import balancing_policy, overload_policy
 
@@ -80,7 +83,13 @@ def _rate(limit: RateLimit) -> policy.RateLimit:
 def _tracing(tracing: Tracing | None) -> policy.TracingPolicy | None:
     if tracing is None:
         return None
-    return policy.TracingPolicy(endpoint=tracing.endpoint, share=float(tracing.percent) / 100)
+    headers, ca = tracing.headers_secret_ref, tracing.ca_secret_ref
+    return policy.TracingPolicy(
+        endpoint=tracing.endpoint,
+        share=float(tracing.percent) / 100,
+        headers=UNSET if headers is None else secret_file(headers),
+        ca=UNSET if ca is None else secret_file(ca),
+    )
 
 
 def _access_log(log: AccessLog | None) -> policy.AccessLogPolicy | None:

@@ -105,7 +105,7 @@ class Node:
         self.shadows = Shadows(self)
         self.access_log = AccessLog(LineWriter(STANDARD_OUTPUT), self.scale)
         about: dict[str, Value] = {"service.instance.id": config.replica, "cascadia.stage": config.stage}
-        self.tracer = Tracer(about, self.metrics.spans)
+        self.tracer = Tracer(about, self.metrics.spans, config.scorer_secrets)
         self.ladder = LadderWatch(self.policies, self.settlement.lateness, self.window, self.metrics)
         self.latch = SessionLatch()
         self.exchanges: dict[Held, None] = {}

@@ -7,13 +7,16 @@ is no room for, and what the collector does not take in time, is dropped and cou
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, deque
 from functools import partial
 from random import random
 
 import msgspec
+from msgspec import UNSET
 
 from cascadia_api.policy import EndpointPolicy, TracingPolicy
+from cascadia_router.collector_headers import CollectorHeaders
 from cascadia_router.http1_request import Request
 from cascadia_router.scorers.endpoint import Endpoint, Reply
 from cascadia_router.scorers.surroundings import Surroundings
@@ -37,15 +40,18 @@ class Tracer:
     Args:
         about: Attributes of the router, as OpenTelemetry's resource.
         count: Spans by what became of them: `exported`, `dropped`.
+        secrets: Folder with the files of the collector's headers and certificates; None if there is none.
     """
 
-    def __init__(self, about: dict[str, Value], count: Counter[str]) -> None:
+    def __init__(self, about: dict[str, Value], count: Counter[str], secrets: str | None = None) -> None:
         self._resource = {"attributes": attributes({"service.name": "cascadia-router", **about})}
         self._count = count
         self._spans: deque[msgspec.Raw] = deque()  # as JSON: a tenth of the memory
         self._under_way = 0
         self._endpoint: Endpoint | None = None
-        self._url = ""
+        self._place: EndpointPolicy | None = None
+        self._surroundings = Surroundings(secrets=secrets)
+        self._headers = CollectorHeaders(secrets, os.environ)
         self._idle = asyncio.Event()
 
     def begin(self, policy: TracingPolicy | None, http: Request, *, enters: bool) -> Trace | None:
@@ -82,17 +88,21 @@ class Tracer:
             self._count["dropped"] += len(self._spans)
             self._spans.clear()
             return
-        if self._endpoint is None or self._url != policy.endpoint:
+        place = EndpointPolicy(url=policy.endpoint, ca=policy.ca)
+        if self._endpoint is None or self._place != place:
             self.close()
-            self._url = policy.endpoint
-            place = EndpointPolicy(url=policy.endpoint)
-            self._endpoint = Endpoint(place, Surroundings(), deadline=EXPORT_SECONDS, concurrency=1)
+            self._place = place
+            self._endpoint = Endpoint(place, self._surroundings, deadline=EXPORT_SECONDS, concurrency=1)
         batch = [self._spans.popleft() for _ in range(min(BATCH, len(self._spans)))]
+        headers = self._headers.lines(None if policy.headers is UNSET else policy.headers)
+        if headers is None:
+            self._count["dropped"] += len(batch)
+            return
         self._under_way = len(batch)
         self._idle.clear()
         scope = {"scope": {"name": "cascadia_router"}, "spans": batch}
         body = msgspec.json.encode({"resourceSpans": [{"resource": self._resource, "scopeSpans": [scope]}]})
-        self._endpoint.post(b"/v1/traces", body, b"", partial(self._sent, len(batch)))
+        self._endpoint.post(b"/v1/traces", body, headers, partial(self._sent, len(batch)))
 
     def _sent(self, spans: int, reply: Reply) -> None:
         self._count["exported" if isinstance(reply, bytes) else "dropped"] += spans

@@ -30,10 +30,12 @@ class Collector:
 
     Attributes:
         spans: What it was sent, each with its attributes as a plain mapping and the router's under `resource`.
+        heads: Of the calls, in lower case.
     """
 
     def __init__(self) -> None:
         self.spans: list[dict[str, Any]] = []
+        self.heads: list[str] = []
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,6 +44,7 @@ class Collector:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 assert head.startswith("post /v1/traces http/1.1\r\n")
                 assert "content-type: application/json" in head
+                self.heads.append(head)
                 length = int(head.split("content-length: ")[1].split("\r\n")[0])
                 body = await reader.readexactly(length)
                 assert b"nobody may read" not in body
@@ -171,3 +174,52 @@ async def test_a_collector_that_is_away_costs_spans_and_nothing_else(tmp_path: P
             assert (await http(chain.client("small"), CHAT, BODY)).status == 200
         await eventually(lambda: spans["dropped"] == 6, "they are dropped and counted")
         assert spans["exported"] == 0
+
+
+async def test_the_collectors_headers_come_from_the_environment_and_a_watched_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=seven,x-both=environment")
+    file = tmp_path / "otel.headers"
+    file.write_text("authorization=Basic%20c2VjcmV0LW9uZQ==\nx-both=file\n")
+    config = {"scorer_secrets": str(tmp_path)}
+    async with collector() as at:
+        tracing = TracingPolicy(endpoint=at.url, headers="otel.headers")
+        async with chain_of(tmp_path, *stages(0.0), tracing=tracing, config=config) as chain:
+            node = chain.router("small").node
+
+            async def told() -> str:
+                """Ask, and return the head of the call that brings the trace."""
+                before = len(at.heads)
+                assert (await http(chain.client("small"), CHAT, BODY)).status == 200
+                await eventually(lambda: len(at.heads) > before, "the collector is told")
+                return at.heads[-1]
+
+            head = await told()
+            for line in ("authorization: basic c2vjcmv0lw9uzq==", "x-tenant: seven", "x-both: file"):
+                assert f"\r\n{line}\r\n" in head
+            file.write_text("authorization=Bearer secret-two")
+            head = await told()
+            assert "\r\nauthorization: bearer secret-two\r\n" in head
+            assert "\r\nx-both: environment\r\n" in head
+
+            for wrong in ("secret-three", "authorization=secret-three%0d%0ax: y", "content-length=secret-three"):
+                dropped, calls = node.metrics.spans["dropped"], len(at.heads)
+                file.write_text(wrong)
+                assert (await http(chain.client("small"), CHAT, BODY)).status == 200
+                await eventually(lambda dropped=dropped: node.metrics.spans["dropped"] > dropped, "it is not sent")  # type: ignore[misc]
+                assert len(at.heads) == calls
+            file.unlink()
+            assert (await http(chain.client("small"), CHAT, BODY)).status == 200
+            await eventually(lambda: "FileNotFoundError" in said(caplog), "a missing file is complained of")
+            file.write_text("authorization=Bearer secret-four")
+            assert "\r\nauthorization: bearer secret-four\r\n" in await told()
+    assert "pair 1 has no `=`" in said(caplog)
+    assert "otel.headers" in said(caplog)
+    for secret in ("secret", "c2Vj", "seven"):
+        assert secret not in said(caplog)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    """All that was logged, fields included."""
+    return "\n".join(str(record.__dict__) for record in caplog.records)

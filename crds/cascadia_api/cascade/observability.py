@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
+from cascadia_api.cascade.references import SecretKeyReference
 from cascadia_api.schema import ApiModel, DecimalString, Rule, as_decimal
 
-__all__ = ["AccessLog", "Tracing"]
+__all__ = ["AccessLog", "Tracing", "tracing_secrets"]
 
 
 class AccessLog(ApiModel):
@@ -39,6 +40,14 @@ class Tracing(ApiModel):
         description='Share of requests that are traced, %, "0" to "100". Where the client sends a W3C trace context, '
         "its sampled flag decides.",
     )
+    headers_secret_ref: SecretKeyReference | None = Field(
+        None,
+        description="Secret key that holds the headers that the collector wants: name=value pairs between commas or "
+        "line ends, as in OTEL_EXPORTER_OTLP_HEADERS.",
+    )
+    ca_secret_ref: SecretKeyReference | None = Field(
+        None, description="Secret key that holds the certificates (PEM) to trust; the public ones where absent."
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -48,3 +57,14 @@ class Tracing(ApiModel):
             ".percent",
         ),
     )
+
+
+def tracing_secrets(tracing: Tracing | None) -> list[SecretKeyReference]:
+    """Every secret that the collector's address needs, each once."""
+    if tracing is None:
+        return []
+    found: list[SecretKeyReference] = []
+    for reference in (tracing.headers_secret_ref, tracing.ca_secret_ref):
+        if reference is not None and reference not in found:
+            found.append(reference)
+    return found

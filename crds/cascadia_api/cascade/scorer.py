@@ -376,7 +376,7 @@ def _is_monotone(points: Sequence[CalibrationPoint]) -> bool:
 
 
 def secret_file(reference: SecretKeyReference) -> str:
-    """Name of the file that holds a scorer's secret, in the folder that routers are told."""
+    """Name of the file that holds a secret for those whom routers call, in the folder that routers are told."""
     return f"{reference.name}.{reference.key}"
 
 

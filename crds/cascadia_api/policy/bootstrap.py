@@ -42,7 +42,8 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
         api_keys: Files, and folders of files, with the API keys of clients (``cascadia_router.api_keys`` says
             how); they are watched. None: whoever reaches the client port is served.
         tls: What the client port shows; None: it speaks plain HTTP, as the other ports always do.
-        scorer_secrets: Folder with the files that scorers' endpoints name: API keys and certificates.
+        scorer_secrets: Folder with the files that scorers' endpoints and the collector of traces name: API keys,
+            headers and certificates.
         clock_scale: Service seconds per wall second (1 in a cluster).
         clock_epoch: See `ScaledClock.epoch`.
         max_body_bytes: Largest request body that is taken; a larger one is refused with 413.

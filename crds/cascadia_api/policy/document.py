@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cascadia_api.policy.limits import RateLimits, RequestLimits
 from cascadia_api.policy.scorer import ScorerPolicy
-from cascadia_api.policy.text import Address, NonEmpty
+from cascadia_api.policy.text import Address, NonEmpty, SecretFile
 
 __all__ = [
     "POLICY_SCHEMA_VERSION",
@@ -153,10 +153,14 @@ class TracingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     Attributes:
         endpoint: Base URL of the collector; spans go to ``/v1/traces`` below it.
         share: Probability with which a request is traced whose caller sends no trace context.
+        headers: File with the headers that the collector wants, in `RouterConfig.scorer_secrets`.
+        ca: File there with the certificates (PEM) to trust; unset: the public ones.
     """
 
     endpoint: Annotated[str, Meta(pattern=r"^https?://[^/?#@]+(/[!-~]*)?$", max_length=512)]
     share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    headers: SecretFile | UnsetType = UNSET
+    ca: SecretFile | UnsetType = UNSET
 
 
 class RouterPolicy(Struct, frozen=True, rename="camel", kw_only=True):

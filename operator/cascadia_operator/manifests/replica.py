@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
+from cascadia_api.cascade.observability import tracing_secrets
 from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 from cascadia_operator.manifests.naming import digest8
 from cascadia_solver.packing import replica_nodes
@@ -99,6 +100,9 @@ def replica_identity(
     files = [secret_file(each) for each in scorer_secrets(cascade.spec.routing.scorer)]
     if files:  # a pod that was started without them could not ask the scorer
         settings["scorerSecrets"] = ",".join(files)
+    files = [secret_file(each) for each in tracing_secrets(cascade.spec.routing.tracing)]
+    if files:  # a running pod gets no other volumes
+        settings["tracingSecrets"] = ",".join(files)
     return ReplicaIdentity(stage, pool, tensor_parallel, pipeline_parallel, digest8(settings))
 
 

@@ -50,7 +50,7 @@ def router_annotations(
         policy: ``namespace/name`` of the policy ConfigMap.
         api_keys: Whether clients need a key.
         tls: Whether clients come over TLS.
-        scorer_secrets: Whether the scorer needs keys or certificates.
+        scorer_secrets: Whether the scorer, or the collector of traces, needs keys or certificates.
         nodes: Pods of the replica; followers are configured only where there are any.
     """
     leader = RouterConfig(

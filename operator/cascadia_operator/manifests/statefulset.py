@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
+from cascadia_api.cascade.observability import tracing_secrets
 from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 from cascadia_api.names import ADMIN_PORT, CASCADE_LABEL, CLIENT_PORT, GROUP, PEERS_PORT, REPLICA_LABEL
 from cascadia_operator.manifests import router_config
@@ -118,7 +119,9 @@ def _pod_metadata(
             nodes=nodes,
             api_keys=cascade.spec.routing.api_keys_secret_ref is not None,
             tls=cascade.spec.routing.tls is not None,
-            scorer_secrets=bool(scorer_secrets(cascade.spec.routing.scorer)),
+            scorer_secrets=bool(
+                scorer_secrets(cascade.spec.routing.scorer) or tracing_secrets(cascade.spec.routing.tracing)
+            ),
         ),
     }
 
@@ -312,9 +315,14 @@ def _secret_volumes(cascade: CascadeDeployment) -> list[dict[str, Any]]:
     tls = cascade.spec.routing.tls
     if tls is not None:
         volumes.append({"name": "tls", "secret": {"secretName": tls.secret_ref.name}})
-    sources = [
-        {"secret": {"name": each.name, "items": [{"key": each.key, "path": secret_file(each)}]}}
-        for each in scorer_secrets(cascade.spec.routing.scorer)
+    scorers = scorer_secrets(cascade.spec.routing.scorer)
+    sources: list[dict[str, Any]] = [
+        {"secret": {"name": each.name, "items": [{"key": each.key, "path": secret_file(each)}]}} for each in scorers
+    ]
+    sources += [  # optional: requests are answered, traced or not
+        {"secret": {"name": each.name, "items": [{"key": each.key, "path": secret_file(each)}], "optional": True}}
+        for each in tracing_secrets(cascade.spec.routing.tracing)
+        if each not in scorers
     ]
     if sources:
         volumes.append({"name": "scorer-secrets", "projected": {"sources": sources}})
