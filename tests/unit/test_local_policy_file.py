@@ -69,14 +69,15 @@ def test_how_streams_are_held_is_the_manifests() -> None:
     step = next_step(PLAN, [], capacity={"h100": 8}, strategy="InPlace")
     assert build_policy(pair(), PLAN, step, {}, 1).streaming == StreamingPolicy()
     gated = MANIFEST + "  routing: {streaming: {mode: Gate, gateTokens: 64, keepAliveSeconds: 5}, "
-    gated += 'shadowSampling: {percent: "0.5"}, accessLog: {}, tracing: {endpoint: "http://127.0.0.1:4318"}}\n'
+    gated += 'shadowSampling: {percent: "0.5"}, accessLog: {}, tracing: {endpoint: "http://127.0.0.1:4318", '
+    gated += "headersSecretRef: {name: otel, key: headers}}}\n"
     cascade = load_manifest(gated, "gated.yaml").cascade
     policy = build_policy(cascade, PLAN, step, {}, 1)
     assert policy.streaming == StreamingPolicy(mode="Gate", gate_tokens=64, keep_alive_seconds=5.0)
     assert cascade.spec.routing.scorer_id == "logprob-mean@64"
     assert policy.shadow == ShadowPolicy(share=0.005, max_concurrent=2)
     assert policy.access_log == AccessLogPolicy(share=1.0)
-    assert policy.tracing == TracingPolicy(endpoint="http://127.0.0.1:4318", share=1.0)
+    assert policy.tracing == TracingPolicy(endpoint="http://127.0.0.1:4318", share=1.0, headers="otel.headers")
     with pytest.raises(msgspec.ValidationError, match="gateTokens"):
         decode_policy(encode_policy(policy).replace(b'"Gate"', b'"Buffer"'))
 

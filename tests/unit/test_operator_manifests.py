@@ -323,6 +323,30 @@ def test_a_scorers_secrets_are_part_of_a_replica() -> None:
     assert identity({"type": "Judge", "judge": {"url": "http://judge/v1", "model": "m"}}) == plain
 
 
+def test_the_collectors_secrets_are_mounted_and_a_cascade_serves_without_them() -> None:
+    tracing = {
+        "endpoint": "https://otel.example.com",
+        "headersSecretRef": {"name": "otel", "key": "headers"},
+        "caSecretRef": {"name": "company-ca", "key": "ca.crt"},
+    }
+    routing = {"scorer": JUDGED, "tracing": tracing}
+    owner, its_plan = cascade(cascade_document([SMALL, LARGE], routing=routing)), plan({"small": [(1, 1, 1)]})
+    for one in (m for m in rendered(owner, its_plan, IMAGES) if m["kind"] == "StatefulSet"):
+        (volume,) = [v for v in one["spec"]["template"]["spec"]["volumes"] if v["name"] == "scorer-secrets"]
+        mounted = [
+            (item["path"], source["secret"].get("optional", False))
+            for source in volume["projected"]["sources"]
+            for item in source["secret"]["items"]
+        ]
+        assert mounted == [("judge.token", False), ("company-ca.ca.crt", False), ("otel.headers", True)]
+    bare = cascade(cascade_document([SMALL, LARGE], routing={"scorer": JUDGED}))
+    assert replica_identity(owner, "small", "h100", 1, 1) != replica_identity(bare, "small", "h100", 1, 1)
+    policy = router_policy(owner, its_plan, thresholds={"small": None}, endpoints=[], revision=1)
+    assert policy.tracing == TracingPolicy(
+        endpoint="https://otel.example.com", headers="otel.headers", ca="company-ca.ca.crt"
+    )
+
+
 def test_policy_revision_grows_only_with_a_change() -> None:
     owner, its_plan = single_node()
     thresholds = {stage.name: stage.threshold for stage in its_plan.live_stages}
