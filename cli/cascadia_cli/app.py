@@ -22,6 +22,8 @@ from cascadia_cli.options import (
     MilpSolver,
     PipelineParallel,
     PlanFormat,
+    PlannedEngine,
+    PlannedStepTimes,
     Port,
     ResultFormat,
     ScorerSecrets,
@@ -88,8 +90,8 @@ def plan(
     plot: Annotated[
         str | None, typer.Option(metavar="OUT.png|svg|html", help="Draw the frontier and the GPUs.")
     ] = None,
-    cost_source: StepTimes = CostSource.roofline,
-    engine: Engine = "sglang",
+    cost_source: PlannedStepTimes = None,
+    engine: PlannedEngine = None,
     live: Live = None,
     output: Annotated[PlanFormat, typer.Option("--output", "-o", help="How to print the plan.")] = PlanFormat.table,
 ) -> None:
@@ -112,7 +114,7 @@ def plan(
         frontier=frontier,
         explained=explain,
         plot=plot,
-        cost=(cost_source.value, engine, live),
+        cost=(None if cost_source is None else cost_source.value, engine, live),
         output=output.value,
     )
 

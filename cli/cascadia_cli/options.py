@@ -24,6 +24,8 @@ __all__ = [
     "MilpSolver",
     "PipelineParallel",
     "PlanFormat",
+    "PlannedEngine",
+    "PlannedStepTimes",
     "Port",
     "Precision",
     "ResultFormat",
@@ -112,6 +114,16 @@ StepTimes = Annotated[
     typer.Option(help="The built-in roofline, or aiconfigurator's tables (pip install 'cascadia[measured]')."),
 ]
 Engine = Annotated[str, typer.Option(metavar="ENGINE[:VERSION]", help="sglang, vllm or trtllm.")]
+PlannedStepTimes = Annotated[
+    CostSource | None,
+    typer.Option(
+        show_default="the manifest's", help="The built-in roofline, or aiconfigurator's tables ('cascadia[measured]')."
+    ),
+]
+PlannedEngine = Annotated[
+    str | None,
+    typer.Option(metavar="ENGINE[:VERSION]", show_default="the manifest's", help="sglang, vllm or trtllm."),
+]
 Live = Annotated[str | None, typer.Option(metavar="FILE", help="Corrections that `cascadia calibrate engine` learnt.")]
 Trace = Annotated[
     str | None, typer.Option(metavar="FILE", help="Real traffic: Azure's CSV, or JSONL. Takes the place of workload.")

@@ -15,7 +15,7 @@ from cascadia_api.load import Manifest
 from cascadia_cli.calibration_file import read_calibration
 from cascadia_cli.failures import say
 from cascadia_cli.files import read_manifest, read_plan, read_trace
-from cascadia_cli.step_times import read_cost_source
+from cascadia_cli.step_times import planned_cost_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +42,10 @@ def print_plan(
     frontier: bool,
     explained: bool,
     plot: str | None,
-    cost: tuple[str, str, str | None],
+    cost: tuple[str | None, str | None, str | None],
     output: str,
 ) -> None:
-    """Plan and print: a table, or the plan as a document; `cost` are the arguments of `read_cost_source`.
+    """Plan and print: a table, or the plan as a document; `cost` are the flags of `planned_cost_source`.
 
     Raises:
         InputError: A file or flag is wrong.
@@ -57,8 +57,8 @@ def print_plan(
         check_format(plot)
     manifest = read_manifest(file)
     cascade = with_gpus(manifest.cascade, gpus)
-    inputs = _inputs(manifest, file, cascade, calibration=calibration, trace=trace)
-    inputs = replace(inputs, free_by_node=_free_gpus(cascade, free), cost=read_cost_source(*cost))
+    inputs = _inputs(manifest, file, cascade, calibration=calibration, trace=trace, cost=cost)
+    inputs = replace(inputs, free_by_node=_free_gpus(cascade, free))
     plan = _plan(inputs, file, solver)
     explanation: list[str] = []
     if explained:
@@ -118,7 +118,13 @@ def print_manifests(
 
 
 def _inputs(
-    manifest: Manifest, file: str, cascade: CascadeDeployment, *, calibration: str | None, trace: str | None
+    manifest: Manifest,
+    file: str,
+    cascade: CascadeDeployment,
+    *,
+    calibration: str | None,
+    trace: str | None,
+    cost: tuple[str | None, str | None, str | None] = (None, None, None),
 ) -> PlanningInputs:
     """What the planner is given; notes about it go to standard error.
 
@@ -133,7 +139,13 @@ def _inputs(
         traffic, more = read_trace(trace)
         notes += more
     say(*(f"note: {note}" for note in notes))
-    return PlanningInputs(cascade=cascade, calibration=table, trace=traffic)
+    kind, engine, live = cost
+    try:
+        source = planned_cost_source(manifest, kind=kind, engine=engine, live=live)
+    except InputError as error:
+        of_manifest = error.problems[0].field.startswith("spec.") and error.source is None
+        raise error.within(file) if of_manifest else error from None
+    return PlanningInputs(cascade=cascade, calibration=table, trace=traffic, cost=source)
 
 
 def with_gpus(cascade: CascadeDeployment, flags: Sequence[str]) -> CascadeDeployment:

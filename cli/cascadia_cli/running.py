@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -9,10 +10,11 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_cli.calibration_file import read_calibration
 from cascadia_cli.failures import say
 from cascadia_cli.files import read_manifest, read_trace
-from cascadia_cli.step_times import read_corrections
+from cascadia_cli.step_times import planned_cost_source, read_corrections
 
 if TYPE_CHECKING:
     from cascadia_api.cascade import CascadeDeployment
+    from cascadia_api.load import Manifest
     from cascadia_local.session import Options
     from cascadia_solver.calibration import CalibrationSet
     from cascadia_solver.trace import Trace
@@ -55,7 +57,8 @@ def run_up(
         raise InputError(
             Problem("--exit" if leave else "--limit", "goes with --trace FILE: there is nothing to replay")
         )
-    cascade, table, traffic = _read(file, calibration, trace)
+    manifest, table, traffic = _read(file, calibration, trace)
+    cascade = manifest.cascade
     if cascade.spec.routing.api_keys_secret_ref is not None and api_keys is None:
         say("note: there are no Secrets here, so whoever is on this machine is served; --api-keys PATH checks keys")
     if cascade.spec.routing.tls is not None:
@@ -63,6 +66,7 @@ def run_up(
     _check_scorer_secrets(cascade, options)
     _note_tracing_secrets(cascade, options)
     try:
+        options = replace(options, base=planned_cost_source(manifest))
         return up(cascade, calibration=table, trace=traffic, limit=limit, options=options, stay=not leave)
     except InputError as error:
         raise error if error.source else error.within(file) from None
@@ -120,9 +124,10 @@ def run_demo(
     options = _options(engine, model_file, time_scale, port, keep=keep)
     if file == EXAMPLE and not Path(file).is_file():
         raise InputError("no such file: run the demo where Cascadia's repository is, or name a manifest", source=file)
-    cascade, table, traffic = _read(file, calibration, trace)
+    manifest, table, traffic = _read(file, calibration, trace)
     try:
-        return demo(cascade, table, trace=traffic, options=options)
+        options = replace(options, base=planned_cost_source(manifest))
+        return demo(manifest.cascade, table, trace=traffic, options=options)
     except InputError as error:
         raise error if error.source else error.within(file) from None
 
@@ -157,7 +162,7 @@ def _options(
 
 def _read(
     file: str, calibration: str | None, trace: str | None
-) -> tuple[CascadeDeployment, CalibrationSet | None, Trace | None]:
+) -> tuple[Manifest, CalibrationSet | None, Trace | None]:
     manifest = read_manifest(file)
     table, notes = read_calibration(manifest, file, calibration)
     traffic = None
@@ -165,4 +170,4 @@ def _read(
         traffic, more = read_trace(trace)
         notes += more
     say(*(f"note: {note}" for note in notes))
-    return manifest.cascade, table, traffic
+    return manifest, table, traffic

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_api.names import API_VERSION, KIND
 from cascadia_api.schema import DECIMAL_PATTERN
 
-__all__ = ["Manifest", "field_path", "load_manifest", "parse_cascade", "parse_spec", "problems_of"]
+__all__ = ["Manifest", "corrections_text", "field_path", "load_manifest", "parse_cascade", "parse_spec", "problems_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,12 @@ class Manifest:
     Attributes:
         cascade: The CascadeDeployment in it.
         calibration: Calibration lines of the ConfigMap that it refers to, where the file holds that too.
+        corrections: What the ConfigMap of its corrections holds, JSON, where the file holds that too.
     """
 
     cascade: CascadeDeployment
     calibration: tuple[str, ...] | None = None
+    corrections: str | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,7 +49,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_manifest(text: str, source: str) -> Manifest:
-    """Read a manifest file that holds one CascadeDeployment, and perhaps its calibration ConfigMap.
+    """Read a manifest file that holds one CascadeDeployment, and perhaps the ConfigMaps that it refers to.
 
     Args:
         text: The file's content, YAML or JSON, one or several documents.
@@ -73,12 +75,42 @@ def load_manifest(text: str, source: str) -> Manifest:
         cascade = parse_cascade(cascades[0])
     except InputError as error:
         raise error.within(source) from None
-    reference = cascade.spec.calibration.config_map_ref.name if cascade.spec.calibration else None
-    config_maps = [
-        d for d in documents if d.get("kind") == "ConfigMap" and (d.get("metadata") or {}).get("name") == reference
-    ]
-    lines = tuple(calibration_lines(config_maps[0].get("data") or {})) if reference and config_maps else None
-    return Manifest(cascade, lines)
+    calibration, planning = cascade.spec.calibration, cascade.spec.planning
+    corrections = planning.corrections if planning is not None else None
+    lines = _data_of(documents, calibration.config_map_ref.name) if calibration is not None else None
+    learnt = _data_of(documents, corrections.config_map_ref.name) if corrections is not None else None
+    try:
+        return Manifest(
+            cascade,
+            None if lines is None else tuple(calibration_lines(lines)),
+            None if learnt is None else corrections_text(learnt),
+        )
+    except InputError as error:
+        raise error.within(source) from None
+
+
+def _data_of(documents: Sequence[dict[str, Any]], name: str) -> dict[str, str] | None:
+    """Data of the ConfigMap of this name, if there is one."""
+    found = (d for d in documents if d.get("kind") == "ConfigMap" and (d.get("metadata") or {}).get("name") == name)
+    return next((d.get("data") or {} for d in found), None)
+
+
+def corrections_text(data: Mapping[str, str]) -> str:
+    """The file of corrections in a ConfigMap's data: its only key that ends in ``.json``.
+
+    Raises:
+        InputError: There is none, or several.
+    """
+    keys = [key for key in sorted(data) if key.endswith(".json")]
+    if len(keys) != 1:
+        there = f"it has {', '.join(keys)}" if keys else "it has none"
+        raise InputError(
+            Problem(
+                "spec.planning.corrections",
+                f"its ConfigMap needs exactly one key that ends in .json, the file of corrections: {there}",
+            )
+        )
+    return data[keys[0]]
 
 
 def calibration_lines(data: dict[str, str]) -> Iterator[str]:

@@ -73,7 +73,7 @@ def demo(
     """
     shown_on = console or Console(highlight=False)
     settings = options or Options(time_scale=DEMO_TIME_SCALE)
-    inputs = PlanningInputs(cascade=cascade, calibration=calibration, trace=trace)
+    inputs = PlanningInputs(cascade=cascade, calibration=calibration, trace=trace, cost=settings.cost)
 
     async def story() -> int:
         names = [model.name for model in cascade.spec.models]

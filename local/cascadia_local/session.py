@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
@@ -62,6 +62,7 @@ class Options:
         corrections: Of the cost model, learnt in earlier runs.
         corrections_file: Where to keep what this run learns, or None.
         replay: Whether a trace is replayed: the engines then answer as the calibration set says.
+        base: Where the step times of simulated engines come from, and of plans before the run has learnt anything.
     """
 
     engine: EngineKind = "simulated"
@@ -74,11 +75,12 @@ class Options:
     corrections: LiveCorrections | None = None
     corrections_file: Path | None = None
     replay: bool = False
+    base: CostSource = field(default_factory=Roofline)
 
     @property
     def cost(self) -> CostSource:
         """Where step times come from, before this run has learnt anything."""
-        return Roofline() if self.corrections is None else LiveSource(Roofline(), self.corrections, SIMULATED)
+        return self.base if self.corrections is None else LiveSource(self.base, self.corrections, SIMULATED)
 
     def check(self) -> None:
         """Find what is wrong with the options.
@@ -156,6 +158,7 @@ class Session:
             outcomes_file=self.outcomes if options.replay else None,
             scorer_id=_simulated_scorer(cascade),
             stream_interval_milliseconds=STREAM_INTERVAL_MS,
+            cost=options.base,
         )
         port = options.port or (PREFERRED_PORT if is_free(PREFERRED_PORT) else PortAllocator().take())
         self.runtime = EmbeddedRuntime(
@@ -217,7 +220,7 @@ class Session:
         watch = None
         if self._simulated:
             known, file = self.options.corrections, self.options.corrections_file
-            watch = EngineWatch(self.cascade, Roofline(), self.clock, self.events, corrections=known, file=file)
+            watch = EngineWatch(self.cascade, self.options.base, self.clock, self.events, corrections=known, file=file)
         self.controller = Controller(
             self.runtime, inputs, self.planner, self.clock, self.events, adapt=self.adapt, watch=watch
         )

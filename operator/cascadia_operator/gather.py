@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError
-from cascadia_api.load import calibration_lines, parse_cascade
+from cascadia_api.load import calibration_lines, corrections_text, parse_cascade
 from cascadia_api.names import CASCADE_LABEL, KIND, PLAN_KIND
 from cascadia_api.plan import CascadePlan
 from cascadia_operator.capacity import Snapshot, available_gpus, free_by_node
@@ -25,7 +25,7 @@ from cascadia_operator.manifests.plan_object import (
     placement_digest,
 )
 from cascadia_operator.manifests.policy import read_policy
-from cascadia_operator.world import CalibrationData, Key, StoredPlan, World, instant
+from cascadia_operator.world import CalibrationData, CorrectionsData, Key, StoredPlan, World, instant
 
 __all__ = ["InvalidCascadeError", "gather", "owned_by"]
 
@@ -73,6 +73,7 @@ async def gather(cluster: Cluster, key: Key, snapshot: Snapshot | None, now: dat
     labels = f"{CASCADE_LABEL}={name}"
     uid = cascade.metadata.uid or ""
     calibration = await _calibration(cluster, cascade, namespace)
+    corrections = await _corrections(cluster, cascade, namespace)
     pinned = await _pinned_plan(cluster, cascade, namespace)
     plans, statefulsets, pods, *lists = await asyncio.gather(
         cluster.list(PLAN_KIND, namespace, labels=labels),
@@ -96,12 +97,13 @@ async def gather(cluster: Cluster, key: Key, snapshot: Snapshot | None, now: dat
         children=children,
         policy=read_policy(children.get(("ConfigMap", policy_name(name)))),
         calibration=calibration,
+        corrections=corrections,
         available=available_gpus(cascade, snapshot),
         free_by_node=free_by_node(cascade, snapshot),
-        inputs=inputs_digest(cascade, calibration.digest),
+        inputs=inputs_digest(cascade, calibration.digest, corrections.digest),
         now=now or datetime.now(UTC),
         missing_secrets=await _missing_secrets(cluster, cascade, namespace),
-        placement=placement_digest(cascade),
+        placement=placement_digest(cascade, corrections.digest),
     )
 
 
@@ -123,6 +125,21 @@ async def _calibration(cluster: Cluster, cascade: CascadeDeployment, namespace: 
         return CalibrationData(problem=f"ConfigMap {name} has no lines in keys that end in .jsonl: add the set")
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
     return CalibrationData(lines=lines, digest=digest)
+
+
+async def _corrections(cluster: Cluster, cascade: CascadeDeployment, namespace: str) -> CorrectionsData:
+    planning = cascade.spec.planning
+    if planning is None or planning.corrections is None:
+        return CorrectionsData()
+    name = planning.corrections.config_map_ref.name
+    config_map = await cluster.get("ConfigMap", namespace, name)
+    if config_map is None:
+        return CorrectionsData(problem=f"ConfigMap {name} of spec.planning.corrections is not there: create it")
+    try:
+        text = corrections_text(config_map.get("data") or {})
+    except InputError as error:
+        return CorrectionsData(problem=str(error))
+    return CorrectionsData(text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 async def _missing_secrets(cluster: Cluster, cascade: CascadeDeployment, namespace: str) -> list[tuple[str, str]]:

@@ -46,6 +46,7 @@ class PlanningJob:
         deadline_seconds: For the search.
         in_force: The plan whose replicas run and may stay: thresholds alone are planned where that is enough.
         free_by_node: GPUs that it may hold on each node of a pool, where nodes are known.
+        corrections: File of corrections of step times; empty for none.
     """
 
     cascade: Mapping[str, Any]
@@ -54,6 +55,7 @@ class PlanningJob:
     deadline_seconds: float
     in_force: Mapping[str, Any] | None = None
     free_by_node: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    corrections: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
     from cascadia_solver.planner import PlanningInputs, plan_cascade
     from cascadia_solver.rejected_rows import rejected_rows_summary
     from cascadia_solver.replanning import replan
+    from cascadia_solver.sources import parse_corrections, source_of
 
     try:
         cascade = parse_cascade(dict(job.cascade))
@@ -92,6 +95,7 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
             calibration=calibration,
             available_gpus=dict(job.available_gpus),
             free_by_node=dict(job.free_by_node),
+            cost=source_of(cascade.spec.planning, parse_corrections(job.corrections) if job.corrections else None),
         )
         if job.in_force is None:
             plan = plan_cascade(inputs, deadline_seconds=job.deadline_seconds)
@@ -261,6 +265,7 @@ class Planner:
             deadline_seconds=self._deadline,
             in_force=None if in_force is None else in_force.for_json(),
             free_by_node=world.free_by_node,
+            corrections=world.corrections.text,
         )
         self._attempts[world.key] = attempt
         attempt.task = asyncio.create_task(self._run(world.key, attempt, job))

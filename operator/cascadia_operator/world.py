@@ -12,7 +12,7 @@ from cascadia_api.plan import Plan
 from cascadia_api.policy import RouterPolicy
 from cascadia_operator.cluster import Object
 
-__all__ = ["CalibrationData", "Key", "StoredPlan", "World", "instant"]
+__all__ = ["CalibrationData", "CorrectionsData", "Key", "StoredPlan", "World", "instant"]
 
 Key = tuple[str, str]
 """Namespace and name of a CascadeDeployment."""
@@ -29,6 +29,21 @@ class CalibrationData:
     """
 
     lines: tuple[str, ...] = ()
+    digest: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionsData:
+    """The corrections of step times that a manifest refers to.
+
+    Attributes:
+        text: The file of corrections; empty if the manifest refers to none.
+        digest: Digest of the text; empty if the manifest refers to none.
+        problem: Why they cannot be had; empty if they can.
+    """
+
+    text: str = ""
     digest: str = ""
     problem: str = ""
 
@@ -73,6 +88,7 @@ class World:
         inputs: Digest of what a plan for it follows from now.
         placement: Digest of the part that replicas follow from, whatever the load and the quality floor.
         now: When this was gathered.
+        corrections: The corrections of step times that it refers to.
         free_by_node: GPUs that it may hold on each node of a pool, most first; nothing where nodes may not be
             looked at.
     """
@@ -91,6 +107,7 @@ class World:
     now: datetime
     missing_secrets: Sequence[tuple[str, str]] = ()
     placement: str = ""
+    corrections: CorrectionsData = field(default_factory=CorrectionsData)
     free_by_node: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property

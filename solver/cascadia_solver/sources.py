@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import NamedTuple
 
+from cascadia_api.cascade import Planning
 from cascadia_api.errors import InputError, Problem
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
@@ -13,7 +16,16 @@ from cascadia_solver.live_correction import LiveCorrections, LiveSource
 from cascadia_solver.measured_tables import MeasuredTables
 from cascadia_solver.roofline import CostSource, Roofline, Shape
 
-__all__ = ["KINDS", "Certainty", "EngineVersion", "certainty", "cost_source", "engine_version"]
+__all__ = [
+    "KINDS",
+    "Certainty",
+    "EngineVersion",
+    "certainty",
+    "cost_source",
+    "engine_version",
+    "parse_corrections",
+    "source_of",
+]
 
 KINDS = ("roofline", "measured")
 
@@ -76,6 +88,61 @@ def cost_source(
             raise InputError(Problem("engine", f"the live corrections are of several versions: name one of {versions}"))
         chosen = of_engine[0] if of_engine else chosen
     return LiveSource(base, corrections, chosen)
+
+
+def source_of(
+    planning: Planning | None,
+    corrections: LiveCorrections | None = None,
+    *,
+    kind: str | None = None,
+    engine: EngineVersion | None = None,
+) -> CostSource:
+    """The source that a manifest asks for.
+
+    Args:
+        planning: ``spec.planning`` of the manifest.
+        corrections: What its corrections hold, or others; None for none.
+        kind: ``roofline`` or ``measured``, in place of the manifest's.
+        engine: In place of the manifest's.
+
+    Raises:
+        InputError: The manifest asks for measured tables and they are not installed, or its corrections are of
+            several versions and it names none.
+    """
+    if planning is None:
+        return cost_source(kind or KINDS[0], engine, corrections)
+    asked = kind or ("measured" if planning.cost_source == "Measured" else KINDS[0])
+    if asked == "measured" and kind is None and find_spec("aiconfigurator_core") is None:
+        raise InputError(
+            Problem(
+                "spec.planning.costSource",
+                "Measured needs aiconfigurator-core where plans are made: install the optional extra "
+                "(pip install 'cascadia[measured]'; for the operator, an image that has it), or use Roofline",
+            )
+        )
+    try:
+        return cost_source(asked, engine or EngineVersion(version=planning.engine_version or ""), corrections)
+    except InputError as error:
+        if engine is not None:
+            raise
+        raise InputError(
+            [Problem("spec.planning.engineVersion", problem.message) for problem in error.problems]
+        ) from None
+
+
+def parse_corrections(text: str) -> LiveCorrections:
+    """Read what a manifest's corrections hold.
+
+    Raises:
+        InputError: It is no file of corrections; names the manifest's field and what is wrong.
+    """
+    try:
+        return LiveCorrections.from_json(json.loads(text))
+    except json.JSONDecodeError as error:
+        problem = f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        raise InputError(Problem("spec.planning.corrections", problem)) from None
+    except InputError as error:
+        raise error.below("spec.planning.corrections") from None
 
 
 class Certainty(NamedTuple):

@@ -165,6 +165,12 @@ BROKEN: tuple[Broken, ...] = (
     Broken("no-objective", "spec.objective", "", _remove("spec", "objective")),
     Broken("no-workload", "spec.workload", "", _remove("spec", "workload")),
     Broken(
+        "version-of-nothing",
+        "spec.planning.engineVersion",
+        "engineVersion says whose tables or corrections to use",
+        _set("spec", "planning", {"engineVersion": "0.5.23"}),
+    ),
+    Broken(
         "zero-rate",
         "spec.workload.requestsPerSecond",
         "requestsPerSecond must be above 0",

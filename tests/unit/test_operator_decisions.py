@@ -19,7 +19,7 @@ from cascadia_operator.manifests.rendering import rendered
 from cascadia_operator.report.conditions import stamped
 from cascadia_operator.report.events import happenings
 from cascadia_operator.settings import Images
-from cascadia_operator.world import CalibrationData
+from cascadia_operator.world import CalibrationData, CorrectionsData
 from cascadia_solver.transition import DesiredReplica, ReplicaState
 from tests.support.operator_cases import LARGE, POOL, SMALL, cascade, cascade_document, plan
 from tests.support.operator_worlds import NOW, PLAN, stored, world
@@ -46,6 +46,7 @@ FAILURE = PlanFailure(Trouble("QualityOutOfReach", "no"), final=True)
         ({"plans": [stored(name="a")], "spec": {"paused": True}}, None, "a", False, "", None),
         ({"spec": {"suspend": True}}, None, None, False, "", None),
         ({"calibration": CalibrationData(problem="gone")}, None, None, False, "", "CalibrationNotFound"),
+        ({"corrections": CorrectionsData(problem="gone")}, None, None, False, "", "CorrectionsNotFound"),
         ({"spec": {"planRef": {"name": "x"}}, "plans": [stored(name="a")]}, None, "a", False, "", "PlanNotFound"),
         ({"spec": {"planRef": {"name": "x"}}, "pinned": stored(TWO, name="x")}, None, "x", True, "", None),
         (

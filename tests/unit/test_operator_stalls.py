@@ -224,3 +224,18 @@ async def test_a_calibration_set_that_is_missing_is_named(cluster: MemoryCluster
     await operator.settle()
     assert operator.condition("Ready") == ("True", "Serving")
     assert operator.plans.jobs[0].calibration == ("{}",)
+
+
+async def test_corrections_of_step_times_are_read_and_missing_ones_named(cluster: MemoryCluster) -> None:
+    cluster.put(cascade_document(MODELS, planning={"corrections": {"configMapRef": {"name": "learnt"}}}))
+    operator = Operator(cluster, HandedOutPlans(FIRST))
+    await operator.settle()
+    assert operator.condition("Stalled") == ("True", "CorrectionsNotFound")
+    config_map = {"kind": "ConfigMap", "metadata": {"name": "learnt", "namespace": "serving"}, "data": {"x": "{}"}}
+    cluster.put(config_map)
+    await operator.settle()
+    assert operator.condition("Stalled") == ("True", "CorrectionsNotFound")
+    cluster.put(config_map | {"data": {"live.json": '{"a": 1}'}})
+    await operator.settle()
+    assert operator.condition("Ready") == ("True", "Serving")
+    assert operator.plans.jobs[0].corrections == '{"a": 1}'

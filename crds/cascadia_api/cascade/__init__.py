@@ -31,7 +31,14 @@ from cascadia_api.cascade.observability import AccessLog, Tracing
 from cascadia_api.cascade.references import ApiKeysReference, LocalObjectReference, SecretKeyReference, SecretName
 from cascadia_api.cascade.routing import Balancing, Overload, Routing, ShadowSampling, Streaming
 from cascadia_api.cascade.scorer import CalibrationPoint, HttpScorer, Judge, Scorer, ScorerPart, SelfVerify, Validator
-from cascadia_api.cascade.workload import Calibration, CapabilityNeeds, TokenLengths, Workload
+from cascadia_api.cascade.workload import (
+    Calibration,
+    CapabilityNeeds,
+    Corrections,
+    Planning,
+    TokenLengths,
+    Workload,
+)
 
 __all__ = [
     "AccessLog",
@@ -42,6 +49,7 @@ __all__ = [
     "CapabilityNeeds",
     "CascadeDeployment",
     "CascadeDeploymentSpec",
+    "Corrections",
     "Engine",
     "EnvironmentVariable",
     "GpuSpec",
@@ -58,6 +66,7 @@ __all__ = [
     "Objective",
     "Overload",
     "Parallelism",
+    "Planning",
     "PodTemplate",
     "Pool",
     "PvcSource",

@@ -11,7 +11,7 @@ from cascadia_api.cascade.models import Model
 from cascadia_api.cascade.objective import Objective
 from cascadia_api.cascade.references import LocalObjectReference
 from cascadia_api.cascade.routing import Routing
-from cascadia_api.cascade.workload import Calibration, Workload
+from cascadia_api.cascade.workload import Calibration, Planning, Workload
 from cascadia_api.names import CASCADE_NAME_MAX
 from cascadia_api.schema import ApiModel, DnsLabel, LabelMap, Rule, Text
 
@@ -73,6 +73,9 @@ class CascadeDeploymentSpec(ApiModel):
     workload: Workload = Field(description="The traffic to plan for until real traffic has been seen.")
     calibration: Calibration | None = Field(
         None, description="Calibration set; a published prior is assumed where absent, without a quality bound."
+    )
+    planning: Planning | None = Field(
+        None, description="Where step times come from; the built-in roofline where absent."
     )
     replanning: Replanning = Field(default_factory=Replanning, description="When to plan again.")
     plan_ref: LocalObjectReference | None = Field(

@@ -1,15 +1,15 @@
-"""What a plan is made for and from: the traffic to expect, and the calibration set."""
+"""What a plan is made for and from: the traffic to expect, the calibration set, and where step times come from."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from cascadia_api.cascade.references import LocalObjectReference
 from cascadia_api.schema import ApiModel, DecimalString, Rule, as_decimal
 
-__all__ = ["Calibration", "CapabilityNeeds", "TokenLengths", "Workload"]
+__all__ = ["Calibration", "CapabilityNeeds", "Corrections", "Planning", "TokenLengths", "Workload"]
 
 
 class TokenLengths(ApiModel):
@@ -91,4 +91,41 @@ class Calibration(ApiModel):
 
     config_map_ref: LocalObjectReference = Field(
         description="ConfigMap whose keys ending in `.jsonl` hold calibration lines."
+    )
+
+
+class Corrections(ApiModel):
+    """What running engines have taught: the file that `cascadia calibrate engine --live` writes."""
+
+    config_map_ref: LocalObjectReference = Field(
+        description="ConfigMap with one key ending in `.json` that holds the file."
+    )
+
+
+class Planning(ApiModel):
+    """Where the step times of engines come from that plans are made with (docs/cost-model.md)."""
+
+    cost_source: Literal["Roofline", "Measured"] | None = Field(
+        None,
+        description="Roofline, the default: built in. Measured: aiconfigurator-core's tables; whoever plans needs "
+        "the optional extra `measured`.",
+    )
+    engine_version: Annotated[str, StringConstraints(pattern=r"^[0-9][0-9A-Za-z.+-]*$", max_length=64)] | None = Field(
+        None,
+        description="Version of SGLang that runs, as in `0.5.23`: plans say where tables are of another one, and "
+        "corrections of this one are used.",
+    )
+    corrections: Corrections | None = Field(
+        None, description="Corrections of the step times that running engines have taught; none where absent."
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.engineVersion) || has(self.corrections) || "
+            "(has(self.costSource) && self.costSource == 'Measured')",
+            "engineVersion says whose tables or corrections to use: set costSource: Measured or corrections, or "
+            "remove engineVersion",
+            lambda p: p.engine_version is None or p.corrections is not None or p.cost_source == "Measured",
+            ".engineVersion",
+        ),
     )

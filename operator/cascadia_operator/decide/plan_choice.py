@@ -149,6 +149,13 @@ def _calibration_missing(world: World, _: PlanFailure | None) -> Choice | None:
     return Choice(plan_in_force(world), trouble=Trouble("CalibrationNotFound", world.calibration.problem))
 
 
+def _corrections_missing(world: World, _: PlanFailure | None) -> Choice | None:
+    """A manifest that names corrections is not planned without them."""
+    if not world.corrections.problem:
+        return None
+    return Choice(plan_in_force(world), trouble=Trouble("CorrectionsNotFound", world.corrections.problem))
+
+
 def _failed(world: World, failure: PlanFailure | None) -> Choice | None:
     """What failed for these inputs fails again; the plan before stays."""
     return Choice(plan_in_force(world), trouble=failure.trouble) if failure is not None else None
@@ -159,7 +166,7 @@ def _needed(world: World, _: PlanFailure | None) -> Choice:
     if not world.plans:
         return Choice(None, trigger="Created", trigger_message="the first plan")
     if world.status.get("observedGeneration") == world.generation:
-        message = "the calibration set changed"
+        message = "the calibration set or the corrections of step times changed"
     else:
         message = f"generation {world.generation} of the manifest changes what plans follow from"
     in_force = plan_in_force(world)
@@ -179,6 +186,7 @@ _CHECKS: tuple[Check, ...] = (
     _made_for_these_inputs,
     _held,
     _calibration_missing,
+    _corrections_missing,
     _failed,
     _needed,
 )

@@ -28,8 +28,8 @@ _PLANNED_MODEL_FIELDS = frozenset(
 _PLANNED_POOL_FIELDS = frozenset({"name", "gpu", "gpuSpec", "maxGpus", "gpusPerNode", "pricePerGpuHour"})
 
 
-def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
-    """Digest of what a plan follows from: the parts of the manifest that planning reads, and the calibration set.
+def inputs_digest(cascade: CascadeDeployment, calibration: str, corrections: str = "") -> str:
+    """Digest of what a plan follows from: the parts of the manifest that planning reads, and what it refers to.
 
     The GPUs that happen to be free and the planner's version are left out: they come and go, and a change
     of them alone moves no replica.
@@ -37,6 +37,7 @@ def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
     Args:
         cascade: The manifest.
         calibration: Digest of the calibration set; empty for none.
+        corrections: Digest of the corrections of step times; empty for none.
     """
     spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     inputs = {
@@ -47,11 +48,12 @@ def inputs_digest(cascade: CascadeDeployment, calibration: str) -> str:
         "maxEscalations": spec["routing"].get("maxEscalations"),
         "workload": spec["workload"],
         "calibration": calibration,
+        **_cost(cascade, corrections),
     }
     return _digest(inputs)
 
 
-def placement_digest(cascade: CascadeDeployment) -> str:
+def placement_digest(cascade: CascadeDeployment, corrections: str = "") -> str:
     """Digest of what replicas follow from, whatever the load and the quality floor.
 
     Where it has not changed, thresholds alone may be enough: no engine is other than the plan in force wants it.
@@ -64,6 +66,7 @@ def placement_digest(cascade: CascadeDeployment) -> str:
             "objective": {k: v for k, v in spec["objective"].items() if k not in _FLOOR_FIELDS},
             "scorer": _scorer(cascade),
             "maxEscalations": spec["routing"].get("maxEscalations"),
+            **_cost(cascade, corrections),
         }
     )
 
@@ -77,6 +80,14 @@ def _planned(model: dict[str, Any]) -> dict[str, Any]:
         size = str(error)
     fields = {k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS}
     return fields if size is None else fields | {"chunkedPrefillSize": size}
+
+
+def _cost(cascade: CascadeDeployment, corrections: str) -> dict[str, Any]:
+    """Where step times come from; nothing where the manifest does not say."""
+    planning = cascade.spec.planning
+    if planning is None:
+        return {}
+    return {"cost": [planning.cost_source or "Roofline", planning.engine_version, corrections]}
 
 
 def _scorer(cascade: CascadeDeployment) -> list[str | int]:
