@@ -87,7 +87,7 @@ class AdminPort:
             return "no policy yet"
         if node.own is not None:
             return "" if node.own.ready else "the engine is not ready"
-        if not any(stage.live for stage in cascade.stages):
+        if not any(stage.live.pairs for stage in cascade.stages):
             return "no stage has a replica"
         return ""
 
@@ -149,7 +149,7 @@ class AdminPort:
                 "planId": cascade.policy.plan_id,
                 "ladderPosition": cascade.ladder_position(),
                 "stages": [
-                    {"name": stage.name, "threshold": stage.threshold, "replicas": len(stage.targets)}
+                    {"name": stage.name, "threshold": stage.threshold, "replicas": len(stage.targets.pairs)}
                     for stage in cascade.stages
                 ],
             }
@@ -169,7 +169,7 @@ class AdminPort:
                     "outstanding": replica.outstanding,
                 }
                 for stage in (cascade.stages if cascade is not None else ())
-                for replica, weight in stage.live
+                for replica, weight in stage.live.pairs
             ]
         )
 

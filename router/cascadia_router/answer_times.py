@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from statistics import median
+from typing import ClassVar
 
 __all__ = ["AnswerTimes"]
 
@@ -14,12 +15,12 @@ class AnswerTimes:
     Only what this router has seen itself, and lately: where it knows too little, it does not guess.
     """
 
-    KEPT = 64
-    FEWEST = 8
+    KEPT: ClassVar = 64
+    FEWEST: ClassVar = 8
     """With fewer there is no estimate."""
-    SECONDS = 60.0
+    SECONDS: ClassVar = 60.0
     """How long a time counts, service s: skipping everything would otherwise never end, for want of news."""
-    EVERY_SECONDS = 1.0
+    EVERY_SECONDS: ClassVar = 1.0
     """How long an estimate is used, service s."""
 
     def __init__(self) -> None:

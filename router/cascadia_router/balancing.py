@@ -10,11 +10,11 @@ forgets neither.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Collection, Sequence
-from functools import cached_property
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from random import random
+from typing import ClassVar
 
 from cascadia_router.http1_client import Upstream
 
@@ -32,11 +32,11 @@ class Breaker:
 
     __slots__ = ("_ejections", "_trial_since", "failures", "open_until", "silent")
 
-    THRESHOLD = 3
+    THRESHOLD: ClassVar = 3
     """Consecutive failures that open it."""
-    FIRST_SECONDS = 1.0
+    FIRST_SECONDS: ClassVar = 1.0
     """First back-off, service s; doubles with each failed trial."""
-    LONGEST_SECONDS = 30.0
+    LONGEST_SECONDS: ClassVar = 30.0
     """Longest back-off, service s, and the longest wait for a trial's outcome."""
 
     def __init__(self) -> None:
@@ -149,29 +149,32 @@ class ReplicaTable:
         return known
 
 
-class Targets(tuple[tuple[Replica, float], ...]):
-    """The replicas of a stage with their weights, ready for a choice among many of them."""
+class Targets:
+    """The replicas of a stage with their weights, ready for a choice among many of them.
 
-    FEW = 8
+    Attributes:
+        pairs: Each replica with its weight.
+    """
+
+    __slots__ = ("_cumulative", "_own", "pairs")
+
+    FEW: ClassVar = 8
     """Up to so many are all looked at."""
 
-    @cached_property
-    def own(self) -> tuple[Replica, float] | None:
-        """The one beside this router."""
-        return next((target for target in self if target[0].is_own), None)
-
-    @cached_property
-    def _cumulative(self) -> list[float]:
-        return list(accumulate(weight for _, weight in self))
+    def __init__(self, pairs: Iterable[tuple[Replica, float]] = ()) -> None:
+        self.pairs = tuple(pairs)
+        self._own = next((target for target in self.pairs if target[0].is_own), None)
+        self._cumulative = list(accumulate(weight for _, weight in self.pairs))
 
     def candidates(self) -> Sequence[tuple[Replica, float]]:
         """Replicas to compare: all if they are few, else the own one and two drawn by weight."""
-        if len(self) <= self.FEW:
-            return self
+        pairs = self.pairs
+        if len(pairs) <= self.FEW:
+            return pairs
         total = self._cumulative[-1]
         # As `random.choices`: the last one's share includes what rounding leaves.
-        drawn = [self[min(bisect(self._cumulative, random() * total), len(self) - 1)] for _ in range(2)]  # noqa: S311
-        return drawn if self.own is None else [self.own, *drawn]
+        drawn = [pairs[min(bisect(self._cumulative, random() * total), len(pairs) - 1)] for _ in range(2)]  # noqa: S311
+        return drawn if self._own is None else [self._own, *drawn]
 
 
 def choose(
@@ -193,16 +196,17 @@ def choose(
         exclude: Replicas that this request has tried already.
         even_open: Whether to take a replica although its breaker is open or its engine not ready.
     """
-    if len(targets) == 1:
-        replica, _ = targets[0]
+    pairs = targets.pairs
+    if len(pairs) == 1:
+        replica, _ = pairs[0]
         if replica in exclude or not (even_open or (replica.ready and replica.breaker.allows(now))):
             return None
         return replica
-    if len(targets) > Targets.FEW:
+    if len(pairs) > Targets.FEW:
         found = least_loaded(targets.candidates(), now, exclude=exclude, even_open=even_open)
         if found is not None:
             return found
-    return least_loaded(targets, now, exclude=exclude, even_open=even_open)
+    return least_loaded(pairs, now, exclude=exclude, even_open=even_open)
 
 
 def least_loaded(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
+from cascadia_router.stage import Stage
 
 __all__ = ["DEADLINE", "MAX_STAGE", "BoundError", "Bounds", "read_bounds"]
 

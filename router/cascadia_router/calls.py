@@ -19,8 +19,9 @@ from cascadia_router.http1_client import Call, Fault
 from cascadia_router.http1_head import header_fields
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import DEADLINE_CODE, ERROR_EVENT
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
 from cascadia_router.signing import Hop
+from cascadia_router.stage import Stage
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Asker", "EngineCall", "PeerCall", "remaining_for_peer"]

@@ -10,7 +10,19 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw
+
+from cascadia_router.json_shapes import (
+    ABSENT,
+    NULL,
+    Answer,
+    Choice,
+    RequestHead,
+    Usage,
+    answer_decoder,
+    choices_decoder,
+    head_decoder,
+)
 
 __all__ = [
     "Answer",
@@ -24,8 +36,6 @@ __all__ = [
     "with_field",
 ]
 
-_ABSENT = Raw(b"")
-_NULL = Raw(b"null")
 _TRUE = Raw(b"true")
 _ONE = Raw(b"1")
 _EXTRA_CHAT = b',"logprobs":true'
@@ -45,33 +55,6 @@ class BodyError(ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         self.param = param
         super().__init__(message)
-
-
-class _StreamOptions(Struct, gc=False):
-    include_usage: bool | None = None
-
-
-class _Head(Struct, gc=False):
-    """The fields of a request that routing depends on."""
-
-    model: str
-    stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    stream_options: _StreamOptions | None = None
-    logprobs: bool | int | UnsetType | None = UNSET
-    messages: Raw = _ABSENT
-    prompt: Raw = _ABSENT
-    tools: Raw = _ABSENT
-    response_format: Raw = _ABSENT
-
-
-class _Choices(Struct, gc=False):
-    n: int | None = None
-
-
-_head_decoder = msgspec.json.Decoder(_Head)
-_choices_decoder = msgspec.json.Decoder(_Choices)
 
 
 class CompletionRequest:
@@ -101,7 +84,7 @@ class CompletionRequest:
         try:
             if not body.isascii():
                 body.decode()  # fields that are not looked at here are passed on as they came
-            head = _head_decoder.decode(body)
+            head = head_decoder.decode(body)
         except msgspec.ValidationError as error:
             param = str(error).rpartition("$.")[2].rstrip("`") if "$." in str(error) else None
             raise BodyError(str(error), param) from None
@@ -109,7 +92,7 @@ class CompletionRequest:
             raise BodyError(f"The body is not valid JSON: {error}") from None
         self.chat = chat = path == b"/v1/chat/completions"
         content = head.messages if chat else head.prompt
-        if content is _ABSENT:
+        if content is ABSENT:
             needed = "messages" if chat else "prompt"
             raise BodyError(f"`{needed}` is required.", needed)
         self._head = head
@@ -118,9 +101,10 @@ class CompletionRequest:
         self.model = head.model
         self.stream = head.stream is True
         logprobs = head.logprobs
-        self.wants_logprobs = not (logprobs is UNSET or logprobs is None or logprobs is False)
+        refused = isinstance(logprobs, bool) and not logprobs
+        self.wants_logprobs = not (logprobs is UNSET or logprobs is None or refused)
         # An underscore is in `image_url` and in `input_audio`, and one byte is found much faster than a word.
-        plain = head.tools is _ABSENT and head.response_format is _ABSENT and b"_" not in bytes(content)
+        plain = head.tools is ABSENT and head.response_format is ABSENT and b"_" not in bytes(content)
         self.needs = _NOTHING if plain else _needs(head)
 
     @property
@@ -146,7 +130,7 @@ class CompletionRequest:
         if not self.chat and not bytes(self._head.prompt).startswith(b'"'):
             return None
         try:
-            asked = _choices_decoder.decode(self.body).n
+            asked = choices_decoder.decode(self.body).n
         except msgspec.DecodeError:
             return None
         return 1 if asked is None else asked
@@ -202,7 +186,7 @@ class CompletionRequest:
 
     def _ask_usage(self, fields: dict[str, Raw]) -> None:
         if self.stream and not self.wants_usage:
-            options = fields.get("stream_options", _NULL)
+            options = fields.get("stream_options", NULL)
             merged = _fields_decoder.decode(options) if bytes(options) != b"null" else {}
             merged["include_usage"] = _TRUE
             fields["stream_options"] = Raw(_encoder.encode(merged))
@@ -212,7 +196,7 @@ class CompletionRequest:
         """How many candidates a token the client asked for, 0 if it asked for none."""
         if not self.wants_logprobs:
             return 0
-        asked = self._head.logprobs if not self.chat else _fields_decoder.decode(self.body).get("top_logprobs", _NULL)
+        asked = self._head.logprobs if not self.chat else _fields_decoder.decode(self.body).get("top_logprobs", NULL)
         if isinstance(asked, Raw):
             try:
                 asked = msgspec.json.decode(asked, type=int)
@@ -250,7 +234,7 @@ _NOT_TEXT = frozenset({"images", "audio"})
 _NOTHING: frozenset[str] = frozenset()
 
 
-def _needs(head: _Head) -> frozenset[str]:
+def _needs(head: RequestHead) -> frozenset[str]:
     # An unescaped `"image_url"` can only be a whole JSON string: quotes within a text are escaped.
     needs = set()
     content = bytes(head.messages)
@@ -258,42 +242,11 @@ def _needs(head: _Head) -> frozenset[str]:
         needs.add("images")
     if b'"input_audio"' in content:
         needs.add("audio")
-    if head.tools is not _ABSENT and bytes(head.tools) not in {b"null", b"[]"}:
+    if head.tools is not ABSENT and bytes(head.tools) not in {b"null", b"[]"}:
         needs.add("tools")
-    if head.response_format is not _ABSENT and b'"json_schema"' in bytes(head.response_format):
+    if head.response_format is not ABSENT and b'"json_schema"' in bytes(head.response_format):
         needs.add("json-schema")
     return frozenset(needs) if needs else _NOTHING
-
-
-class Usage(Struct, gc=False):
-    """Tokens that the engine counted."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class Choice(Struct, gc=False):
-    """One choice of an answer, or of a stream's chunk."""
-
-    index: int = 0
-    logprobs: Raw = _NULL
-
-
-class Answer(Struct, gc=False):
-    """An engine's answer, or one chunk of a streamed one, as far as it is read here.
-
-    Attributes:
-        choices: The choices; a stream's usage chunk has none.
-        usage: The engine's count of tokens, if it is there.
-        error: An engine's error in the place of an answer; `null` otherwise.
-    """
-
-    choices: list[Choice] = msgspec.field(default_factory=list)
-    usage: Usage | None = None
-    error: Raw = _NULL
-
-
-_answer_decoder = msgspec.json.Decoder(Answer)
 
 
 def read_answer(document: bytes) -> Answer:
@@ -302,7 +255,7 @@ def read_answer(document: bytes) -> Answer:
     Raises:
         msgspec.DecodeError: It is not JSON, or does not have an answer's shape.
     """
-    return _answer_decoder.decode(document)
+    return answer_decoder.decode(document)
 
 
 def strip_logprobs(document: bytes, answer: Answer) -> bytes:
@@ -331,7 +284,7 @@ def keep_candidates(document: bytes, count: int) -> bytes:
     fields = _fields_decoder.decode(document)
     choices = msgspec.json.decode(fields["choices"], type=list[dict[str, Raw]])
     for choice in choices:
-        logprobs = msgspec.json.decode(choice.get("logprobs", _NULL))
+        logprobs = msgspec.json.decode(choice.get("logprobs", NULL))
         if not isinstance(logprobs, dict):
             continue
         for token in logprobs.get("content") or ():
@@ -367,7 +320,7 @@ def _strip_rebuilding(document: bytes) -> bytes:
     choices = msgspec.json.decode(fields["choices"], type=list[dict[str, Raw]])
     for choice in choices:
         if "logprobs" in choice:
-            choice["logprobs"] = _NULL
+            choice["logprobs"] = NULL
     fields["choices"] = choices
     return _encoder.encode(fields)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 import msgspec
-from msgspec import Struct
 
-from cascadia_router.completion_body import Usage
+from cascadia_router.json_shapes import AfterScore, Usage
 
 __all__ = ["DecisionText", "Spent", "header_text", "tokens_said"]
 
@@ -16,14 +15,6 @@ Spent = tuple[str, int, int]
 _SPENT = b'"promptTokens":%d,"completionTokens":%d'
 _SAID = re.compile(rb'"usage":\{"promptTokens":([0-9]{1,15}),"completionTokens":([0-9]{1,15})')
 _NOTHING = Usage()
-
-
-class _AfterScore(Struct, rename="camel"):
-    threshold: float | None
-    path: str
-    plan: str
-    policy_revision: int
-    ladder: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def header_text(text: str) -> bytes:
@@ -75,7 +66,7 @@ class DecisionText:
         name = msgspec.json.encode(stage).replace(b"%", b"%%")
         before = b'{"stage":%s,"score":' % name  # `stage` first: relays look for it
         after = msgspec.json.encode(
-            _AfterScore(threshold, way, plan_id, revision, msgspec.UNSET if rung is None else rung)
+            AfterScore(threshold, way, plan_id, revision, msgspec.UNSET if rung is None else rung)
         )[1:-1].replace(b"%", b"%%")
         after = b',%s,"usage":{%s,"stages":{%%s%s:{%s}}}}' % (after, _SPENT, name, _SPENT)
         self._scored = b"%s%%a%s" % (before, after)

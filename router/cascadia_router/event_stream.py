@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from msgspec import Raw, Struct
 
 from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
+from cascadia_router.json_shapes import chunk_head_decoder
 from cascadia_router.said import Said, said_by_chunks
 from cascadia_router.scoring import TokenStatistic, TokenTally, worst
 
@@ -25,19 +25,6 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _MAX_EVENT_BYTES = 1024 * 1024
 """An event that grows longer is passed on without waiting for its end."""
 _DONE = b"data: [DONE]\n\n"
-_NULL = Raw(b"null")
-
-
-class _ChunkHead(Struct):
-    """What a stream's own chunk repeats of the engine's."""
-
-    id: Raw = _NULL
-    object: Raw = _NULL
-    created: Raw = _NULL
-    model: Raw = _NULL
-
-
-_head_decoder = msgspec.json.Decoder(_ChunkHead)
 
 
 class _EventStream:
@@ -86,7 +73,7 @@ class _EventStream:
 
     def _keep_head(self, payload: bytes) -> None:
         try:
-            head = _head_decoder.decode(payload)
+            head = chunk_head_decoder.decode(payload)
         except msgspec.DecodeError:
             return
         # `object` of a chat's chunk is chat.completion.chunk, of a completion's text_completion.

@@ -26,9 +26,10 @@ from cascadia_router.http1_request import Answering, Request
 from cascadia_router.judging import Judged, Rejected
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import engine_error
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
 from cascadia_router.reply import Reply
 from cascadia_router.shadow import Accepted
+from cascadia_router.stage import Stage
 from cascadia_router.trace import CLIENT, Trace, Value, operation
 from cascadia_router.whole_answer import WholeAnswer
 

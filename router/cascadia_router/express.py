@@ -19,8 +19,9 @@ from cascadia_router.exchange import Exchange
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
 from cascadia_router.shadow import Accepted
+from cascadia_router.stage import Stage
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Express"]

@@ -19,10 +19,11 @@ from cascadia_router.express import Express
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import error_body
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
 from cascadia_router.responses_connection import ResponsesConnection
 from cascadia_router.responses_request import chat_request
 from cascadia_router.signing import SignatureError
+from cascadia_router.stage import Stage
 from cascadia_router.trace import Trace
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Slice
@@ -199,7 +200,7 @@ class ClientPort(_Port):
 
     def _complete(self, connection: Answering, request: Request) -> None:
         node = self.node
-        cascade = node.policies.entry
+        cascade: Cascade | None = node.policies.entry
         now = node.now()
         window = node.window
         piece = window.newest if now < window.until else window.slice(now)
@@ -265,7 +266,7 @@ class ClientPort(_Port):
             and not (own is None or body.stream or body.needs or request.traced)
             and choose(stage.live, now) is own
             and not own.breaker.open_until
-            and cascade.stages[1].live
+            and cascade.stages[1].live.pairs
         ):
             piece.requests += 1
             Express(node, connection, request, body, cascade, node.new_request_id(), stage, own, now)

@@ -122,7 +122,11 @@ class Upstream:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await asyncio.get_running_loop().create_connection(
-                    lambda: call, self.host, self.port, ssl=self.tls, server_hostname=self.host if self.tls else None
+                    lambda: cast("asyncio.Protocol", call),
+                    self.host,
+                    self.port,
+                    ssl=self.tls,
+                    server_hostname=self.host if self.tls else None,
                 )
         except OSError:  # TimeoutError and socket.gaierror included
             call.unreachable()
@@ -157,8 +161,8 @@ class Upstream:
             call.abort()
 
 
-class Call(asyncio.Protocol):
-    """One connection to an upstream, and the call that it carries now.
+class Call:
+    """One connection to an upstream, an `asyncio.Protocol` by its methods, and the call that it carries now.
 
     Attributes:
         reused: Whether the connection had carried a call before this one.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import monotonic
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import httptools
 
@@ -63,14 +63,15 @@ class Receiving:
         "_transport",
     )
 
+    _transport: asyncio.Transport  # from the connection's making on, as the outbox
+    _outbox: Outbox
+
     def __init__(self, limits: Limits, room: Room) -> None:
         self._limits = limits
         self._room = room
         self._room_taken = 0  # by bodies on this connection, from their first byte until they are answered
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Request | Refusal] = deque()
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._outbox: Outbox = cast("Outbox", None)  # as the transport, from the connection's making on
         self._busy = False  # a request is being answered
         self._refused = False  # nothing that still arrives is read as a request
         self._raw_missing = 0  # body bytes still to come past an ignored Upgrade

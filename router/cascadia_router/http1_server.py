@@ -41,8 +41,11 @@ _SHORTEST_LINE = len(b"a:\r\n")
 _LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
 
-class ServerConnection(Receiving, asyncio.Protocol):
-    """One peer's connection. `respond`, or `begin`, `send` and `end`, answer the request in hand."""
+class ServerConnection(Receiving):
+    """One peer's connection, an `asyncio.Protocol` by its methods.
+
+    `respond`, or `begin`, `send` and `end`, answer the request in hand.
+    """
 
     __slots__ = (
         "_application",

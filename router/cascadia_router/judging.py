@@ -13,9 +13,10 @@ from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.decision import Spent
 from cascadia_router.event_stream import GatedStream, HeldStream
 from cascadia_router.node import Node
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
 from cascadia_router.routing import Routed
 from cascadia_router.scorers.protocol import Outcome, Pending, Unscored
+from cascadia_router.stage import Stage
 from cascadia_router.trace import INTERNAL
 from cascadia_router.whole_answer import WholeAnswer
 

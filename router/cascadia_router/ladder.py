@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import ClassVar
 
 __all__ = ["Ladder", "Lateness"]
 
@@ -75,12 +76,12 @@ class Ladder:
         patience: Time after which the step above is tried although the load has not fallen, service s.
     """
 
-    DOWN_SECONDS = 5.0
-    UP_SECONDS = 60.0
-    RELIEF = 0.9
+    DOWN_SECONDS: ClassVar = 5.0
+    UP_SECONDS: ClassVar = 60.0
+    RELIEF: ClassVar = 0.9
     """Share of the load that was too much, at which the step above is taken again."""
-    PATIENCE_SECONDS = 300.0
-    LONGEST_PATIENCE_SECONDS = 4800.0
+    PATIENCE_SECONDS: ClassVar = 300.0
+    LONGEST_PATIENCE_SECONDS: ClassVar = 4800.0
 
     def __init__(self) -> None:
         self.steps = 0

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from time import monotonic
+from typing import cast
 
 from cascadia_router.http1_request import Application, Limits, Room
 from cascadia_router.http1_server import ServerConnection
@@ -47,7 +48,7 @@ class Listener:
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ServerConnection(self.application, self._limits(), self.connections, self._room),
+            self._connection,
             host.strip("[]"),
             int(port),
             backlog=1024,
@@ -55,6 +56,10 @@ class Listener:
             ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS,
         )
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    def _connection(self) -> asyncio.Protocol:
+        connection = ServerConnection(self.application, self._limits(), self.connections, self._room)
+        return cast("asyncio.Protocol", connection)
 
     def stop_accepting(self) -> None:
         """Close the listening socket and the connections on which nothing is under way."""

@@ -15,78 +15,19 @@ import msgspec
 from cascadia_api.policy import RouterPolicy, StagePolicy, decode_policy
 from cascadia_router.balancing import ReplicaTable, Targets
 from cascadia_router.completion_body import CompletionRequest
-from cascadia_router.decision import DecisionText, header_text
+from cascadia_router.decision import header_text
 from cascadia_router.json_log import fields
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.scorers.protocol import Scorer
+from cascadia_router.stage import Stage
 from cascadia_router.whereabouts import Whereabouts
 
-__all__ = ["Cascade", "PolicyStore", "Stage"]
+__all__ = ["Cascade", "PolicyStore"]
 
 log = logging.getLogger("cascadia.router.policy")
 
 REMEMBERED = 4
 """Policies kept by revision, the one in force included."""
-
-
-class Stage:
-    """One live stage of a policy, ready for use.
-
-    Attributes:
-        at_once: What its answers say to requests that came to it first.
-        answered: A client's request that it answered, as `Settlement.ends` names it.
-        index: Place in the cascade, from 0.
-        name: Stage name.
-        policy: As written.
-        served_model: The engine's name for the model.
-        threshold: Least score that is accepted; None: every answer is.
-        targets: Its replicas with their weights, where they are now.
-        live: The same by the newest policy that has any: where to send what is sent now.
-    """
-
-    __slots__ = (
-        "_capabilities",
-        "_context_window",
-        "_decisions",
-        "_plan",
-        "answered",
-        "at_once",
-        "index",
-        "live",
-        "name",
-        "policy",
-        "served_model",
-        "targets",
-        "threshold",
-    )
-
-    def __init__(self, index: int, policy: StagePolicy, plan: tuple[str, int, int | None]) -> None:
-        self.index = index
-        self.policy = policy
-        self.name = policy.name
-        self.threshold = policy.threshold
-        self.served_model = policy.served_model_name
-        self.targets = Targets()
-        self.answered = ("client", policy.name, "answered")
-        self.at_once = DecisionText(self.name, self.threshold, (), *plan)
-        self.live = self.targets
-        self._plan = plan
-        self._decisions: dict[tuple[str, ...], DecisionText] = {}
-        self._context_window = policy.context_window
-        self._capabilities = frozenset(policy.capabilities)
-
-    def decision(self, path: tuple[str, ...]) -> DecisionText:
-        """What its answers say after the stages in `path` were rejected."""
-        found = self._decisions.get(path)
-        if found is None:
-            found = self._decisions[path] = DecisionText(self.name, self.threshold, path, *self._plan)
-        return found
-
-    def can_answer(self, request: CompletionRequest) -> bool:
-        """Whether the request fits the model's context window and capabilities."""
-        if request.needs and not request.needs <= self._capabilities:
-            return False
-        return self._context_window is None or request.tokens <= self._context_window
 
 
 class Cascade:
@@ -296,9 +237,9 @@ class PolicyStore:
         for cascade in self._followed:
             for stage in cascade.stages:
                 now = newest.get(stage.name)
-                stage.live = now.targets if now is not None and now.targets else stage.targets
+                stage.live = now.targets if now is not None and now.targets.pairs else stage.targets
         stages = [stage for cascade in self._remembered.values() for stage in cascade.stages]
-        self._replicas.keep_only({replica for stage in stages for replica, _ in stage.targets})
+        self._replicas.keep_only({replica for stage in stages for replica, _ in stage.targets.pairs})
         self.whereabouts.keep_only([stage.policy for stage in stages])
 
     def _placed(self, stage: StagePolicy) -> Targets:

@@ -13,7 +13,8 @@ from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.conversation import beginning_key
 from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
+from cascadia_router.stage import Stage
 from cascadia_router.trace import Trace
 
 __all__ = ["Routed"]
@@ -117,7 +118,7 @@ class Routed(Asker):
 
     def _can_route(self, stages: tuple[Stage, ...]) -> bool:
         """Whether `_route` would find a replica."""
-        return any(replica not in self._tried for stage in stages for replica, _ in stage.live)
+        return any(replica not in self._tried for stage in stages for replica, _ in stage.live.pairs)
 
     def _ask_own(self, stage: Stage, own: Replica) -> None:
         """Ask our engine for one more answer, after others have failed to give a better one."""
@@ -168,7 +169,7 @@ class Routed(Asker):
         """The replica that the request's conversation goes to."""
         if self._beginning is None:
             self._beginning = beginning_key(self.request.content, self.cascade.affinity)
-        return nearest(stage.live, self._beginning, now, exclude=self._tried)
+        return nearest(stage.live.pairs, self._beginning, now, exclude=self._tried)
 
     def _retry(self, stage: Stage) -> bool:
         """Repeat the call on another replica of the stage, within the retry budget."""
@@ -185,7 +186,7 @@ class Routed(Asker):
         if now >= self.deadline:
             return False
         for stage in stages:
-            if stage.live:
+            if stage.live.pairs:
                 typical = self.node.answer_times[stage.name].typical(now)
                 return typical is None or typical <= remaining_for_peer(self.deadline - now)
         return True
@@ -202,7 +203,7 @@ class Routed(Asker):
         if self.pinned or stage.threshold is None or self.escalations_left <= 0:
             return True
         for later in self._able_from(stage.index + 1):  # noqa: SIM110 - three times as fast
-            if later.live:
+            if later.live.pairs:
                 return False
         return True
 

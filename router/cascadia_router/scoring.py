@@ -19,38 +19,14 @@ from functools import partial
 from operator import attrgetter
 from typing import Literal
 
-import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
+
+from cascadia_router.json_shapes import choosing_decoder, logprobs_decoder
 
 __all__ = ["TokenStatistic", "TokenTally", "log_probabilities", "margins", "worst"]
 
 
-class _Token(Struct, gc=False):
-    logprob: float
-
-
-class _Logprobs(Struct, gc=False):
-    """`logprobs` of a choice: `content` in chat completions, `token_logprobs` in completions."""
-
-    content: list[_Token] | None = None
-    token_logprobs: list[float | None] | None = None
-
-
-class _Candidates(Struct, gc=False):
-    logprob: float
-    top_logprobs: list[_Token] | None = None
-
-
-class _Choosing(Struct, gc=False):
-    """`logprobs` of a choice with each token's candidates."""
-
-    content: list[_Candidates] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
-
-
 _logprob = attrgetter("logprob")
-_decoder = msgspec.json.Decoder(_Logprobs | None)
-_choosing_decoder = msgspec.json.Decoder(_Choosing | None)
 
 
 def log_probabilities(document: bytes | Raw) -> list[float]:
@@ -59,7 +35,7 @@ def log_probabilities(document: bytes | Raw) -> list[float]:
     Raises:
         msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
     """
-    piece = _decoder.decode(document)
+    piece = logprobs_decoder.decode(document)
     if piece is None:
         return []
     if piece.content is not None:
@@ -73,7 +49,7 @@ def margins(document: bytes | Raw) -> list[float]:
     Raises:
         msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
     """
-    piece = _choosing_decoder.decode(document)
+    piece = choosing_decoder.decode(document)
     if piece is None:
         return []
     candidates: list[list[float]]

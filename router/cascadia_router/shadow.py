@@ -21,8 +21,9 @@ from cascadia_router.balancing import Replica, least_loaded
 from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.http1_client import Call, Fault
 from cascadia_router.metrics import Metrics
-from cascadia_router.policy_store import Cascade, Stage
+from cascadia_router.policy_store import Cascade
 from cascadia_router.signing import Hop, PeerSecrets
+from cascadia_router.stage import Stage
 from cascadia_router.whole_answer import WholeAnswer
 from cascadia_router.window import Window
 
@@ -94,7 +95,7 @@ class Shadows:
             return
         now = node.now()
         for later in cascade.able_from(stage.index + 1, accepted.end, accepted.request):
-            replica = least_loaded(later.live, now)
+            replica = least_loaded(later.live.pairs, now)
             if replica is not None and not replica.is_own:
                 shadow = _Shadow(node, self, accepted, later, replica)
                 self._asked[shadow] = None

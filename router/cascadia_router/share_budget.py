@@ -7,6 +7,7 @@ that fail under load would get that load twice.
 from __future__ import annotations
 
 from collections import deque
+from typing import ClassVar
 
 __all__ = ["ShareBudget"]
 
@@ -19,7 +20,7 @@ class ShareBudget:
         least: So many are allowed in a window, however few requests there were.
     """
 
-    SLICES = 6
+    SLICES: ClassVar = 6
 
     def __init__(self, seconds: float = 60.0, least: float = 1.0) -> None:
         self.seconds = seconds

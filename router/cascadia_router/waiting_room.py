@@ -12,6 +12,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from cascadia_router.http1_request import Answering, Request
 
@@ -26,7 +27,7 @@ MAX_BYTES = 64 * 1024 * 1024
 class DrainRate:
     """How many requests ended per service second, over the last seconds."""
 
-    SECONDS = 10.0
+    SECONDS: ClassVar = 10.0
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -80,8 +81,8 @@ class WaitingRoom:
         rate: At which requests end.
     """
 
-    LEAST_RETRY_SECONDS = 1
-    LONGEST_RETRY_SECONDS = 60
+    LEAST_RETRY_SECONDS: ClassVar = 1
+    LONGEST_RETRY_SECONDS: ClassVar = 60
 
     def __init__(
         self, begin: Callable[[Answering, Request], None], refuse: Callable[[Answering, Request], None]

@@ -8,9 +8,9 @@ and both parts are decoded, which scans each byte once. Any other answer is deco
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
 
 from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
+from cascadia_router.json_shapes import rest_decoder
 from cascadia_router.said import Said, said_by
 from cascadia_router.scoring import TokenStatistic, TokenTally, log_probabilities, margins, worst
 
@@ -23,20 +23,6 @@ _FOLLOWER = b',"finish_reason":'
 _OTHER_FOLLOWER = b'}],"created":'
 """What llama.cpp writes there."""
 _OPENERS = b"{,"
-
-
-class _Choice(Struct, gc=False):
-    logprobs: UnsetType | None = UNSET
-
-
-class _Rest(Struct, gc=False):
-    """An answer without the log-probabilities' value."""
-
-    choices: list[_Choice]
-    usage: Usage | None = None
-
-
-_rest_decoder = msgspec.json.Decoder(_Rest)
 
 
 class WholeAnswer:
@@ -78,7 +64,7 @@ class WholeAnswer:
             if end > 0 and document.find(_KEY, end) < 0:
                 self._stripped = stripped = b"%snull%s" % (document[:start], document[end:])
                 try:
-                    rest = _rest_decoder.decode(stripped)
+                    rest = rest_decoder.decode(stripped)
                     self._values = log_probabilities(document[start:end])
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     pass

@@ -28,6 +28,11 @@ MAX_SAMPLES = 256
 _MAX_COMPARED = 128
 """Of these, samples that were compared with the next stage: the others must not crowd them out."""
 _SAMPLES_KEPT = 4096
+_COUNTS = (
+    *("arrivals", "failures", "interrupted", "refused"),
+    *("requests", "accepted", "escalated", "scorer_errors", "engine_errors"),
+)
+_HISTOGRAMS = ("end_to_end_ms", "first_token_ms", "input_tokens", "output_tokens", "service_ms", "scores")
 
 
 class Slice:
@@ -47,12 +52,12 @@ class Slice:
 
     def merge(self, other: Slice) -> None:
         """Add another slice's counts."""
-        for name, value in vars(other).items():
-            if isinstance(value, BucketCounts | Counter):
-                mine = getattr(self, name)
-                mine.update(value) if isinstance(value, Counter) else mine.merge(value)
-            elif name != "start":
-                setattr(self, name, getattr(self, name) + value)
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in _HISTOGRAMS:
+            mine: BucketCounts = getattr(self, name)
+            mine.merge(getattr(other, name))
+        self.answered_by.update(other.answered_by)
 
 
 class Window:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import h11
 
 from cascadia_api.policy import Endpoint, RouterConfig, RouterPolicy, StagePolicy, encode_policy
 from cascadia_router.front import ClientPort, PeerPort
-from cascadia_router.http1_client import Call, Fault, ResponseSink, Upstream
+from cascadia_router.http1_client import Call, Fault, Upstream
 from cascadia_router.http1_request import Limits, Request, Room
 from cascadia_router.http1_server import ServerConnection
 from cascadia_router.node import Node
@@ -132,17 +133,22 @@ def check_answer(data: bytes, places: list[int]) -> None:
             assert body == sink.body
 
 
-class _LoopbackUpstream(Upstream):
-    """A server whose answer is known beforehand, read by the real client."""
+class _Server:
+    """Whoever the router connects to from now on, in the running loop: its answer is known beforehand."""
 
     def __init__(self, answer: bytes) -> None:
-        super().__init__("127.0.0.1:1")
         self.answer = answer
-        self.requests: list[bytes] = []
+        self.wires: list[Wire] = []
+        asyncio.get_running_loop().create_connection = self._connect  # type: ignore[method-assign, assignment]
 
-    def send(self, request: bytes, sink: ResponseSink, *, fresh: bool = False) -> Call:
-        self.requests.append(request)
-        call, wire = Call(self, request, sink), Wire()
+    @property
+    def requests(self) -> list[bytes]:
+        """What it was sent, by connection."""
+        return [wire.written for wire in self.wires]
+
+    async def _connect(self, factory: Callable[[], asyncio.Protocol], *_: object, **__: object) -> None:
+        call, wire = factory(), Wire()
+        self.wires.append(wire)
         call.connection_made(wire)  # type: ignore[arg-type]
 
         def answer() -> None:
@@ -151,10 +157,9 @@ class _LoopbackUpstream(Upstream):
             call.connection_lost(None)
 
         asyncio.get_running_loop().call_soon(answer)
-        return call
 
 
-def _node(answer: bytes) -> tuple[Node, _LoopbackUpstream]:
+def _node(answer: bytes) -> tuple[Node, _Server]:
     """A router of the first of two stages, all of whose calls get the same answer."""
     node = Node(
         RouterConfig(stage="small", replica="s", engine="127.0.0.1:1", admin="127.0.0.1:1"), PeerSecrets([b"x" * 16])
@@ -170,13 +175,9 @@ def _node(answer: bytes) -> tuple[Node, _LoopbackUpstream]:
     node.policies.take(
         encode_policy(RouterPolicy(cascade="chat", policy_revision=1, plan_id="p", stages=stages)), "fuzz"
     )
-    upstream = _LoopbackUpstream(answer)
     assert node.own is not None
     node.own.ready = True
-    for _, replica in node.replicas.all():
-        replica.upstream = upstream
-    node.own.upstream = upstream
-    return node, upstream
+    return node, _Server(answer)
 
 
 async def _ask(port: ClientPort | PeerPort, request: Request) -> bytes:
@@ -210,7 +211,7 @@ def check_body(path: bytes, body: bytes) -> None:
     """Any body gets an answer or a 4xx in OpenAI's shape; what engines are sent is clean HTTP with clean JSON."""
 
     async def run() -> None:
-        node, upstream = _node(_whole(GOOD_ANSWER))
+        node, server = _node(_whole(GOOD_ANSWER))
         request = _request(path, body, {b"authorization": b"Bearer secret-of-a-client"})
         request.arrived = asyncio.get_running_loop().time()
         written = await _ask(ClientPort(node), request)
@@ -219,7 +220,7 @@ def check_body(path: bytes, body: bytes) -> None:
         if status != 200:
             assert set(json.loads(said)["error"]) == {"message", "type", "param", "code"}
             said.decode()
-        for sent in upstream.requests:
+        for sent in server.requests:
             assert b"secret-of-a-client" not in sent
             read = _h11_requests(sent)
             assert read is not None
@@ -249,10 +250,10 @@ def check_hop(headers: dict[bytes, bytes], body: bytes) -> None:
     """Nothing unsigned enters at the stage port."""
 
     async def run() -> None:
-        node, upstream = _node(_whole(GOOD_ANSWER))
+        node, server = _node(_whole(GOOD_ANSWER))
         written = await _ask(PeerPort(node), _request(b"/v1/chat/completions", body, headers))
         ((status, _),) = _responses(written, [b"POST"])
         assert status == 401
-        assert not upstream.requests
+        assert not server.requests
 
     asyncio.run(run())

@@ -90,7 +90,7 @@ async def following(server: ApiServer, namespace: str) -> AsyncIterator[PolicySt
 def ready(store: PolicyStore) -> dict[str, str]:
     """Addresses of the ready replicas, by name."""
     assert store.current is not None
-    live = store.current.stages[0].live
+    live = store.current.stages[0].live.pairs
     return {replica.name: replica.upstream.address for replica, _ in live if replica.ready}
 
 

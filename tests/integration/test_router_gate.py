@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from cascadia_api.policy import StreamingPolicy
+from cascadia_router.balancing import Targets
 from tests.support.router_chain import Chain, Reply, StageOf, chain_of, eventually, http
 from tests.support.scripted_engine import Behaviour, ScriptedEngine, answer, reset, status, stream_then
 
@@ -144,7 +145,7 @@ async def test_without_a_later_replica_nothing_is_dropped(tmp_path: Path) -> Non
         request = asyncio.create_task(http(chain.client("small"), CHAT, chat()))
         await eventually(lambda: chain.engine("small").seen, "the engine is asked")
         for stage in chain.router("small").node.policies.current.stages[1:]:  # type: ignore[union-attr]
-            stage.live = ()
+            stage.live = Targets()
         gate.set()
         reply = await request
         assert text(reply).startswith("small0")

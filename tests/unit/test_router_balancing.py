@@ -57,18 +57,18 @@ def test_of_many_replicas_the_own_and_two_by_weight_are_compared() -> None:
     targets = Targets((replica(str(index), index), 1.0 + index % 2) for index in range(20))
     seen = Counter(each for _ in range(2000) for each, _ in targets.candidates())
     assert sum(seen.values()) == 4000
-    assert len(seen) == len(targets)
+    assert len(seen) == len(targets.pairs)
     heavy = sum(count for each, count in seen.items() if int(each.name) % 2)
     assert heavy == pytest.approx(4000 * 2 / 3, abs=150)
     own = replica("own", own=True)
-    with_own = Targets((*targets, (own, 1.0)))
+    with_own = Targets((*targets.pairs, (own, 1.0)))
     assert all(choose(with_own, 0.0) is own for _ in range(50)), "it holds nothing"
     own.ready = False
     assert choose(with_own, 0.0) is not own
-    free, _ = targets[0]
-    busy = [each for each, _ in targets if each is not free]
+    free, _ = targets.pairs[0]
+    busy = [each for each, _ in targets.pairs if each is not free]
     assert all(choose(targets, 0.0, exclude=busy) is free for _ in range(50)), "whoever is left is found"
-    assert choose(targets, 0.0, exclude=[each for each, _ in targets]) is None
+    assert choose(targets, 0.0, exclude=[each for each, _ in targets.pairs]) is None
 
 
 def test_routers_that_know_only_their_own_requests_do_not_herd() -> None:
@@ -262,7 +262,7 @@ def test_the_last_few_policies_are_remembered() -> None:
     assert len(table.all()) == 2 * REMEMBERED, "replicas that no policy names are forgotten"
     old = store.at(4)
     assert old is not None
-    assert [each.upstream.address for each, _ in old.stages[0].live] == ["127.0.0.1:7"]
+    assert [each.upstream.address for each, _ in old.stages[0].live.pairs] == ["127.0.0.1:7"]
 
 
 def test_a_replica_keeps_its_state_across_policies() -> None:
@@ -270,10 +270,10 @@ def test_a_replica_keeps_its_state_across_policies() -> None:
     store = PolicyStore(table)
     store.take(encode_policy(policy(1)), "test")
     assert store.current is not None
-    first = store.current.stages[0].targets[0][0]
+    first = store.current.stages[0].targets.pairs[0][0]
     first.outstanding = 3
     store.take(encode_policy(policy(2)), "test")
-    assert store.current.stages[0].targets[0][0] is first
+    assert store.current.stages[0].targets.pairs[0][0] is first
     for revision in range(3, 3 + REMEMBERED):
         store.take(encode_policy(policy(revision, port=9)), "test")
     assert first in [each for _, each in table.all()], "it still holds requests"

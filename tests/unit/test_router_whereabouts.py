@@ -32,7 +32,7 @@ def store_with(*replicas: str, own: Replica | None = None, **changes: Any) -> Po
 
 def targets(store: PolicyStore) -> dict[str, tuple[bool, float]]:
     assert store.current is not None
-    return {replica.upstream.address: (replica.ready, weight) for replica, weight in store.current.stages[0].live}
+    return {replica.upstream.address: (replica.ready, weight) for replica, weight in store.current.stages[0].live.pairs}
 
 
 def tell(store: PolicyStore, **places: tuple[str, bool]) -> None:
@@ -68,7 +68,7 @@ def test_coming_back_closes_the_breaker_and_nothing_else_does() -> None:
     store = store_with("a")
     tell(store, a=("10.0.0.1:1", True))
     assert store.current is not None
-    replica = store.current.stages[0].live[0][0]
+    replica = store.current.stages[0].live.pairs[0][0]
     for _ in range(Breaker.THRESHOLD):
         replica.breaker.failed(5.0)
     tell(store, a=("10.0.0.1:1", True))
@@ -76,7 +76,7 @@ def test_coming_back_closes_the_breaker_and_nothing_else_does() -> None:
     tell(store, a=("10.0.0.1:1", False))
     assert not replica.breaker.allows(5.0)
     tell(store, a=("10.0.0.1:1", True))
-    assert store.current.stages[0].live[0][0] is replica
+    assert store.current.stages[0].live.pairs[0][0] is replica
     assert replica.breaker.allows(5.0)
 
 

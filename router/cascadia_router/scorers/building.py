@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+from collections import deque
 
 from msgspec import UNSET, UnsetType
 
@@ -21,6 +21,8 @@ __all__ = ["Workbench"]
 
 _DEADLINE_SECONDS = 10.0
 _CONCURRENCY = 64
+_MOST_UPSTREAMS = 256
+"""Servers whose connections are looked after: those of scorers that no policy names any more included."""
 
 
 class Workbench:
@@ -32,7 +34,7 @@ class Workbench:
     def __init__(self, surroundings: Surroundings | None = None) -> None:
         self._surroundings = surroundings or Surroundings()
         self._made: tuple[ScorerPolicy, Scorer] | None = None
-        self._upstreams: weakref.WeakSet[Upstream] = weakref.WeakSet()  # connections keep theirs alive
+        self._upstreams: deque[Upstream] = deque()
 
     def scorer(self, policy: ScorerPolicy) -> Scorer:
         """The scorer of a policy: the same one for the same options.
@@ -74,7 +76,9 @@ class Workbench:
             concurrency=_CONCURRENCY if policy.max_concurrency is UNSET else policy.max_concurrency,
             key=key,
         )
-        self._upstreams.add(endpoint.upstream)
+        self._upstreams.append(endpoint.upstream)
+        while len(self._upstreams) > _MOST_UPSTREAMS:
+            self._upstreams.popleft().close()
         return endpoint
 
     def sweep(self) -> None:
