@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import LatencyTarget
 from cascadia_solver.design import Design
-from cascadia_solver.simulation import CascadeTimes, StageReplicas, simulate_cascade
+from cascadia_solver.simulation import CascadeTimes, StageReplicas
+from cascadia_solver.steady_state import at_work
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "stage_replicas"]
@@ -103,28 +104,20 @@ class Evaluation(PathTimes):
     deviations: float = 0.0
 
 
-def evaluate(design: Design, sample: RequestSample, models: int) -> Evaluation:
+def evaluate(design: Design, sample: RequestSample, models: int, *, settle_seconds: float) -> Evaluation:
     """Simulate a design on the whole sample.
 
     Args:
         design: The design.
         sample: The traffic: the same one for every finalist, so that they share their luck.
         models: Number of models of the cascade.
+        settle_seconds: As for `steady_state.at_work`.
     """
     stages = [StageReplicas([], []) for _ in range(models)]
     for model, replicas in zip(design.route.stages, stage_replicas(design), strict=True):
         stages[model] = replicas
     exits = design.routed.exits
-    times = simulate_cascade(
-        stages,
-        sample.arrivals,
-        sample.input_tokens,
-        sample.output_tokens,
-        exits,
-        able=sample.able,
-        gate_tokens=sample.gate_tokens,
-        scorer_seconds=sample.scorer_seconds,
-    )
+    times = at_work(stages, sample, exits, settle_seconds=settle_seconds)
     stage_times = zip(times.stage_service, times.stage_first, times.stage_per_token, times.saturated, strict=True)
     each = [PathTimes(*figures) for figures in stage_times]
     seen = path_times(times, sample, exits)

@@ -41,6 +41,7 @@ __all__ = ["PlanningInputs", "plan_cascade"]
 _LEAST_SOLVER_SECONDS = 1.0
 _RETRY = "plan again; the first planning after an installation also compiles the planner"
 _MILP_TOLERANCE = 1e-6
+_SLOW = 95.0
 _OTHER_DRAW = 1_000_003
 _CONFIRMING = 40_000
 """Requests of the simulation that confirms latency targets: the noise of a p95 is half that of 10,000."""
@@ -91,6 +92,8 @@ def plan_cascade(
         if expired():
             raise PlanningTimeoutError(f"no plan was found within {deadline_seconds:g} s; there may be one: {_RETRY}")
         raise _no_design(inputs, traffic, problem)
+    # A slow request's latency, as far as it is known before anything is simulated.
+    problem = replace(problem, settle_seconds=designs[0].path_percentile(_SLOW))
     tell("simulating finalists", 0.8)
     models = len(spec.models)
     finalists = simulate_finalists(problem, designs, models, expired)
@@ -245,7 +248,11 @@ def _single(problem: Problem, g: int, best: Evaluation, names: Sequence[str]) ->
     if reason:
         # It is out for its quality, so the closed form's latency will do.
         return document.unfit_alternative(name, problem, found, reason)
-    return document.alternative(name, problem, evaluate(found, problem.sample, len(names)), best)
+    return document.alternative(name, problem, _simulated(problem, found, len(names)), best)
+
+
+def _simulated(problem: Problem, found: Design, models: int) -> Evaluation:
+    return evaluate(found, problem.sample, models, settle_seconds=problem.settle_seconds)
 
 
 def _plan(

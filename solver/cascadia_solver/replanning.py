@@ -77,7 +77,9 @@ def thresholds_alone(inputs: PlanningInputs, in_force: Plan, *, simulate: bool =
     if not (targets or simulate):
         return found
     traffic = traffic_of(inputs)
-    times, exits = simulate_plan(spec, traffic.facts, found, traffic.sample, inputs.sources)
+    times, exits = simulate_plan(
+        spec, traffic.facts, found, traffic.sample, inputs.sources, settle_seconds=found.latency.p95_ms / 1e3
+    )
     seen = path_times(times, traffic.sample, exits)
     if seen.saturated or seen.excess(targets) > 0:
         return None

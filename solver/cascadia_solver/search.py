@@ -52,6 +52,7 @@ class Problem:
         study: Quality of the threshold vectors of every choice of stages.
         qualities: Of the vectors of each grid, bounded where that was asked for.
         seed: Seed of what is drawn.
+        settle_seconds: Time that simulated cascades are given to fill: the latency of a slow request.
         made: Tables of stages, kept for other routes with the same stage.
     """
 
@@ -64,6 +65,7 @@ class Problem:
     study: QualityStudy
     qualities: Sequence[QualityOfGrid]
     seed: int
+    settle_seconds: float = 0.0
     made: dict[tuple[object, ...], StageMade] = field(default_factory=dict)
 
     @property

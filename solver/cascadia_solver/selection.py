@@ -51,7 +51,7 @@ def simulate_finalists(
             if attempt is None or attempt.key in seen or (evaluations and expired()):
                 break
             seen.add(attempt.key)
-            evaluations.append(evaluate(attempt, problem.sample, models))
+            evaluations.append(_evaluate(problem, attempt, models))
             slower = _slower(problem, evaluations[-1])
             attempt = _tightened(problem, evaluations[-1]) if problem.cheapest else None
         good = [e for e in evaluations if not e.saturated and _excess(problem, e) <= 0]
@@ -144,7 +144,7 @@ def _improved(
             break
         for candidate in fresh:
             known.add(candidate.key)
-            found.append(evaluate(candidate, problem.sample, models))
+            found.append(_evaluate(problem, candidate, models))
         if best_of(problem, found) is best:
             break
     return found
@@ -183,13 +183,13 @@ def confirmed(
         if best.saturated or _excess(problem, best) > 0 or best.design.key in done or expired():
             break
         sample = sample or larger()
-        again = evaluate(rerouted(best.design, sample), sample, models)
+        again = evaluate(rerouted(best.design, sample), sample, models, settle_seconds=problem.settle_seconds)
         again = replace(again, design=best.design, deviations=_SURE)
         done.add(best.design.key)
         found[found.index(best)] = again
         if again.saturated or _excess(problem, again) > 0:
             fresh = [d for d in _neighbours(problem, again) if d.key not in {e.design.key for e in found}]
-            found += [evaluate(d, problem.sample, models) for d in fresh]
+            found += [_evaluate(problem, d, models) for d in fresh]
             # The next best may have been of no interest beside the best, and can be better still.
             found = _improved(problem, found, models, expired)
     return found
@@ -213,6 +213,10 @@ def best_of(problem: Problem, evaluations: Sequence[Evaluation]) -> Evaluation:
     fastest = min(e.percentile(percentile) for e in stable)
     level = [e for e in stable if e.percentile(percentile) <= fastest * (1 + _LEVEL_WITH)]
     return min(level, key=lambda e: (cost(e), sum(e.design.gpus), e.percentile(percentile)))
+
+
+def _evaluate(problem: Problem, plan: Design, models: int) -> Evaluation:
+    return evaluate(plan, problem.sample, models, settle_seconds=problem.settle_seconds)
 
 
 def _excess(problem: Problem, evaluation: Evaluation) -> float:

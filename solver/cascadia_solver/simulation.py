@@ -25,6 +25,10 @@ __all__ = [
     "simulate_stage",
 ]
 
+_CROWD_SEED = 20260707
+_APART = 0.02
+"""How far, as a share of the time that is simulated, a request of the crowd may come from one that it is like."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageReplicas:
@@ -193,6 +197,8 @@ def simulate_cascade(
     hop_seconds: float = 0.002,
     able: npt.NDArray[np.bool_] | None = None,
     gate_tokens: int | None = None,
+    crowd: Sequence[float] | None = None,
+    margin: int = 0,
 ) -> CascadeTimes:
     """Simulate requests on their way through a cascade.
 
@@ -212,6 +218,10 @@ def simulate_cascade(
         gate_tokens: Answers of all stages but the last are decided on after so many tokens: rejected ones stop
             there, accepted ones begin to be seen there (in between, tokens are taken to come evenly). None: they
             are decided on at their end.
+        crowd: How many requests come to each stage for each of these that does, ≥ 1 [stages]: the others are
+            like these, come about when they do, and are only there to load the replicas. None: one.
+        margin: So many requests at the beginning and at the end are only there for the others to find the
+            cascade at work: n is without them in what is returned.
 
     Raises:
         ValueError: If some request's exit stage has no replicas, or shapes disagree.
@@ -250,10 +260,13 @@ def simulate_cascade(
         lengths = answers[visitors, index]
         if gate_tokens is not None and not last:
             lengths = np.where(accepted, lengths, np.minimum(lengths, gate_tokens))
-        times = simulate_stage(stages[index], at_stage[visitors], prompts[visitors], lengths)
+        times = _simulate_crowded(
+            stages[index], at_stage[visitors], prompts[visitors], lengths, 1.0 if crowd is None else crowd[index]
+        )
         utilisation[index] = times.utilisation
         saturated[index] |= times.saturated
         in_order = np.argsort(visitors)
+        in_order = in_order[(visitors[in_order] >= margin) & (visitors[in_order] < len(when) - margin)]
         service[index] = (times.finish - at_stage[visitors])[in_order]
         first[index] = (times.first_token - at_stage[visitors])[in_order]
         with np.errstate(invalid="ignore"):  # what never ends has no tokens either
@@ -267,7 +280,31 @@ def simulate_cascade(
         end[visitors[accepted]] = decided[accepted]
         first_byte[visitors[accepted]] = seen[accepted]
         at_stage[visitors[~accepted]] = decided[~accepted] + hop_seconds
-    return CascadeTimes(end - when, first_byte - when, service, first, per_token, utilisation, saturated)
+    measured = slice(margin, len(when) - margin)
+    end_to_end, to_first_byte = (end - when)[measured], (first_byte - when)[measured]
+    return CascadeTimes(end_to_end, to_first_byte, service, first, per_token, utilisation, saturated)
+
+
+def _simulate_crowded(stage: StageReplicas, arrivals: Floats, prompts: Ints, answers: Ints, crowd: float) -> StageTimes:
+    """A stage among others' requests; returns the times of the given ones."""
+    count = len(arrivals)
+    others = round((crowd - 1.0) * count)
+    if others <= 0:
+        return simulate_stage(stage, arrivals, prompts, answers)
+    random = np.random.default_rng(_CROWD_SEED)
+    like, when = (random.permutation(count)[np.arange(others) % count] for _ in range(2))
+    # Near enough in time to come in the same burst, and far enough not to queue behind the one that they are like.
+    apart = _APART * (arrivals[-1] - arrivals[0]) * random.uniform(-1.0, 1.0, others)
+    others_at = np.abs(arrivals[when] - arrivals[0] + apart)  # reflected at both ends
+    others_at = arrivals[-1] - np.abs(arrivals[-1] - arrivals[0] - others_at)
+    every = np.concatenate([arrivals, others_at])
+    order = np.argsort(every, kind="stable")
+    of = np.concatenate([np.arange(count), like])[order]
+    times = simulate_stage(stage, every[order], prompts[of], answers[of])
+    place = np.empty(len(every), dtype=np.int64)
+    place[order] = np.arange(len(every))
+    own = place[:count]
+    return StageTimes(times.first_token[own], times.finish[own], times.utilisation, times.saturated)
 
 
 def _lengths(tokens: npt.ArrayLike) -> Ints:

@@ -14,8 +14,9 @@ from cascadia_solver.catalogue.manifest import gpu_of, precision_of
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.replay import exit_stages
 from cascadia_solver.roofline import CostSource, Shape
-from cascadia_solver.simulation import CascadeTimes, StageReplicas, simulate_cascade
+from cascadia_solver.simulation import CascadeTimes, StageReplicas
 from cascadia_solver.sites import PoolBudget
+from cascadia_solver.steady_state import at_work
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["replicas_allowed", "simulate_plan"]
@@ -27,6 +28,8 @@ def simulate_plan(
     plan: Plan,
     sample: RequestSample,
     sources: Sequence[CostSource],
+    *,
+    settle_seconds: float = 0.0,
 ) -> tuple[CascadeTimes, NDArray[np.int64]]:
     """Simulate a plan under some traffic, request by request.
 
@@ -36,6 +39,7 @@ def simulate_plan(
         plan: The plan.
         sample: The traffic: n requests.
         sources: Where the step times of each model come from.
+        settle_seconds: As for `steady_state.at_work`.
 
     Returns:
         The times, and the model that answers each request [n].
@@ -44,17 +48,7 @@ def simulate_plan(
     thresholds = [-math.inf if (h := plan.stages[index].threshold) is None else h for index in live[:-1]]
     exits = exit_stages(live, thresholds, sample.scores, sample.able)
     stages = [_replicas(spec, facts[index], plan, index, sources[index]) for index in range(len(plan.stages))]
-    times = simulate_cascade(
-        stages,
-        sample.arrivals,
-        sample.input_tokens,
-        sample.output_tokens,
-        exits,
-        able=sample.able,
-        gate_tokens=sample.gate_tokens,
-        scorer_seconds=sample.scorer_seconds,
-    )
-    return times, exits
+    return at_work(stages, sample, exits, settle_seconds=settle_seconds), exits
 
 
 def _replicas(

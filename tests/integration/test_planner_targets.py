@@ -21,7 +21,9 @@ def on_other_requests(inputs: PlanningInputs, plan: Plan) -> PathTimes:
     """The plan under 60,000 other requests of the same traffic."""
     other = PlanningInputs(inputs.cascade, inputs.calibration, seed=77_000 + inputs.seed)
     traffic = traffic_of(other, requests=60_000)
-    times, exits = simulate_plan(inputs.cascade.spec, traffic.facts, plan, traffic.sample, inputs.sources)
+    times, exits = simulate_plan(
+        inputs.cascade.spec, traffic.facts, plan, traffic.sample, inputs.sources, settle_seconds=30.0
+    )
     return path_times(times, traffic.sample, exits)
 
 

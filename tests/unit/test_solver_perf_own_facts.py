@@ -58,7 +58,7 @@ def test_a_manifest_gives_its_own_model_and_gpu() -> None:
     )  # fmt: skip
     inputs = PlanningInputs(manifest)
     traffic, budgets = traffic_of(inputs), pool_budgets(manifest.spec, None)
-    sites = find_sites(manifest.spec, traffic.facts, budgets, traffic.sample, percentile=95.0, source=inputs.cost)
+    sites = find_sites(manifest.spec, traffic.facts, budgets, traffic.sample, percentile=95.0, sources=inputs.sources)
     assert sites.at[0, 0].options[0].step.kv_capacity_tokens > 100_000
     made = predict(model, gpu, Shape(), "int4", 500, 100, rate=1.0)
     assert made.extrapolates == ("no measured engine on H20-96GB",)

@@ -67,12 +67,15 @@ def test_every_metric_has_every_percentile_along_the_path_and_of_each_stage() ->
 def test_they_are_those_of_an_independent_simulation(metric: str, field: str) -> None:
     given = inputs()
     traffic = traffic_of(given)
-    times, exits = simulate_plan(given.cascade.spec, traffic.facts, plan(), traffic.sample, given.cost)
+    settle = plan().latency.p95_ms / 1e3
+    times, exits = simulate_plan(
+        given.cascade.spec, traffic.facts, plan(), traffic.sample, given.sources, settle_seconds=settle
+    )
     seen = path_times(times, traffic.sample, exits)
     wanted = getattr(plan().latency, field) if field else plan().latency
     for percentile in (50, 90, 95, 99):
         assert seen.percentile(percentile, metric) * 1e3 == pytest.approx(
-            getattr(wanted, f"p{percentile}_ms"), abs=0.051
+            getattr(wanted, f"p{percentile}_ms"), rel=0.005
         )
 
 
@@ -82,7 +85,7 @@ def test_the_scorers_time_is_part_of_the_path_and_not_of_a_stage() -> None:
     traffic, quick = traffic_of(slow), traffic_of(inputs())
     found = []
     for sample in (quick.sample, traffic.sample):
-        times, exits = simulate_plan(slow.cascade.spec, traffic.facts, plan(), sample, slow.cost)
+        times, exits = simulate_plan(slow.cascade.spec, traffic.facts, plan(), sample, slow.sources)
         found.append((path_times(times, sample, exits), exits, times))
     (before, exits, plain), (after, _, scored) = found
     accepted = exits == 0
