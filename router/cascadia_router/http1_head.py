@@ -9,6 +9,7 @@ names of token characters, values without control characters.
 from __future__ import annotations
 
 import re
+import sys
 
 __all__ = ["PLAIN_ANSWER", "PLAIN_POST", "header_fields"]
 
@@ -22,11 +23,14 @@ _OTHER = (
     rb"(?:[BDF-SVWYZbdf-svwyz]|(?!%s|%s|%s)[ACETUXacetux])%s*+%s" % (_FRAMING, _TRACING, _CREDENTIALS, _TOKEN, _VALUE)
 )
 _LENGTH = rb"[Cc]ontent-[Ll]ength: ?+([0-9]{1,9})\r\n"
-_REQUEST_LINES = rb"(?:%s|[Cc]onnection: [Kk]eep-[Aa]live\r\n|(%s)%s|%s[\t ]*+([\t -~\x80-\xff]*+)\r\n)*+" % (
-    _OTHER,
-    _TRACING,
-    _VALUE,
-    _CREDENTIALS,
+_DULL = rb"(?:%s|[Cc]onnection: [Kk]eep-[Aa]live\r\n)" % _OTHER
+_TOLD = rb"(?:(%s)%s|%s[\t ]*+([\t -~\x80-\xff]*+)\r\n)" % (_TRACING, _VALUE, _CREDENTIALS)
+# A possessive repeat with groups inside fails with SystemError before 3.12.8 and 3.13.1 (python/cpython#101955): what
+# has groups is repeated in an atomic group. After a possessive repeat, that needs 3.11.5 (python/cpython#106052).
+_REQUEST_LINES = (
+    rb"%s*+(?>(?:%s%s*+)*)" % (_DULL, _TOLD, _DULL)
+    if sys.version_info >= (3, 11, 5)
+    else rb"(?>(?:%s|%s)*)" % (_DULL, _TOLD)
 )
 
 PLAIN_POST = re.compile(
