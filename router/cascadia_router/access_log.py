@@ -142,17 +142,28 @@ class AccessLog:
         )
         self.writer.put(_encode(line) + b"\n")
 
-    def refused(self, http: Request | None, *, port: str, status: int, reason: str, now: float) -> None:
+    def refused(
+        self, http: Request | None, *, port: str, request_id: str, status: int, reason: str, now: float
+    ) -> None:
         """Log a request that was not begun.
 
         Args:
             http: As it came; None if not all of it did.
             port: See `Metrics.requests`.
+            request_id: Its id, as the answer says it.
             status: HTTP status.
             reason: The error's code.
             now: Service time (monotonic), s.
         """
-        line = _Line(time=_now(), event="request", port=port, status=status, outcome="refused", reason=reason)
+        line = _Line(
+            time=_now(),
+            event="request",
+            port=port,
+            status=status,
+            outcome="refused",
+            request_id=request_id,
+            reason=reason,
+        )
         if http is not None:
             line.method = http.method[:16].decode("ascii", "replace")
             line.path = http.path[:200].decode("ascii", "replace")

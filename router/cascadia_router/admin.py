@@ -37,8 +37,9 @@ class AdminPort:
         """See `Application`."""
         return True
 
-    def turned_away(self, status: int, code: str) -> None:
+    def turned_away(self, status: int, code: str, given_id: bytes) -> bytes:  # noqa: ARG002
         """See `Application`: the access log is of what clients and routers ask."""
+        return b""
 
     def handle(self, connection: Answering, request: Request) -> None:
         """See `Application`."""

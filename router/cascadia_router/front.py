@@ -70,19 +70,29 @@ class _Port:
         head: bytes = b"",
     ) -> None:
         """Answer with an error a request that is not begun."""
+        request_id = self._named(request.headers.get(b"x-request-id", b"") if request.traced else b"")
+        head += b"x-request-id: %s\r\n" % request_id
         connection.respond(status, error_body(status, message, code=code, param=param), head=head)
-        self._tell(request, status, code)
+        self._tell(request, request_id, status, code)
 
-    def turned_away(self, status: int, code: str) -> None:
+    def turned_away(self, status: int, code: str, given_id: bytes) -> bytes:
         """See `Application`."""
-        self._tell(None, status, code)
+        request_id = self._named(given_id)
+        self._tell(None, request_id, status, code)
+        return b"x-request-id: %s\r\n" % request_id
 
-    def _tell(self, request: Request | None, status: int, code: str) -> None:
+    def _named(self, given: bytes) -> bytes:
+        """The id of a request: the one that it came with, if that can be one."""
+        return given if _REQUEST_ID.fullmatch(given) else self.node.new_request_id()
+
+    def _tell(self, request: Request | None, request_id: bytes, status: int, code: str) -> None:
         """Tell the access log of a refusal."""
         node = self.node
         cascade = node.policies.entry
         if cascade is not None and cascade.access_log is not None:
-            node.access_log.refused(request, port=self.name, status=status, reason=code, now=node.now())
+            node.access_log.refused(
+                request, port=self.name, request_id=request_id.decode(), status=status, reason=code, now=node.now()
+            )
 
     def _turn_away(
         self, connection: Answering, request: Request, cascade: Cascade | None, retry_seconds: int = 1
@@ -322,14 +332,13 @@ class ClientPort(_Port):
             client = request.client.id if request.client is not None else ""
             session = session_key(body.content, SESSION_BYTES, headers.get(SESSION), client)
             first = self._latched(cascade, session, bounds.end)
-        given = headers.get(b"x-request-id", b"")
         Exchange(
             node,
             connection,
             request,
             body,
             cascade,
-            (given if _REQUEST_ID.fullmatch(given) else node.new_request_id()).decode(),
+            self._named(headers.get(b"x-request-id", b"")).decode(),
             bounds.seconds,
             policy.max_escalations,
             pinned=pinned is not None,

@@ -32,6 +32,8 @@ class Refusal(NamedTuple):
     status: int
     message: str
     code: str
+    given_id: bytes
+    """Its `x-request-id`, as far as it was read."""
 
 
 class Receiving:
@@ -261,4 +263,4 @@ class Receiving:
         if not self._refused:
             self._refused = True
             self._body.clear()
-            self._queue.append(Refusal(status, message, code))
+            self._queue.append(Refusal(status, message, code, self._headers.get(b"x-request-id", b"")))

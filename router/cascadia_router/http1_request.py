@@ -203,8 +203,8 @@ class Application(Protocol):
     def expects(self, target: bytes, authorization: bytes) -> bool:
         """Whether the body of a request with such a head is worth receiving: False for a stranger's."""
 
-    def turned_away(self, status: int, code: str) -> None:
-        """The server has refused a request by itself, before all of it had arrived."""
+    def turned_away(self, status: int, code: str, given_id: bytes) -> bytes:
+        """The server refuses a request by itself, before all of it has arrived; returns lines for the answer's head."""
 
     def handle(self, connection: Answering, request: Request) -> None:
         """Answer now, or set `connection.in_flight` and answer later."""

@@ -176,8 +176,8 @@ class ServerConnection(Receiving):
             self._keep_alive = False
             self._lingering = True
             head = _REFUSAL_LINES.get(request.status, b"")
+            head += self._application.turned_away(request.status, request.code, request.given_id)
             self.respond(request.status, error_body(request.status, request.message, code=request.code), head)
-            self._application.turned_away(request.status, request.code)
             return
         self._take(request)
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from cascadia_api.policy import AccessLogPolicy, StreamingPolicy
+from cascadia_api.policy import AccessLogPolicy, RateLimit, RateLimits, StreamingPolicy
 from cascadia_router.line_writer import LineWriter
 from cascadia_router.server import Router
-from tests.support.router_chain import Chain, StageOf, chain_of, eventually, http
+from tests.support.router_chain import Chain, Reply, StageOf, chain_of, eventually, http, read_reply
 from tests.support.scripted_engine import Behaviour, ScriptedEngine, answer, hang, reset
 
 CHAT = "/v1/chat/completions"
 SECRET_PROMPT = "what nobody may read in a log"
 ALL = AccessLogPolicy(share=1.0)
 NO_GOOD = AccessLogPolicy(share=0.0)
+BEARER = {"authorization": "Bearer sk-a-key-that-nobody-logs"}
 
 
 def chat(**extra: Any) -> dict[str, Any]:
@@ -123,6 +124,73 @@ async def test_errors_are_logged_whatever_the_share(tmp_path: Path, act: Any, st
         await act(chain)
         (line,) = await lines.all()
         assert (line["status"], line["outcome"]) == (status, outcome)
+
+
+async def bad_key(chain: Chain, headers: dict[str, str]) -> Reply:
+    return await http(chain.client("small"), CHAT, chat(), headers=headers | {"authorization": "Bearer sk-another"})
+
+
+async def stranger_who_waits(chain: Chain, headers: dict[str, str]) -> Reply:
+    return await announced(chain, headers | {"expect": "100-continue"}, 10)
+
+
+async def over_its_rate(chain: Chain, headers: dict[str, str]) -> Reply:
+    for _ in range(2):
+        reply = await http(chain.client("small"), CHAT, chat(), headers=headers | BEARER)
+    return reply
+
+
+async def bad_body(chain: Chain, headers: dict[str, str]) -> Reply:
+    return await http(chain.client("small"), CHAT, b"{", headers=headers | BEARER)
+
+
+async def large_body(chain: Chain, headers: dict[str, str]) -> Reply:
+    return await announced(chain, headers | BEARER, 2**40)
+
+
+async def large_head(chain: Chain, headers: dict[str, str]) -> Reply:
+    return await http(chain.client("small"), CHAT, b"", headers=headers | BEARER | {"x-long": "x" * 100_000})
+
+
+async def announced(chain: Chain, headers: dict[str, str], length: int) -> Reply:
+    """Send a head that announces a body, and no body."""
+    host, _, port = chain.client("small").rpartition(":")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: t\r\ncontent-length: {length}\r\n{lines}\r\n".encode())
+        reply = await read_reply(reader)
+        writer.close()
+    return reply
+
+
+@pytest.mark.parametrize("given", ["trace-me-7", "", "x" * 129])
+@pytest.mark.parametrize(
+    ("act", "status", "reason"),
+    [
+        (bad_key, 401, "invalid_api_key"),
+        (stranger_who_waits, 401, "invalid_api_key"),
+        (over_its_rate, 429, "rate_limit_exceeded"),
+        (bad_body, 400, "invalid_body"),
+        (large_body, 413, "request_too_large"),
+        (large_head, 431, "headers_too_large"),
+    ],
+)
+async def test_a_refusals_line_has_the_id_of_its_answer(
+    tmp_path: Path, act: Any, status: int, reason: str, given: str
+) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "team-a").write_text("sk-a-key-that-nobody-logs\n")
+    config, limits = {"api_keys": [str(keys)]}, RateLimits(default=RateLimit(requests_per_minute=1))
+    async with chain_of(tmp_path, *stages(), config=config, access_log=NO_GOOD, rate_limits=limits) as chain:
+        lines = Lines(chain.router("small"))
+        reply = await act(chain, {"x-request-id": given} if given else {})
+        assert reply.status == status
+        (line,) = await lines.all()
+        assert (line["status"], line["reason"]) == (status, reason)
+        assert line["requestId"] == reply.headers["x-request-id"]
+        assert line["requestId"] == given if given == "trace-me-7" else line["requestId"].startswith("req-")
 
 
 async def test_clients_that_leave_and_keys(tmp_path: Path) -> None:

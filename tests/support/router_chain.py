@@ -16,7 +16,7 @@ from cascadia_api.policy import Endpoint, RouterConfig, RouterPolicy, StagePolic
 from cascadia_router.server import Router
 from tests.support.scripted_engine import ScriptedEngine
 
-__all__ = ["Chain", "Reply", "StageOf", "chain_of", "eventually", "http"]
+__all__ = ["Chain", "Reply", "StageOf", "chain_of", "eventually", "http", "read_reply"]
 
 SECRET = b"a secret between routers"
 

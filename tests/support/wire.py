@@ -58,8 +58,9 @@ class Echo:
     def expects(self, target: bytes, authorization: bytes) -> bool:
         return True
 
-    def turned_away(self, status: int, code: str) -> None:
+    def turned_away(self, status: int, code: str, given_id: bytes) -> bytes:
         """See `Application`."""
+        return b""
 
     def handle(self, connection: ServerConnection, request: Request) -> None:
         self.requests.append(request)
