@@ -37,6 +37,7 @@ class Cluster:
     ) -> None:
         import kubernetes
         from kubernetes.config.config_exception import ConfigException
+        from yaml import YAMLError
 
         kubeconfig = kubeconfig or os.environ.get("KUBECONFIG")
         client: Any = kubernetes.client  # its types differ between the releases that we support
@@ -44,9 +45,10 @@ class Cluster:
         try:
             api = config.new_client_from_config(config_file=kubeconfig, context=context)
             contexts, current = config.list_kube_config_contexts(config_file=kubeconfig)
-        except (ConfigException, OSError) as error:
+        except (ConfigException, OSError, ValueError, YAMLError, TypeError, AttributeError) as error:
+            reason = str(error).rstrip(".") if isinstance(error, ConfigException | OSError) else "it is none"
             advice = "give --kubeconfig and --context, or set KUBECONFIG"
-            raise InputError(Problem("kubeconfig", f"{error}: {advice}")) from None
+            raise InputError(Problem("kubeconfig", f"{reason}: {advice}")) from None
         chosen = next((c for c in contexts if c["name"] == context), current) if context else current
         self.namespace: str = namespace or chosen["context"].get("namespace") or "default"
         self._objects = client.CustomObjectsApi(api)

@@ -14,7 +14,7 @@ from cascadia_api.errors import CascadiaError, InfeasibleError, InputError, Prob
 if TYPE_CHECKING:
     from typer import Typer
 
-__all__ = ["DEBUG_VARIABLE", "describe", "problem_line", "run_command", "say"]
+__all__ = ["DEBUG_VARIABLE", "describe", "interrupted", "problem_line", "run_command", "say"]
 
 DEBUG_VARIABLE = "CASCADIA_DEBUG"
 _INTERRUPTED = 130
@@ -43,8 +43,14 @@ def run_command(app: Typer, arguments: Sequence[str], *, program: str) -> int:
             traceback.print_exc()
         return describe(error, program)
     if code == _INTERRUPTED:
-        say(f"{program}: interrupted")
+        return interrupted(program)
     return code if isinstance(code, int) else 0
+
+
+def interrupted(program: str) -> int:
+    """Say that the user has interrupted the program; return the exit code."""
+    say(f"{program}: interrupted")
+    return _INTERRUPTED
 
 
 def say(*lines: str) -> None:
@@ -75,7 +81,8 @@ def describe(error: Exception, program: str) -> int:
     usage: Callable[[], str] | None = getattr(error, "format_message", None)
     if usage is not None:  # an error of the command line itself, in whichever click this typer brings
         path = getattr(getattr(error, "ctx", None), "command_path", program)
-        say(f"{path}: {usage().strip()}", f"Try '{path} --help' for help.")
+        # Where the flag's type refuses a value, typer passes on the words of its validator.
+        say(f"{path}: {usage().strip().replace('Value error, ', '')}", f"Try '{path} --help' for help.")
         return int(getattr(error, "exit_code", 2))
     say(
         f"{program}: internal error: {type(error).__name__}: {error}",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cascadia_api.plan import Plan
     from cascadia_solver.trace import Trace
 
-__all__ = ["STDIN", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "write_text"]
+__all__ = ["STDIN", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "unwritable", "write_text"]
 
 STDIN = "-"
 """In the place of a file's name."""
@@ -54,7 +54,14 @@ def write_text(path: str, text: str) -> None:
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", source=path) from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: str, error: OSError) -> InputError:
+    """The error to tell of a file that could not be written."""
+    if isinstance(error, FileNotFoundError):
+        return InputError("cannot be written: its folder is not there: make it", source=path)
+    return InputError(f"cannot be written: {error.strerror or error}", source=path)
 
 
 def read_json(path: str) -> Mapping[str, Any]:
@@ -67,6 +74,8 @@ def read_json(path: str) -> Mapping[str, Any]:
         document = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}", source=path) from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in a list …
+        raise InputError("no JSON that can be read: is it the right file?", source=path) from None
     if not isinstance(document, dict):
         raise InputError(f"expected a JSON object, found {type(document).__name__}", source=path)
     return document
@@ -89,17 +98,13 @@ def read_plan(path: str, cascade: CascadeDeployment) -> Plan:
     Raises:
         InputError: It is no plan, or not one of this cascade.
     """
-    import yaml
     from pydantic import ValidationError
 
-    from cascadia_api.load import problems_of
+    from cascadia_api.load import load_yaml, problems_of
     from cascadia_api.plan import Plan
 
-    try:
-        document = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"neither JSON nor YAML: {' '.join(str(error).split())}", source=path) from None
-    if not isinstance(document, dict):
+    document = next(iter(load_yaml(read_text(path), path)), None)
+    if not isinstance(document, dict) or "planId" not in document:
         raise InputError("no plan: write one with `cascadia plan FILE -o json`", source=path)
     document = {key: value for key, value in document.items() if key != "explanation"}
     try:

@@ -21,7 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 ok, 1 something failed, 2 bad input, 3 infeasible, 130 interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # while the modules of a command are being loaded
+        from cascadia_cli.failures import interrupted
+
+        return interrupted("cascadia")
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["router"]:
         from cascadia_router.main import main as router
 

@@ -16,6 +16,7 @@ from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.plan import FrontierPoint, Plan, PlanStage
 from cascadia_cli.figures import duration, gpu_words, money, percent, replica_words, threshold_words
+from cascadia_cli.files import unwritable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ def write_plot(plan: Plan, cascade: CascadeDeployment, path: str, explanation: S
         else:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", source=path) from None
+        raise unwritable(path, error) from None
 
 
 def _page(figure: Figure, plan: Plan, explanation: Sequence[str]) -> str:
@@ -65,13 +66,15 @@ def _page(figure: Figure, plan: Plan, explanation: Sequence[str]) -> str:
 
 
 def check_format(path: str) -> None:
-    """Refuse a picture's name that does not say its format.
+    """Refuse a picture's name before anything is planned for it.
 
     Raises:
-        InputError: The ending is not one of `PLOT_FORMATS`.
+        InputError: The ending is not one of `PLOT_FORMATS`, or there is no such folder.
     """
     if Path(path).suffix.lower() not in PLOT_FORMATS:
         raise InputError(Problem("--plot", f"{path!r} does not say the format: end it in {' or '.join(PLOT_FORMATS)}"))
+    if not Path(path).parent.is_dir():
+        raise InputError(Problem("--plot", f"there is no folder {Path(path).parent}: make it"))
 
 
 def plan_figure(plan: Plan, cascade: CascadeDeployment) -> Figure:

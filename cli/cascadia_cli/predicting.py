@@ -107,13 +107,15 @@ def model_named(name: str) -> ModelFacts:
     """The model that ``--model`` means, a name or a config.json; errors name the flag."""
     from cascadia_solver.catalogue.models import facts_from_config, model_facts
 
+    if name.endswith(".json"):
+        config = read_json(name)
+        try:
+            return facts_from_config(config)
+        except InputError as error:
+            raise error.within(name) from None
     try:
-        if name.endswith(".json"):
-            return facts_from_config(read_json(name))
         return model_facts(name)
     except InputError as error:
-        if error.source is not None:
-            raise
         raise InputError([Problem("--model", str(problem)) for problem in error.problems]) from None
 
 

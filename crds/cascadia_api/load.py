@@ -14,7 +14,18 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_api.names import API_VERSION, KIND
 from cascadia_api.schema import DECIMAL_PATTERN
 
-__all__ = ["Manifest", "corrections_text", "field_path", "load_manifest", "parse_cascade", "parse_spec", "problems_of"]
+__all__ = [
+    "Manifest",
+    "corrections_text",
+    "field_path",
+    "load_manifest",
+    "load_yaml",
+    "parse_cascade",
+    "parse_spec",
+    "problems_of",
+]
+
+_EXPLAINED_BY = "kubectl explain cascadedeployment.spec"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +69,7 @@ def load_manifest(text: str, source: str) -> Manifest:
     Raises:
         InputError: It is not YAML, holds no CascadeDeployment or several, or some field is wrong.
     """
-    try:
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
-    except yaml.YAMLError as error:
-        raise InputError(f"not valid YAML: {_one_line(error)}", source=source) from None
+    documents = [d for d in load_yaml(text, source) if d is not None]
     for document in documents:
         if not isinstance(document, dict):
             raise InputError(f"expected a Kubernetes object, found {type(document).__name__}", source=source)
@@ -77,9 +85,9 @@ def load_manifest(text: str, source: str) -> Manifest:
         raise error.within(source) from None
     calibration, planning = cascade.spec.calibration, cascade.spec.planning
     corrections = planning.corrections if planning is not None else None
-    lines = _data_of(documents, calibration.config_map_ref.name) if calibration is not None else None
-    learnt = _data_of(documents, corrections.config_map_ref.name) if corrections is not None else None
     try:
+        lines = _data_of(documents, calibration.config_map_ref.name) if calibration is not None else None
+        learnt = _data_of(documents, corrections.config_map_ref.name) if corrections is not None else None
         return Manifest(
             cascade,
             None if lines is None else tuple(calibration_lines(lines)),
@@ -89,10 +97,36 @@ def load_manifest(text: str, source: str) -> Manifest:
         raise error.within(source) from None
 
 
+def load_yaml(text: str, source: str) -> list[Any]:
+    """Return the documents of a YAML or JSON file; no key may stand twice in one mapping.
+
+    Raises:
+        InputError: It is neither.
+    """
+    try:
+        return list(yaml.load_all(text, Loader=_Loader))
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {_one_line(error)}", source=source) from None
+    except RecursionError:
+        raise InputError("not valid YAML: it is nested too deeply: is it the right file?", source=source) from None
+    except ValueError as error:  # what looks like a date or a number, and cannot be one
+        raise InputError(f"not valid YAML: {str(error).split(';')[0]}: write it in quotes", source=source) from None
+
+
 def _data_of(documents: Sequence[dict[str, Any]], name: str) -> dict[str, str] | None:
-    """Data of the ConfigMap of this name, if there is one."""
-    found = (d for d in documents if d.get("kind") == "ConfigMap" and (d.get("metadata") or {}).get("name") == name)
-    return next((d.get("data") or {} for d in found), None)
+    """Data of the ConfigMap of this name, if there is one.
+
+    Raises:
+        InputError: Its data are not texts.
+    """
+    for document in documents:
+        metadata = document.get("metadata")
+        if document.get("kind") == "ConfigMap" and isinstance(metadata, dict) and metadata.get("name") == name:
+            data = document.get("data") or {}
+            if not isinstance(data, dict) or not all(isinstance(t, str) for each in data.items() for t in each):
+                raise InputError(Problem(f"ConfigMap {name}: data", "must map names of files to texts (key: |)"))
+            return data
+    return None
 
 
 def corrections_text(data: Mapping[str, str]) -> str:
@@ -129,7 +163,7 @@ def parse_cascade(document: dict[str, Any]) -> CascadeDeployment:
     try:
         return CascadeDeployment.model_validate(document)
     except ValidationError as error:
-        raise InputError(problems_of(error)) from None
+        raise InputError(problems_of(error, explained_by=_EXPLAINED_BY)) from None
 
 
 def parse_spec(document: dict[str, Any]) -> CascadeDeploymentSpec:
@@ -141,11 +175,17 @@ def parse_spec(document: dict[str, Any]) -> CascadeDeploymentSpec:
     try:
         return CascadeDeploymentSpec.model_validate(document)
     except ValidationError as error:
-        raise InputError(problems_of(error, root="spec")) from None
+        raise InputError(problems_of(error, root="spec", explained_by=_EXPLAINED_BY)) from None
 
 
-def problems_of(error: ValidationError, root: str = "") -> list[Problem]:
-    """Name each wrong field of a failed validation, once."""
+def problems_of(error: ValidationError, root: str = "", explained_by: str = "") -> list[Problem]:
+    """Name each wrong field of a failed validation, once.
+
+    Args:
+        error: What pydantic found.
+        root: Where the validated document lies, as in ``spec``.
+        explained_by: What tells which fields there are.
+    """
     problems: list[Problem] = []
     for item in error.errors(include_url=False):
         location = list(item["loc"])
@@ -154,7 +194,8 @@ def problems_of(error: ValidationError, root: str = "") -> list[Problem]:
         if kind == "missing":
             message = "is required: add it"
         elif kind == "extra_forbidden":
-            message = "unknown field: remove it, or mend its spelling (kubectl explain cascadedeployment.spec)"
+            explained = f" ({explained_by})" if explained_by else ""
+            message = f"unknown field: remove it, or mend its spelling{explained}"
         elif kind == "rule":
             location += [part for part in str(context.get("field", "")).split(".") if part]
         elif kind == "string_pattern_mismatch":

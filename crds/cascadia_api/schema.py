@@ -7,6 +7,7 @@ every broken example through both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -77,6 +78,8 @@ class ApiModel(BaseModel):
 def _decimal_text(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
+    if not math.isfinite(value):
+        raise PydanticCustomError("decimal_string", "must be a number, as in '12.5'")
     raise PydanticCustomError(
         "decimal_string", 'must be a decimal string: write it in quotes, "{value}"', {"value": str(value)}
     )

@@ -35,6 +35,7 @@ from cascadia_local.simulated_engine.difficulty import ModelAbility
 from cascadia_local.traffic import TrafficConfig
 from cascadia_local.traffic_process import TrafficProcess
 from cascadia_local.watcher import Watcher
+from cascadia_router.api_keys import A_KEY, holds_a_key
 from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.live_correction import LiveCorrections, LiveSource
 from cascadia_solver.roofline import CostSource, Roofline
@@ -103,13 +104,22 @@ class Options:
             problems.append(Problem("--port", f"{self.port} is not between 1 and 65535"))
         elif self.port is not None and not is_free(self.port):
             problems.append(Problem("--port", f"{self.port} is taken: name another one, or leave it to us"))
-        if self.api_keys is not None and not self.api_keys.exists():
-            problems.append(Problem("--api-keys", f"there is no {self.api_keys}: name a file of keys, one a line"))
+        if self.api_keys is not None and (wrong := _wrong_with_keys(self.api_keys)):
+            problems.append(Problem("--api-keys", wrong))
         if self.scorer_secrets is not None and not self.scorer_secrets.is_dir():
             message = f"there is no folder {self.scorer_secrets}: name one with a file SECRET.KEY for each secret"
             problems.append(Problem("--scorer-secrets", message))
         if problems:
             raise InputError(problems)
+
+
+def _wrong_with_keys(source: Path) -> str:
+    try:
+        return "" if holds_a_key(source) else f"{source} holds none: write {A_KEY}, one a line"
+    except FileNotFoundError:
+        return f"there is no {source}: name a file of keys, one a line"
+    except OSError as error:
+        return f"{source} cannot be read: {error.strerror}"
 
 
 class Session:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Protocol
 
 from cascadia_api.names import ADMIN_PORT
@@ -60,5 +61,5 @@ class HttpAcknowledgement:
             url = f"http://{host}:{ADMIN_PORT}/cascade/policy"
             with self._opener.open(url, timeout=_TIMEOUT_SECONDS) as answer:
                 return int(json.load(answer)["policyRevision"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
             return 0

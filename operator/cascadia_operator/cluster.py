@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import urllib3
+import yaml
 from kubernetes import client, config
 
-from cascadia_api.errors import CascadiaError
+from cascadia_api.errors import CascadiaError, InputError, Problem
 from cascadia_api.names import API_VERSION, FIELD_MANAGER, KIND, PLAN_KIND, PLAN_PLURAL, PLURAL
 
 __all__ = [
@@ -123,16 +124,18 @@ class Cluster(Protocol):
 
 
 class KubernetesCluster:
-    """A cluster behind its API server, as configured by a service account or a kubeconfig."""
+    """A cluster behind its API server, as configured by a service account or a kubeconfig.
+
+    Raises:
+        InputError: There is neither, or the kubeconfig is of no use.
+    """
 
     def __init__(self, threads: int = 16) -> None:
         settings = client.Configuration()
         try:
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]  # typed in part only
         except config.ConfigException:
-            config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=os.environ.get("KUBECONFIG"), client_configuration=settings
-            )
+            _load_kubeconfig(settings)
         settings.connection_pool_maxsize = threads
         # Retries are ours: urllib3's own would hide time-outs.
         settings.retries = False
@@ -142,7 +145,7 @@ class KubernetesCluster:
     def close(self) -> None:
         """Give up connections and threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._api.close()  # type: ignore[no-untyped-call]
+        self._api.close()  # type: ignore[no-untyped-call]  # typed in part only
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """See `Cluster.get`."""
@@ -257,10 +260,27 @@ class KubernetesCluster:
             auth_settings=["BearerToken"],
         )
         response = self._api.call_api(*serialized, _request_timeout=(_CONNECT_SECONDS, _REQUEST_SECONDS))
-        content: bytes = response.read()  # type: ignore[no-untyped-call]
+        content: bytes = response.read()  # type: ignore[no-untyped-call]  # typed in part only
         self._api.response_deserialize(response, {"2XX": None})
         result: Object = json.loads(content)
         return result
+
+
+def _load_kubeconfig(settings: client.Configuration) -> None:
+    """Take the settings of the kubeconfig.
+
+    Raises:
+        InputError: There is none, or it is of no use.
+    """
+    file = os.environ.get("KUBECONFIG")
+    try:
+        # The client's package is typed in part only.
+        config.load_kube_config(config_file=file, client_configuration=settings)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError, ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
+        known = isinstance(error, config.ConfigException | OSError)
+        reason = str(error).rstrip(".") if known else f"{file} is no kubeconfig"
+        advice = "run in a pod, or name the kubeconfig of a cluster"
+        raise InputError(Problem("KUBECONFIG", f"no cluster to work on: {reason}; {advice}")) from None
 
 
 def _path(kind: str, namespace: str | None, name: str = "") -> str:
@@ -278,6 +298,8 @@ def _translated(error: client.ApiException, method: str, path: str) -> ClusterEr
     try:
         status = json.loads(error.body or "{}")
     except ValueError:
+        status = None
+    if not isinstance(status, dict):  # what a proxy before the API server says
         status = {}
     message = f"{method} {path}: {status.get('message') or error.reason or error.status}"
     if error.status == 404:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import sys
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
+from cascadia_api.errors import InputError
 from cascadia_operator.settings import DEFAULT_ENGINE_IMAGE, DEFAULT_ROUTER_IMAGE, Images, OperatorSettings
 
 __all__ = ["main", "parse"]
+
+_MOST_SECONDS = 86_400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the operator until it is told to stop.
 
     Returns:
-        The exit code: 0 after a signal, 1 where the cluster cannot be reached at all.
+        The exit code: 0 after a signal, 2 where a flag or the kubeconfig is wrong.
     """
     flags = parse(argv)
     settings = OperatorSettings(
@@ -29,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         planning_deadline_seconds=flags.planning_deadline_seconds,
     )
     import kopf
-    from kubernetes.config import ConfigException
     from prometheus_client import start_http_server
 
     from cascadia_operator.cluster import KubernetesCluster
@@ -45,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(chatty).setLevel(logging.DEBUG if flags.log_level == "debug" else logging.WARNING)
     try:
         KubernetesCluster(threads=1).close()
-    except ConfigException as error:
-        sys.stderr.write(
-            f"no cluster to work on: {error}; run it in a pod, or set KUBECONFIG to the file of a cluster\n"
-        )
-        return 1
-    if flags.metrics_port:
-        start_http_server(flags.metrics_port)
+        if flags.metrics_port:
+            start_http_server(flags.metrics_port)
+    except InputError as error:
+        sys.stderr.write(f"cascadia operator: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"cascadia operator: --metrics-port: {flags.metrics_port}: {error.strerror}: name another\n")
+        return InputError.exit_code
     registry = kopf.get_default_registry()
     register(registry, settings)
     kopf_settings = kopf.OperatorSettings()
@@ -101,22 +106,47 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--planning-deadline-seconds", type=_seconds, default=60.0, help="for planning one cascade (%(default)s)"
     )
-    parser.add_argument("--liveness", help="URL to answer liveness probes at, as in http://0.0.0.0:8083/healthz")
-    parser.add_argument("--metrics-port", type=int, default=0, help="port of Prometheus metrics; 0: none (the default)")
+    parser.add_argument(
+        "--liveness", type=_url, help="URL to answer liveness probes at, as in http://0.0.0.0:8083/healthz"
+    )
+    parser.add_argument(
+        "--metrics-port", type=_port, default=0, help="port of Prometheus metrics; 0: none (the default)"
+    )
     parser.add_argument("--log-format", choices=("plain", "json"), default="plain", help="of the log (%(default)s)")
     parser.add_argument("--log-level", choices=("debug", "info", "warning"), default="info", help="(%(default)s)")
     return parser.parse_args(argv)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400 seconds")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {_MOST_SECONDS}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 256:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 256")
-    return value
+    return _whole(text, 1, 256)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 0, 65_535)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        whole = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        whole = False
+    if not whole:
+        raise argparse.ArgumentTypeError(f"{text!r} is not http://HOST:PORT/PATH")
+    return text

@@ -16,13 +16,13 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from cascadia_router.json_log import fields
 
-__all__ = ["LEAST_KEY_CHARACTERS", "MOST_KEYS", "ApiKeys", "digest_of"]
+__all__ = ["A_KEY", "LEAST_KEY_CHARACTERS", "MOST_KEYS", "ApiKeys", "digest_of", "holds_a_key"]
 
 log = logging.getLogger("cascadia.router.keys")
 
@@ -32,7 +32,7 @@ MOST_KEYS = 10_000
 _MOST_FILE_BYTES = 1024 * 1024
 _DIGEST = re.compile(rb"sha256:([0-9a-fA-F]{64})")
 _KEY = re.compile(rb"[!-~]{%d,512}" % LEAST_KEY_CHARACTERS)
-_NO_KEY = f"neither a key of {LEAST_KEY_CHARACTERS} to 512 visible ASCII characters, nor sha256: and 64 hex digits"
+A_KEY = f"a key of {LEAST_KEY_CHARACTERS} to 512 visible ASCII characters, or sha256: and 64 hex digits"
 _Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
@@ -110,22 +110,35 @@ def _stamp(files: Sequence[Path]) -> _Stamp:
     return tuple((name, each.st_ino, each.st_mtime_ns, each.st_size) for name, each in status)
 
 
+def holds_a_key(source: Path) -> bool:
+    """Whether a source holds a key at all.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return any(digest is not None for file in _files(source) for _, digest in _lines(file))
+
+
 def _read(files: Sequence[Path]) -> dict[bytes, str]:
     ids: dict[bytes, str] = {}
     for file in files:
-        with file.open("rb") as opened:
-            lines = opened.read(_MOST_FILE_BYTES).splitlines()
-        for number, line in enumerate(lines, 1):
-            text = line.strip()
-            if not text or text.startswith(b"#"):
-                continue
-            digest = _digest(text)
+        for number, digest in _lines(file):
             if digest is None or len(ids) >= MOST_KEYS:
-                reason = _NO_KEY if digest is None else f"more than {MOST_KEYS} keys"
+                reason = f"not {A_KEY}" if digest is None else f"more than {MOST_KEYS} keys"
                 log.error("API key refused", extra=fields(file=file.name, line=number, reason=reason))
             else:
                 ids[digest] = file.name
     return ids
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
+    """The numbers of the lines that should hold a key, each with the key's digest if it does."""
+    with file.open("rb") as opened:
+        lines = opened.read(_MOST_FILE_BYTES).splitlines()
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text and not text.startswith(b"#"):
+            yield number, _digest(text)
 
 
 def _digest(text: bytes) -> bytes | None:

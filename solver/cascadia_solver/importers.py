@@ -56,8 +56,8 @@ def import_zeroeval(
         auroc,
         seed,
         columns=("id", "model", "correct", "prompt_chars", "output_chars"),
-        quality=lambda row: float(row["correct"]),
-        input_tokens=lambda row: float(row["prompt_chars"]) / CHARACTERS_PER_TOKEN,
+        quality=lambda row: _number(row, "correct"),
+        input_tokens=lambda row: _number(row, "prompt_chars") / CHARACTERS_PER_TOKEN,
     )
 
 
@@ -75,11 +75,11 @@ def import_wildbench(
         auroc,
         seed,
         columns=("session_id", "model", "gpt4o_score_1_10", "output_chars", "judge_prompt_tokens"),
-        quality=lambda row: (float(row["gpt4o_score_1_10"]) - 1) / 9,
+        quality=lambda row: (_number(row, "gpt4o_score_1_10") - 1) / 9,
         input_tokens=lambda row: (
-            float(row["judge_prompt_tokens"])
+            _number(row, "judge_prompt_tokens")
             - _WILDBENCH_JUDGE_TOKENS
-            - float(row["output_chars"]) / CHARACTERS_PER_TOKEN
+            - _number(row, "output_chars") / CHARACTERS_PER_TOKEN
         ),
     )
 
@@ -115,7 +115,7 @@ def _import(
             worth = min(1.0, max(0.0, quality(rows[model])))
             noise = _standard_normal(f"{seed}/{identifier}/{model}")
             score = 1 / (1 + math.exp(-(1.2 + 0.8 * (separation[stage] * (worth - 0.5) + noise))))
-            tokens = max(1, round(float(rows[model]["output_chars"]) / CHARACTERS_PER_TOKEN))
+            tokens = max(1, round(_number(rows[model], "output_chars") / CHARACTERS_PER_TOKEN))
             answers[stage] = CalibrationAnswer({_SCORER: round(score, 6)}, round(worth, 6), tokens)
         yield calibration_line(identifier, prompt, answers)
 
@@ -126,18 +126,32 @@ def _by_question(
     reader = csv.DictReader(lines)
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"the CSV lacks the columns {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}")
+        there = ", ".join(reader.fieldnames or ()) or "none"
+        raise InputError(f"the CSV lacks the columns {', '.join(missing)}; it has {there}")
     questions: dict[str, dict[str, dict[str, str]]] = {}
     known: set[str] = set()
-    for row in reader:
-        known.add(row["model"])
-        if row["model"] in models:
-            questions.setdefault(row[columns[0]], {}).setdefault(row["model"], row)
+    try:
+        for row in reader:
+            known.add(row["model"] or "")
+            if row["model"] in models:
+                questions.setdefault(row[columns[0]], {}).setdefault(row["model"], row)
+    except csv.Error as error:
+        raise InputError(f"line {reader.line_num} is no CSV: {error}") from None
     if unknown := sorted(models - known):
         raise InputError(f"the CSV has no model {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     if not any(len(rows) == len(models) for rows in questions.values()):
         raise InputError(f"no question of the CSV was answered by all of {', '.join(sorted(models))}")
     return questions
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
+    try:
+        number = float(row[column] or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{column} of {row['model']} is {row[column]!r}, and must be a number: mend that row")
+    return number
 
 
 def _standard_normal(key: str) -> float:

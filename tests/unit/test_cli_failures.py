@@ -14,6 +14,7 @@ import yaml
 from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
 from cascadia_cli.failures import describe
 from cascadia_cli.main import main
+from cascadia_cli.plugin import main as kubectl
 from tests.support.manifests import BROKEN, Broken, cascade_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +40,11 @@ CALIBRATE = "calibrate {file} --prompts "
         ("bogus", "No such command 'bogus'"),
         ("plan", "cascadia plan: Missing argument 'FILE'"),
         ("plan {file} --colour blue", "cascadia plan: No such option: --colour"),
-        ("plan {file} -o xml", "'xml' is not one of 'table', 'json', 'yaml'"),
+        ("plan {file} -o xml", "Invalid value for '--output' / '-o': 'xml' is not one of 'table', 'json', 'yaml'"),
         ("plan no-such.yaml", "no-such.yaml: no such file"),
         ("plan {folder}", "{folder}: is a folder"),
         ("plan {file} --plot out.bmp", "--plot: 'out.bmp' does not say the format: end it in .png"),
+        ("plan {file} --plot {folder}/none/out.svg", "--plot: there is no folder {folder}/none: make it"),
         ("plan {file} --gpus many", "--gpus: 'many' is not a number of GPUs from 1 to 4096"),
         ("plan {file} --gpus 0", "--gpus: '0' is not a number of GPUs"),
         ("plan {file} --gpus a100=8", "--gpus: pool 'a100' is not in the manifest: write POOL=N with a pool of h100"),
@@ -103,19 +105,115 @@ CALIBRATE = "calibrate {file} --prompts "
         ("up {file} --port 99999", "--port: 99999 is not between 1 and 65535"),
         ("up {file} --gguf x.gguf", "--gguf: only --engine llamacpp"),
         ("up no-such.yaml", "no-such.yaml: no such file"),
+        ("up {file} --api-keys no-such", "--api-keys: there is no no-such: name a file of keys"),
+        ("operator --workers 0", "--workers: '0' is not a whole number from 1 to 256"),
+        ("operator --resync-seconds soon", "--resync-seconds: 'soon' is not a number of seconds above 0"),
+        ("operator --metrics-port 99999", "--metrics-port: '99999' is not a whole number from 0 to 65535"),
+        ("operator --liveness healthz", "--liveness: 'healthz' is not http://HOST:PORT/PATH"),
     ],
 )
 def test_one_clear_error(
     arguments: str, said: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"file": str(manifest), "folder": str(tmp_path)}
-    code = main(arguments.format(**places).split())
+    assert _code(arguments.format(**places)) == 2
     out, err = capsys.readouterr()
-    assert code == 2, err
     assert said.format(**places) in err
     assert out == ""
     assert "Traceback" not in err
     assert "internal error" not in err
+
+
+def _code(arguments: str) -> int:
+    try:
+        return main(arguments.split())
+    except SystemExit as stop:  # as argparse does it, for the operator and the router
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said"),
+    [
+        ("", "up {manifest} --api-keys {file}", "--api-keys: {file} holds none: write a key of 16 to 512 visible"),
+        ("# none yet\nshort\n", "up {manifest} --api-keys {file}", "--api-keys: {file} holds none"),
+        ("{}", "predict {facts} --model {file}.json", "{file}.json: hidden_size: is missing; give the model's own"),
+        ("{", "predict {facts} --model {file}.json", "{file}.json: not JSON: line 1, column 2"),
+        ("[" * 100_000, "predict {facts} --model {file}.json", "{file}.json: no JSON that can be read"),
+        ("[1]", "render {manifest} --plan {file}", "{file}: no plan: write one with `cascadia plan FILE -o json`"),
+        ("a: 1", "render {manifest} --plan {file}", "{file}: no plan: write one with `cascadia plan FILE -o json`"),
+        (
+            "",
+            "import {file} -o -",
+            "{file}: the CSV lacks the columns id, model, correct, prompt_chars, output_chars; it",
+        ),
+        ("{columns}1,b,yes,5,5\n", "import {file} -o -", "{file}: correct of b is 'yes', and must be a number"),
+        ("{columns}1,b,1,nan,5\n", "import {file} -o -", "{file}: prompt_chars of b is 'nan', and must be a number"),
+        ("{columns}1,b,1\n", "import {file} -o -", "{file}: prompt_chars of b is None, and must be a number"),
+        ("{columns}1,b,1,5," + "x" * 200_000, "import {file} -o -", "{file}: line 1 is no CSV: field larger"),
+        ("{columns}1,b,1,5,5\n", "import {file} -o {folder}/none/x", "{folder}/none/x: cannot be written: its folder"),
+        ("{columns}1,b,1,5,5\n", "import {file} -o {folder}", "{folder}: cannot be written: Is a directory"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_odd_files(
+    content: str, arguments: str, said: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = "id,model,correct,prompt_chars,output_chars\n"
+    file = tmp_path / "odd"
+    for name in ("odd", "odd.json"):
+        (tmp_path / name).write_text(content.replace("{columns}", columns))
+    places = {
+        "file": str(file),
+        "folder": str(tmp_path),
+        "manifest": str(manifest),
+        "facts": "--gpu H100-SXM-80GB --tensor-parallel 1 --input 9 --output 9 --rate 1",
+    }
+    if arguments.startswith("import"):
+        arguments = "calibrate import zeroeval --model a=b --input" + arguments.removeprefix("import")
+    assert _code(arguments.format(**places)) == 2
+    out, err = capsys.readouterr()
+    assert said.format(**places) in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("config_map", "said"),
+    [
+        ({"metadata": {"name": "set"}, "data": {"a.jsonl": 5}}, "ConfigMap set: data: must map names of files to"),
+        ({"metadata": {"name": "set"}, "data": ["a"]}, "ConfigMap set: data: must map names of files to texts"),
+        ({"metadata": ["set"]}, "valid"),
+    ],
+)
+def test_odd_config_maps_beside_the_manifest(
+    config_map: dict[str, object], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chat.yaml"
+    document = cascade_manifest()
+    document["spec"]["calibration"] = {"configMapRef": {"name": "set"}}
+    path.write_text(yaml.safe_dump_all([document, {"kind": "ConfigMap"} | config_map]))
+    main(["validate", str(path)])
+    out, err = capsys.readouterr()
+    assert f"{path}: {said}" in out + err
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b"a:\n\tb: c\n", b"[1]\n", b"", b"a: 1\n"])
+@pytest.mark.parametrize("command", ["operator", "kubectl"])
+def test_a_file_that_is_no_kubeconfig(
+    command: str,
+    content: bytes | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "kubeconfig"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert (_code("operator") if command == "operator" else kubectl(["status", "chat"])) == 2
+    err = capsys.readouterr().err
+    assert ("KUBECONFIG: no cluster to work on: " if command == "operator" else "kubectl cascadia: kubeconfig: ") in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -146,7 +244,11 @@ def test_broken_manifests_name_file_and_field(
         ("[1, 2]", "expected a Kubernetes object, found list"),
         ("kind: Pod", "found Pod"),
         ("\x00", "not valid YAML"),
+        ("a: " + "[" * 1000, "not valid YAML: it is nested too deeply"),
+        ("a: 2026-13-45", "not valid YAML: month must be in 1..12: write it in quotes"),
+        ("a: " + "9" * 5000, "not valid YAML: Exceeds the limit (4300 digits)"),
     ],
+    ids=lambda value: value[:24],
 )
 def test_files_that_are_no_manifest(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "odd.yaml"
@@ -216,12 +318,22 @@ def test_unforeseen_errors_hide_their_traceback_unless_asked() -> None:
         assert ("Traceback" in done.stderr) == bool(debug)
 
 
-def test_interrupts_exit_with_130() -> None:
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "import cascadia_cli.validating as v; v.print_validation = interrupted",
+        "class Finder: find_spec = staticmethod(lambda name, *_: interrupted() if name == 'typer' else None)\n"
+        "sys.meta_path.insert(0, Finder)",
+    ],
+    ids=["at work", "while modules are loaded"],
+)
+def test_interrupts_exit_with_130(moment: str) -> None:
     script = (
-        "import sys, cascadia_cli.validating as v\n"
+        "import sys\n"
+        "from cascadia_cli.main import main\n"
         "def interrupted(*_, **__): raise KeyboardInterrupt\n"
-        "v.print_validation = interrupted\n"
-        "from cascadia_cli.main import main; sys.exit(main(['validate', 'x']))"
+        f"{moment}\n"
+        "sys.exit(main(['validate', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 130

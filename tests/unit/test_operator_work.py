@@ -23,7 +23,7 @@ from cascadia_operator.cluster import (
     RefusedError,
 )
 from cascadia_operator.decide.plan_choice import PlanFailure, Trouble
-from cascadia_operator.main import main, parse
+from cascadia_operator.main import parse
 from cascadia_operator.manifests.router_config import FOLLOWER_ANNOTATION, LEADER_ANNOTATION, router_annotations
 from cascadia_operator.planning import Planner, PlanningJob, PlanningOutcome
 from cascadia_operator.work_queue import WorkQueue
@@ -228,6 +228,18 @@ async def test_routers_are_asked_once_for_a_revision(server: Any, monkeypatch: p
     assert await routers.lacking(6, [leader]) == ["chat-small-1-0"]
 
 
+async def test_what_answers_no_http_lacks_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as stranger:
+        monkeypatch.setattr(acknowledgement, "ADMIN_PORT", stranger.sockets[0].getsockname()[1])
+        leader: Any = {"metadata": {"name": "chat-small-1-0", "uid": "u"}, "status": {"podIP": "127.0.0.1"}}
+        assert await HttpAcknowledgement().lacking(1, [leader]) == ["chat-small-1-0"]
+
+
 @pytest.fixture
 def cluster(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesCluster]:
     kubeconfig = tmp_path / "kubeconfig"
@@ -329,12 +341,3 @@ def test_wrong_flags_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[
         parse(argv)
     assert ended.value.code == 2
     assert argv[0] in capsys.readouterr().err
-
-
-def test_without_a_cluster_it_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert main([]) == 1
-    assert "set KUBECONFIG" in capsys.readouterr().err
