@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINE_STAMP := $(VENV)/.engine-installed
 ARGS ?=
+COMPILED_TESTS := $(addprefix tests/unit/test_router_,balancing.py http1.py short_way.py smuggling.py fuzz.py scoring.py \
+  event_stream.py decision.py waiting_room.py rate_limit.py api_keys.py whereabouts.py window.py) \
+  $(addprefix tests/integration/test_router_,chain.py pass_through.py streams.py gate.py faults.py lifecycle.py \
+  disconnects.py sessions.py api_keys.py scorers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo test unit integration e2e soak fuzz lint format crds lock tools clients clean
+.PHONY: help install engine demo test unit compiled integration e2e soak fuzz lint format crds lock tools clients clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,11 +42,16 @@ $(ENGINE_STAMP): requirements-engine.lock $(STAMP)
 demo: $(STAMP) ## the whole product on this machine: plan, serve, escalate, drift, re-plan
 	@$(BIN)/cascadia demo $(ARGS)
 
-test: lint unit integration e2e ## every test, with all the set-up it needs
+test: lint unit compiled integration e2e ## every test, with all the set-up it needs
 
 unit: $(STAMP) ## fast tests of the parts
 	@echo "» unit tests"
 	@$(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 8 $(ARGS)
+
+# What decides, reads and writes on a request's way; the rest of the router's tests would say the same again.
+compiled: $(STAMP) ## compile the router, and run tests of the router as it is shipped
+	@compiled=$$($(BIN)/python benchmarks/compiled_router.py) && echo "» the compiled router" && \
+	  PYTHONPATH=$$compiled CASCADIA_COMPILED=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS) $(COMPILED_TESTS)
 
 tools: $(STAMP) ## build the Kubernetes binaries that integration tests use (once, about 8 minutes)
 	@$(BIN)/python -m tests.support.control_plane build

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.policy import LARGEST_BODY_BYTES, RouterConfig
+from cascadia_router import express
 from cascadia_router.admin import AdminPort
 from cascadia_router.bootstrap import check_config
 from cascadia_router.certificate import Certificate
@@ -33,6 +34,8 @@ log = logging.getLogger("cascadia.router")
 SWEEP_SECONDS = 0.5
 """Between looks at idle and slow connections, and at those whose clients may leave unheard, wall s."""
 
+COMPILED = not (express.__file__ or "").endswith(".py")
+"""Whether requests are answered by compiled code: see docs/router-performance.md."""
 LAST_LINES_SECONDS = 1.0
 """Longest wait for who reads the access log, and for the collector of traces, when a router ends, wall s."""
 
@@ -99,7 +102,9 @@ class Router:
             if config.peers is not None:
                 self._serving.append(await self._listen("peers", config.peers, PeerPort(node)))
         await self._listen("admin", config.admin, self._admin)
-        log.info("listening", extra=fields(stage=config.stage, replica=config.replica, **self.addresses))
+        log.info(
+            "listening", extra=fields(stage=config.stage, replica=config.replica, compiled=COMPILED, **self.addresses)
+        )
 
     def _secret_sources(self) -> list[Coroutine[None, None, None]]:
         """What watches the files that hold secrets."""

@@ -241,6 +241,14 @@ async def process(folder: Path, **config: Any) -> AsyncIterator[tuple[asyncio.su
         await started.communicate()
 
 
+async def test_a_router_says_whether_it_is_compiled(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 32)
+    ports = dict.fromkeys(("client", "admin"), "127.0.0.1:0")
+    async with process(tmp_path, **ports, policyFile="none", peerSecretFile=str(secret)) as (_, listening):
+        assert listening["compiled"] is bool(os.environ.get("CASCADIA_COMPILED"))
+
+
 def own_config(chain: Chain) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(
         msgspec.json.encode(chain.config("small", "small-0", chain.engine("small").address))

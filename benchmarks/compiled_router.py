@@ -1,0 +1,59 @@
+"""The compiled router, built once for its sources: `python benchmarks/compiled_router.py` prints where it is.
+
+The folder holds the unpacked wheel. With it on `PYTHONPATH` its modules come before those of an editable
+installation. The last few builds are kept under `.cache/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+__all__ = ["compiled_router"]
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "compiled-router"
+SOURCES = ("crds/cascadia_api", "router/cascadia_router")
+KEPT = 4
+_TOOLS = "import sys, sysconfig, mypy.version as mypy; print(mypy.__version__, sysconfig.get_platform(), sys.version)"
+
+
+def compiled_router(python: str = sys.executable) -> Path:
+    """The folder with the compiled router; builds it if these sources have not been built yet.
+
+    Args:
+        python: The interpreter that it is for: one with Cascadia's development packages.
+
+    Raises:
+        SystemExit: It could not be built: there is no C compiler, or the sources cannot be compiled.
+    """
+    files = sorted(file for source in SOURCES for file in (ROOT / source).rglob("*.py"))
+    digest = hashlib.sha256(subprocess.check_output([python, "-c", _TOOLS]))
+    for file in (ROOT / "hatch_build.py", ROOT / "pyproject.toml", *files):
+        digest.update(b"%s\0%s\0" % (str(file.relative_to(ROOT)).encode(), file.read_bytes()))
+    folder = CACHE / digest.hexdigest()[:16]
+    if not folder.exists():
+        sys.stderr.write("» compiling the router (once for these sources, about a minute)\n")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as building:
+            command = [python, "-m", "hatchling", "build", "--target", "wheel", "--directory", building]
+            env = os.environ | {"CASCADIA_COMPILE": "1"}
+            if subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=False).returncode:
+                raise SystemExit("the router could not be compiled")
+            (wheel,) = Path(building).glob("*.whl")
+            unpacked = Path(building, "unpacked")
+            zipfile.ZipFile(wheel).extractall(unpacked)
+            unpacked.rename(folder)
+        for old in sorted(CACHE.iterdir(), key=lambda each: each.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old)
+    return folder
+
+
+if __name__ == "__main__":
+    print(compiled_router())
