@@ -51,7 +51,7 @@ async def clear_leftovers(cluster: Cluster, world: World) -> None:
     wanted = {manifest["metadata"]["name"] for manifest in foundation(world.cascade)}
     for kind, name in world.children:
         if kind == "Service" and name not in wanted:
-            await cluster.delete(kind, world.key[0], name)
+            await cluster.delete(kind, world.key.namespace, name)
 
 
 async def advance(
@@ -90,7 +90,7 @@ async def advance(
         for name in step.delete:
             if any(s["metadata"]["name"] == name for s in world.statefulsets):
                 log.info("deleting replica %s of %s", name, world.key)
-                await cluster.delete("StatefulSet", world.key[0], name)
+                await cluster.delete("StatefulSet", world.key.namespace, name)
     return Advance(policy.policy_revision, policy != world.policy, tuple(lacking))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cascadia_api.cascade import CascadeDeployment, Pool
 from cascadia_api.names import CASCADE_LABEL
 from cascadia_operator.cluster import Cluster, ForbiddenError, Object
-from cascadia_operator.manifests.statefulset import DEFAULT_RESOURCE
+from cascadia_operator.manifests.replica import DEFAULT_RESOURCE
 
 __all__ = ["CapacitySource", "GpuNode", "GpuPod", "Snapshot", "available_gpus", "free_by_node", "snapshot_of"]
 

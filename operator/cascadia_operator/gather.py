@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.cascade.scorer import scorer_secrets
 from cascadia_api.errors import InputError
 from cascadia_api.load import calibration_lines, corrections_text, parse_cascade
 from cascadia_api.names import CASCADE_LABEL, KIND, PLAN_KIND
@@ -148,6 +149,8 @@ async def _missing_secrets(cluster: Cluster, cascade: CascadeDeployment, namespa
     named = [("spec.routing.apiKeysSecretRef", keys.name)] if keys is not None else []
     if tls is not None:
         named.append(("spec.routing.tls.secretRef", tls.secret_ref.name))
+    scorer = dict.fromkeys(each.name for each in scorer_secrets(cascade.spec.routing.scorer))
+    named += [("spec.routing.scorer", name) for name in scorer]
     return [(field, name) for field, name in named if not await cluster.name_taken("Secret", namespace, name)]
 
 

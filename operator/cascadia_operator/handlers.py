@@ -10,6 +10,7 @@ import kopf
 from cascadia_api.names import CASCADE_LABEL, FIELD_MANAGER, GROUP, PLAN_PLURAL, PLURAL, VERSION
 from cascadia_operator.process import OperatorProcess
 from cascadia_operator.settings import OperatorSettings
+from cascadia_operator.world import Key
 
 __all__ = ["configure", "register"]
 
@@ -39,7 +40,7 @@ def register(registry: kopf.OperatorRegistry, settings: OperatorSettings) -> Non
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def cascade_event(namespace: str | None, name: str | None, **_: Any) -> None:
         if running and namespace and name:
-            running[0].enqueue((namespace, name))
+            running[0].enqueue(Key(namespace, name))
 
     @kopf.on.event(GROUP, VERSION, PLAN_PLURAL, registry=registry)
     @kopf.on.event("apps", "v1", "statefulsets", registry=registry)
@@ -47,7 +48,7 @@ def register(registry: kopf.OperatorRegistry, settings: OperatorSettings) -> Non
     async def child_event(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         cascade = labels.get(CASCADE_LABEL)
         if running and namespace and cascade:
-            running[0].enqueue((namespace, cascade))
+            running[0].enqueue(Key(namespace, cascade))
 
 
 def configure(settings: kopf.OperatorSettings) -> None:

@@ -109,7 +109,9 @@ class Reconciler:
         if made is None or any(stored.inputs == world.inputs for stored in world.plans):
             return False
         plan, trigger, message = made
-        manifest = plan_object(world.cascade, plan, inputs=world.inputs, trigger=trigger, message=message)
+        manifest = plan_object(
+            world.cascade, plan, inputs=world.inputs, placement=world.placement, trigger=trigger, message=message
+        )
         try:
             await self._cluster.create(manifest)
         except AlreadyExistsError:
@@ -118,10 +120,10 @@ class Reconciler:
 
     async def _adopt_plan(self, world: World, name: str) -> None:
         """Note on a plan that exists that it follows from the present inputs too."""
-        existing = await self._cluster.get(PLAN_KIND, world.key[0], name)
+        existing = await self._cluster.get(PLAN_KIND, world.key.namespace, name)
         if existing is None or not owned_by(existing, world.cascade.metadata.uid or ""):
             raise ClusterError(f"CascadePlan {name} is of a deleted cascade of the same name: it is waited for")
-        await self._cluster.annotate(PLAN_KIND, world.key[0], name, {INPUTS_ANNOTATION: world.inputs})
+        await self._cluster.annotate(PLAN_KIND, world.key.namespace, name, {INPUTS_ANNOTATION: world.inputs})
 
     async def _act(self, world: World, choice: Choice) -> Findings:
         """Decide the next step and carry it out, unless the cascade is paused."""
@@ -138,7 +140,7 @@ class Reconciler:
                 if step is not None and step.done:
                     await clear_leftovers(self._cluster, world)
                 for stored in plans_to_prune(world, choice.stored):
-                    await self._cluster.delete(PLAN_KIND, world.key[0], stored.name)
+                    await self._cluster.delete(PLAN_KIND, world.key.namespace, stored.name)
             except NameTakenError as error:
                 blocked = Trouble("NameTaken", str(error))
             except RefusedError as error:
@@ -164,7 +166,7 @@ class Reconciler:
             return
         await self._cluster.apply_status(status_document(key, status))
         for happening in happenings(before, status):
-            log.info("%s/%s: %s: %s", *key, happening.reason, happening.message)
+            log.info("%s: %s: %s", key, happening.reason, happening.message)
             try:
                 await self._cluster.create(event_manifest(happening, document, self._clock()))
             except CascadiaError as error:
@@ -174,7 +176,7 @@ class Reconciler:
 def _document(world: World) -> Object:
     metadata = world.cascade.metadata
     return {
-        "metadata": {"name": world.key[1], "namespace": world.key[0], "uid": metadata.uid},
+        "metadata": {"name": world.key.name, "namespace": world.key.namespace, "uid": metadata.uid},
         "status": dict(world.status),
     }
 

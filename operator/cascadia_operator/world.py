@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
@@ -14,8 +14,15 @@ from cascadia_operator.cluster import Object
 
 __all__ = ["CalibrationData", "CorrectionsData", "Key", "StoredPlan", "World", "instant"]
 
-Key = tuple[str, str]
-"""Namespace and name of a CascadeDeployment."""
+
+class Key(NamedTuple):
+    """Which CascadeDeployment."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ class World:
     @property
     def key(self) -> Key:
         """Namespace and name of the cascade."""
-        return self.cascade.metadata.namespace or "default", self.cascade.metadata.name
+        return Key(self.cascade.metadata.namespace or "default", self.cascade.metadata.name)
 
     @property
     def generation(self) -> int:

@@ -18,7 +18,7 @@ from cascadia_operator.world import Key
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_cases import LARGE, MEDIUM, SMALL, cascade_document, plan
 
-KEY: Key = ("serving", "chat")
+KEY = Key("serving", "chat")
 MODELS = [SMALL, MEDIUM, LARGE]
 FIRST = plan({"small": [(1, 1, 2)], "medium": [(4, 1, 1)], "large": [(8, 1, 1)]})
 SECOND = plan({"small": [(1, 1, 3)], "medium": [(2, 1, 1)], "large": [(8, 1, 1)]})

@@ -88,6 +88,24 @@ async def test_a_changed_manifest_moves_only_what_differs(cluster: MemoryCluster
     assert operator.status["lastReplan"]["trigger"] == "SpecChanged"
 
 
+async def test_replicas_may_stay_where_only_the_floor_is_another(cluster: MemoryCluster) -> None:
+    planning = {"corrections": {"configMapRef": {"name": "learnt"}}}
+    learnt = {"kind": "ConfigMap", "metadata": {"name": "learnt", "namespace": "serving"}}
+    cluster.put(learnt | {"data": {"live.json": "{}"}})
+    cluster.put(cascade_document(MODELS, planning=planning))
+    operator = Operator(cluster, HandedOutPlans(FIRST, SECOND, FIRST))
+    await operator.settle()
+    cluster.put(cascade_document(MODELS, planning=planning, objective={"minQuality": "0.84"}))
+    await operator.settle()
+    cluster.put(learnt | {"data": {"live.json": "{ }"}})
+    await operator.settle()
+    first, floor, corrections = operator.plans.jobs
+    assert first.in_force is None
+    assert floor.in_force is not None
+    assert floor.in_force["planId"] == FIRST.plan_id
+    assert corrections.in_force is None
+
+
 async def test_a_change_taken_back_finds_its_old_plan(cluster: MemoryCluster) -> None:
     operator = Operator(cluster, HandedOutPlans(FIRST, SECOND))
     await operator.settle()

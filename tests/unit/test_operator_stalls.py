@@ -239,3 +239,21 @@ async def test_corrections_of_step_times_are_read_and_missing_ones_named(cluster
     await operator.settle()
     assert operator.condition("Ready") == ("True", "Serving")
     assert operator.plans.jobs[0].corrections == '{"a": 1}'
+
+
+async def test_a_scorers_secret_that_is_missing_is_named(cluster: MemoryCluster) -> None:
+    judge = {
+        "url": "https://judge.example/v1",
+        "model": "m",
+        "apiKeySecretRef": {"name": "judge", "key": "key"},
+        "caSecretRef": {"name": "judge", "key": "ca.crt"},
+    }
+    cluster.put(cascade_document(MODELS, routing={"scorer": {"type": "Judge", "judge": judge}}))
+    operator = Operator(cluster, HandedOutPlans(FIRST))
+    await operator.settle()
+    assert operator.condition("Stalled") == ("True", "SecretNotFound")
+    stalled = next(c for c in operator.status["conditions"] if c["type"] == "Stalled")
+    assert stalled["message"] == "spec.routing.scorer names Secret judge, which is not there: create it"
+    cluster.put({"kind": "Secret", "metadata": {"name": "judge", "namespace": "serving"}})
+    await operator.reconcile()
+    assert operator.condition("Stalled") == ("", "")

@@ -27,6 +27,7 @@ from cascadia_operator.main import parse
 from cascadia_operator.manifests.router_config import FOLLOWER_ANNOTATION, LEADER_ANNOTATION, router_annotations
 from cascadia_operator.planning import Planner, PlanningJob, PlanningOutcome
 from cascadia_operator.work_queue import WorkQueue
+from cascadia_operator.world import Key
 from cascadia_router.bootstrap import check_config
 from tests.support.operator_cases import plan
 from tests.support.operator_worlds import world
@@ -175,7 +176,7 @@ async def test_a_plan_for_inputs_that_changed_meanwhile_is_not_used() -> None:
     assert found is not None
     assert found[1:] == ("Created", "first")
     assert planner.made(world(inputs="other")) is None
-    planner.forget(("serving", "chat"))
+    planner.forget(Key("serving", "chat"))
     assert planner.made(now) is None
 
 

@@ -11,7 +11,7 @@ from cascadia_api.plan import Plan
 from cascadia_operator.cluster import Object
 from cascadia_operator.decide.plan_choice import Trouble
 from cascadia_operator.decide.replicas import label_of, pod_ready
-from cascadia_operator.manifests.statefulset import POOL_LABEL
+from cascadia_operator.manifests.naming import POOL_LABEL
 from cascadia_operator.world import StoredPlan, World, instant
 from cascadia_solver.transition import Step
 

@@ -10,14 +10,14 @@ from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.names import REPLICA_LABEL, STAGE_LABEL
 from cascadia_api.policy import RouterPolicy
 from cascadia_operator.cluster import Object
-from cascadia_operator.manifests.replica import ReplicaIdentity, replica_identity, statefulset_name
-from cascadia_operator.manifests.statefulset import (
+from cascadia_operator.manifests.naming import (
     PIPELINE_PARALLEL_LABEL,
     POD_INDEX_LABEL,
     POOL_LABEL,
     REVISION_LABEL,
     TENSOR_PARALLEL_LABEL,
 )
+from cascadia_operator.manifests.replica import ReplicaIdentity, replica_identity, statefulset_name
 from cascadia_operator.world import World
 from cascadia_solver.transition import DesiredReplica, ObservedReplica, ReplicaState
 

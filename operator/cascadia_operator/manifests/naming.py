@@ -11,9 +11,14 @@ import json
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment
-from cascadia_api.names import API_VERSION, CASCADE_LABEL, FIELD_MANAGER, KIND, MANAGED_BY_LABEL, STAGE_LABEL
+from cascadia_api.names import API_VERSION, CASCADE_LABEL, FIELD_MANAGER, GROUP, KIND, MANAGED_BY_LABEL, STAGE_LABEL
 
 __all__ = [
+    "PIPELINE_PARALLEL_LABEL",
+    "POD_INDEX_LABEL",
+    "POOL_LABEL",
+    "REVISION_LABEL",
+    "TENSOR_PARALLEL_LABEL",
     "child_metadata",
     "cluster_endpoint",
     "common_labels",
@@ -28,6 +33,12 @@ __all__ = [
     "stage_labels",
     "stage_service_name",
 ]
+
+POOL_LABEL = f"{GROUP}/pool"
+TENSOR_PARALLEL_LABEL = f"{GROUP}/tensor-parallel"
+PIPELINE_PARALLEL_LABEL = f"{GROUP}/pipeline-parallel"
+REVISION_LABEL = f"{GROUP}/revision"
+POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 
 
 def digest8(content: object) -> str:

@@ -39,18 +39,7 @@ def inputs_digest(cascade: CascadeDeployment, calibration: str, corrections: str
         calibration: Digest of the calibration set; empty for none.
         corrections: Digest of the corrections of step times; empty for none.
     """
-    spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    inputs = {
-        "models": [_planned(model) for model in spec["models"]],
-        "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
-        "objective": spec["objective"],
-        "scorer": _scorer(cascade),
-        "maxEscalations": spec["routing"].get("maxEscalations"),
-        "workload": spec["workload"],
-        "calibration": calibration,
-        **_cost(cascade, corrections),
-    }
-    return _digest(inputs)
+    return _digest(_inputs(cascade, corrections) | {"calibration": calibration})
 
 
 def placement_digest(cascade: CascadeDeployment, corrections: str = "") -> str:
@@ -58,17 +47,23 @@ def placement_digest(cascade: CascadeDeployment, corrections: str = "") -> str:
 
     Where it has not changed, thresholds alone may be enough: no engine is other than the plan in force wants it.
     """
+    inputs = _inputs(cascade, corrections)
+    objective = {k: v for k, v in inputs["objective"].items() if k not in _FLOOR_FIELDS}
+    return _digest({k: v for k, v in inputs.items() if k != "workload"} | {"objective": objective})
+
+
+def _inputs(cascade: CascadeDeployment, corrections: str) -> dict[str, Any]:
+    """What planning reads of a manifest."""
     spec = cascade.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return _digest(
-        {
-            "models": [_planned(model) for model in spec["models"]],
-            "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
-            "objective": {k: v for k, v in spec["objective"].items() if k not in _FLOOR_FIELDS},
-            "scorer": _scorer(cascade),
-            "maxEscalations": spec["routing"].get("maxEscalations"),
-            **_cost(cascade, corrections),
-        }
-    )
+    return {
+        "models": [_planned(model) for model in spec["models"]],
+        "pools": [{k: v for k, v in pool.items() if k in _PLANNED_POOL_FIELDS} for pool in spec["gpus"]["pools"]],
+        "objective": spec["objective"],
+        "scorer": _scorer(cascade),
+        "maxEscalations": spec["routing"].get("maxEscalations"),
+        "workload": spec["workload"],
+        **_cost(cascade, corrections),
+    }
 
 
 def _planned(model: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def _digest(inputs: dict[str, Any]) -> str:
 
 
 def plan_object(
-    cascade: CascadeDeployment, plan: Plan, *, inputs: str, trigger: str, message: str = ""
+    cascade: CascadeDeployment, plan: Plan, *, inputs: str, trigger: str, message: str = "", placement: str = ""
 ) -> dict[str, Any]:
     """Build the CascadePlan of a plan.
 
@@ -112,6 +107,7 @@ def plan_object(
         inputs: Digest of what it was made from (`inputs_digest`).
         trigger: Why it was made, as in `CascadePlanSpec.trigger`.
         message: The numbers behind the trigger.
+        placement: Digest of what its replicas follow from (`placement_digest`); empty: plans after it are made anew.
     """
     spec: dict[str, Any] = {
         "plan": plan.for_kubernetes(),
@@ -127,7 +123,7 @@ def plan_object(
             cascade,
             plan_object_name(cascade.metadata.name, plan.plan_id),
             common_labels(cascade.metadata.name),
-            {INPUTS_ANNOTATION: inputs, PLACEMENT_ANNOTATION: placement_digest(cascade)},
+            {INPUTS_ANNOTATION: inputs, PLACEMENT_ANNOTATION: placement},
         ),
         "spec": spec,
     }

@@ -17,6 +17,7 @@ from cascadia_operator.manifests.naming import digest8
 from cascadia_solver.packing import replica_nodes
 
 __all__ = [
+    "DEFAULT_RESOURCE",
     "GPUS_PER_NODE",
     "ReplicaIdentity",
     "model_named",
@@ -27,6 +28,8 @@ __all__ = [
 
 GPUS_PER_NODE = 8
 """Where the manifest does not say."""
+DEFAULT_RESOURCE = "nvidia.com/gpu"
+"""What pods ask for where the pool does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.names import CASCADE_LABEL, CLIENT_PORT, DISTRIBUTED_INIT_PORT, PEERS_PORT, STAGE_LABEL
 from cascadia_operator.manifests.naming import (
+    POD_INDEX_LABEL,
     child_metadata,
     common_labels,
     entry_service_name,
@@ -14,7 +15,6 @@ from cascadia_operator.manifests.naming import (
     stage_labels,
     stage_service_name,
 )
-from cascadia_operator.manifests.statefulset import POD_INDEX_LABEL
 
 __all__ = ["services"]
 

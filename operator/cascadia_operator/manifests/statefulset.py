@@ -9,15 +9,21 @@ the replica's identity and makes another StatefulSet.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment, Model, Pool
 from cascadia_api.cascade.observability import tracing_secrets
 from cascadia_api.cascade.scorer import scorer_secrets, secret_file
-from cascadia_api.names import ADMIN_PORT, CASCADE_LABEL, CLIENT_PORT, GROUP, PEERS_PORT, REPLICA_LABEL
+from cascadia_api.names import ADMIN_PORT, CASCADE_LABEL, CLIENT_PORT, PEERS_PORT, REPLICA_LABEL
 from cascadia_operator.manifests import router_config
 from cascadia_operator.manifests.engine_argv import MODEL_VOLUME_PATH, POD_INDEX_VARIABLE, engine_command
 from cascadia_operator.manifests.naming import (
+    PIPELINE_PARALLEL_LABEL,
+    POD_INDEX_LABEL,
+    POOL_LABEL,
+    REVISION_LABEL,
+    TENSOR_PARALLEL_LABEL,
     child_metadata,
     peer_secret_name,
     peers_service_name,
@@ -26,6 +32,7 @@ from cascadia_operator.manifests.naming import (
     stage_labels,
 )
 from cascadia_operator.manifests.replica import (
+    DEFAULT_RESOURCE,
     GPUS_PER_NODE,
     ReplicaIdentity,
     model_named,
@@ -34,23 +41,7 @@ from cascadia_operator.manifests.replica import (
 from cascadia_operator.settings import Images
 from cascadia_solver.packing import replica_nodes
 
-__all__ = [
-    "PIPELINE_PARALLEL_LABEL",
-    "POD_INDEX_LABEL",
-    "POOL_LABEL",
-    "REVISION_LABEL",
-    "TENSOR_PARALLEL_LABEL",
-    "leader_host",
-    "statefulset",
-]
-
-POOL_LABEL = f"{GROUP}/pool"
-TENSOR_PARALLEL_LABEL = f"{GROUP}/tensor-parallel"
-PIPELINE_PARALLEL_LABEL = f"{GROUP}/pipeline-parallel"
-REVISION_LABEL = f"{GROUP}/revision"
-POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
-
-DEFAULT_RESOURCE = "nvidia.com/gpu"
+__all__ = ["leader_host", "statefulset"]
 
 _PROPAGATION_SECONDS = 15
 """Time for routers and kube-proxies to learn that a pod is going."""
@@ -73,11 +64,23 @@ def leader_host(cascade: CascadeDeployment, stage: str, replica: str) -> str:
     return f"{replica}-0.{service}.{cascade.metadata.namespace or 'default'}.svc"
 
 
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    """A replica, and what the manifest says of it."""
+
+    cascade: CascadeDeployment
+    identity: ReplicaIdentity
+    name: str
+    model: Model
+    pool: Pool
+    nodes: int
+
+
 def statefulset(cascade: CascadeDeployment, identity: ReplicaIdentity, name: str, images: Images) -> dict[str, Any]:
     """Build the StatefulSet of one replica, under a name by `statefulset_name`."""
-    model = model_named(cascade, identity.stage)
     pool = pool_named(cascade, identity.pool)
     nodes = replica_nodes(identity.tensor_parallel, identity.pipeline_parallel, pool.gpus_per_node or GPUS_PER_NODE)
+    replica = _Replica(cascade, identity, name, model_named(cascade, identity.stage), pool, nodes)
     labels = stage_labels(cascade.metadata.name, identity.stage) | {
         REPLICA_LABEL: name,
         POOL_LABEL: identity.pool,
@@ -95,17 +98,13 @@ def statefulset(cascade: CascadeDeployment, identity: ReplicaIdentity, name: str
             "selector": {"matchLabels": {CASCADE_LABEL: cascade.metadata.name, REPLICA_LABEL: name}},
             "podManagementPolicy": "Parallel",
             "updateStrategy": {"type": "OnDelete"},
-            "template": {
-                "metadata": _pod_metadata(cascade, identity, name, labels, nodes),
-                "spec": _pod_spec(cascade, model, pool, identity, name, nodes, images),
-            },
+            "template": {"metadata": _pod_metadata(replica, labels), "spec": _pod_spec(replica, images)},
         },
     }
 
 
-def _pod_metadata(
-    cascade: CascadeDeployment, identity: ReplicaIdentity, name: str, labels: dict[str, str], nodes: int
-) -> dict[str, Any]:
+def _pod_metadata(replica: _Replica, labels: dict[str, str]) -> dict[str, Any]:
+    cascade = replica.cascade
     template = cascade.spec.pod_template
     policy = f"{cascade.metadata.namespace or 'default'}/{policy_name(cascade.metadata.name)}"
     return {
@@ -113,10 +112,10 @@ def _pod_metadata(
         "labels": dict((template and template.labels) or {}) | labels,
         "annotations": dict((template and template.annotations) or {})
         | router_config.router_annotations(
-            stage=identity.stage,
-            replica=name,
+            stage=replica.identity.stage,
+            replica=replica.name,
             policy=policy,
-            nodes=nodes,
+            nodes=replica.nodes,
             api_keys=cascade.spec.routing.api_keys_secret_ref is not None,
             tls=cascade.spec.routing.tls is not None,
             scorer_secrets=bool(
@@ -126,15 +125,8 @@ def _pod_metadata(
     }
 
 
-def _pod_spec(
-    cascade: CascadeDeployment,
-    model: Model,
-    pool: Pool,
-    identity: ReplicaIdentity,
-    name: str,
-    nodes: int,
-    images: Images,
-) -> dict[str, Any]:
+def _pod_spec(replica: _Replica, images: Images) -> dict[str, Any]:
+    cascade, pool = replica.cascade, replica.pool
     template = cascade.spec.pod_template
     request_timeout = cascade.spec.routing.request_timeout_seconds
     account = (template and template.service_account_name) or router_account_name(cascade.metadata.name)
@@ -146,8 +138,8 @@ def _pod_spec(
         "terminationGracePeriodSeconds": _PROPAGATION_SECONDS + request_timeout + _ENGINE_EXIT_SECONDS,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "initContainers": [_router(cascade, images)],
-        "containers": [_engine(cascade, model, pool, identity, name, nodes, images)],
-        "volumes": _volumes(cascade, model, nodes),
+        "containers": [_engine(replica, images)],
+        "volumes": _volumes(replica),
     }
     if pool.node_selector:
         spec["nodeSelector"] = dict(pool.node_selector)
@@ -201,22 +193,15 @@ def _router_memory(cascade: CascadeDeployment) -> str:
     return f"{256 + 2 * math.ceil(cascade.spec.routing.limits.buffered_bytes / 2**20)}Mi"
 
 
-def _engine(
-    cascade: CascadeDeployment,
-    model: Model,
-    pool: Pool,
-    identity: ReplicaIdentity,
-    name: str,
-    nodes: int,
-    images: Images,
-) -> dict[str, Any]:
-    gpus = {pool.resource_name or DEFAULT_RESOURCE: str(identity.gpus // nodes)}
+def _engine(replica: _Replica, images: Images) -> dict[str, Any]:
+    model, identity, nodes = replica.model, replica.identity, replica.nodes
+    gpus = {replica.pool.resource_name or DEFAULT_RESOURCE: str(identity.gpus // nodes)}
     command = engine_command(
         model,
         identity.tensor_parallel,
         identity.pipeline_parallel,
         nodes=nodes,
-        leader_host=leader_host(cascade, identity.stage, name),
+        leader_host=leader_host(replica.cascade, identity.stage, replica.name),
     )
     return {
         "name": "engine",
@@ -259,10 +244,10 @@ def _engine_env(model: Model, nodes: int) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def _volumes(cascade: CascadeDeployment, model: Model, nodes: int) -> list[dict[str, Any]]:
-    name = cascade.metadata.name
+def _volumes(replica: _Replica) -> list[dict[str, Any]]:
+    name = replica.cascade.metadata.name
     ranks = [("0", router_config.LEADER_ANNOTATION)]
-    ranks += [(str(rank), router_config.FOLLOWER_ANNOTATION) for rank in range(1, nodes)]
+    ranks += [(str(rank), router_config.FOLLOWER_ANNOTATION) for rank in range(1, replica.nodes)]
     return [
         {
             "name": "router-config",
@@ -297,9 +282,9 @@ def _volumes(cascade: CascadeDeployment, model: Model, nodes: int) -> list[dict[
                 ]
             },
         },
-        *_secret_volumes(cascade),
+        *_secret_volumes(replica.cascade),
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-        _model_volume(model),
+        _model_volume(replica.model),
     ]
 
 

@@ -29,7 +29,7 @@ def status_document(key: Key, status: Mapping[str, Any]) -> Object:
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": {"namespace": key[0], "name": key[1]},
+        "metadata": {"namespace": key.namespace, "name": key.name},
         "status": dict(status),
     }
 
