@@ -5,8 +5,8 @@
 Each architecture is left out once, all its checkpoints and all GPUs together; the factors are fitted
 to the rest as `fit_cost_model` does, and its rows are predicted by `prediction.predict` at the
 measured concurrency: the code behind ``cascadia predict``. Figures: for each GPU the mean over the
-architectures of their median absolute errors (the median of them is in the table), and the 90th
-percentile over all rows. One JSON line a figure, then tables on stderr.
+architectures of their median absolute errors, the median of these, and the 90th
+percentiles over the architectures and over all rows. One JSON line a figure, then tables on stderr.
 
 ``--quick`` predicts by the closed form instead of by simulation. ``--engine-unknown`` predicts all rows
 as SGLang's, as somebody would who does not know what an engine was.
@@ -41,6 +41,7 @@ BARS = {
     ("B200-SXM-180GB", "end-to-end"): 20.0,
 }
 FIRST_TOKEN_BAR = 30.0
+_SEED, _DRAWN = 7, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,18 @@ def simulated(row: Measurement, factors: Factors) -> tuple[float, float]:
     source = _AsMeasured(factors=factors, cache=kv_precision(row), clients=row.clients)
     # Context windows of the catalogue are those of the configurations; some rows extend them.
     model = replace(row.model, context_window=max(row.model.context_window, row.inputs + row.outputs))
-    made = predict(
-        model, row.gpu, row.shape, row.precision, row.inputs, row.outputs, concurrency=row.clients, source=source
-    )
+    made = predict(model, row.gpu, row.shape, row.precision, *_lengths(row), concurrency=row.clients, source=source)
     if made.e2e is None or made.ttft is None:
         raise ValueError(f"{row} does not fit")
     return made.e2e.p50_ms / 1e3, made.ttft.p50_ms / 1e3
+
+
+def _lengths(row: Measurement) -> tuple[Floats, Floats]:
+    """Prompts and answers to draw from, as the row's campaign drew them, [n] each."""
+    if row.least_share == 1.0:
+        return np.array([float(row.inputs)]), np.array([float(row.outputs)])
+    shares = np.random.default_rng(_SEED).uniform(row.least_share, 1.0, (2, _DRAWN))
+    return np.maximum(np.round(row.inputs * shares[0]), 1.0), np.maximum(np.round(row.outputs * shares[1]), 1.0)
 
 
 def predictions(rows: Sequence[Measurement], *, quick: bool) -> Floats:
@@ -109,7 +116,7 @@ def predictions(rows: Sequence[Measurement], *, quick: bool) -> Floats:
 def errors(rows: Sequence[Measurement], made: Floats) -> dict[str, Floats]:
     """Relative errors by metric, [n] each."""
     measured = np.array([(row.end_to_end, row.first_token, row.per_token) for row in rows])
-    further = np.array([row.outputs - 1.0 for row in rows])
+    further = np.array([row.mean_outputs - 1.0 for row in rows])
     predicted = np.column_stack([made, (made[:, 0] - made[:, 1]) / further])
     return {metric: predicted[:, column] / measured[:, column] - 1.0 for column, metric in enumerate(METRICS)}
 
@@ -122,7 +129,10 @@ def figures(rows: Sequence[Measurement], relative: dict[str, Floats]) -> list[di
         medians = cell_medians(rows, found)
         for gpu in GPU_NAMES.values():
             own = [median for (name, _), median in medians.items() if name == gpu]
+            bar = BARS.get((gpu, metric), FIRST_TOKEN_BAR if metric == "time-to-first-token" else None)
             lines.append(_figure(f"{metric}-error-{gpu}", float(np.mean(own)), BARS.get((gpu, metric))))
+            lines.append(_figure(f"{metric}-error-median-{gpu}", float(np.median(own)), bar))
+            lines.append(_figure(f"{metric}-error-worst-tenth-{gpu}", float(np.percentile(own, 90.0)), None))
             spread = float(np.percentile(np.abs(found[gpus == gpu]), 90.0)) * 100.0
             lines.append(_figure(f"{metric}-error-p90-{gpu}", spread, None))
         bar = FIRST_TOKEN_BAR if metric == "time-to-first-token" else None

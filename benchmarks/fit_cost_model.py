@@ -116,7 +116,9 @@ class Fit:
                 self.configurations.append(row)
             which.append(seen[key])
         self.which = np.array(which)
-        self.settings = np.array([(row.clients, row.inputs, row.outputs) for row in self.rows], dtype=np.float64)
+        self.settings = np.array(
+            [(row.clients, row.mean_inputs, row.mean_outputs) for row in self.rows], dtype=np.float64
+        )
         self.measured = np.log([(row.end_to_end, row.first_token) for row in self.rows])
 
     def predict(self, steps: Floats, rows: npt.NDArray[np.int64] | None = None) -> Floats:

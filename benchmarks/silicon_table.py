@@ -4,6 +4,10 @@
 TensorRT-LLM): mean time to first token and time per output token of a closed loop of clients. Only
 aggregated rows count (prompt and answer on the same GPUs) on GPUs of the catalogue.
 
+Lengths are labelled by their most. InferenceX draws them evenly from 80 to 100 % of that
+(``--random-range-ratio 0.8`` of its benchmark_serving.py), so that their means are 90 % of the labels; the
+other campaigns, one file per GPU and engine, have lengths that do not vary.
+
 Two labels are repaired where the row's own name shows what was run: with expert parallelism the
 table multiplies the tensor degree by the expert degree ("tp 64" is TP8 and EP8 on 8 GPUs), and a
 batch per rank is replaced by the number of clients.
@@ -46,6 +50,9 @@ _MODELS = {
     "openai/gpt-oss-120b": "openai/gpt-oss-120b",
     "zhipuai/GLM-5": "zai-org/GLM-5",
 }
+_ONE_LENGTH = "aic-auto-gap-analysis/data/"
+"""In the source of rows whose lengths do not vary."""
+_LEAST_SHARE = 0.8
 _WEIGHTS = {"": "bf16", "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "int4_wo": "int4"}
 
 
@@ -61,8 +68,9 @@ class Measurement:
         engine: sglang, vllm or trtllm.
         version: Of the engine; empty where the table does not say.
         clients: Closed-loop concurrency.
-        inputs: Prompt length, tokens.
-        outputs: Answer length, tokens.
+        inputs: Longest prompt, tokens.
+        outputs: Longest answer, tokens.
+        least_share: Shortest prompts and answers, in the longest.
         first_token: Measured time to first token, s.
         per_token: Measured time per output token, s.
         source: Which campaign.
@@ -80,11 +88,22 @@ class Measurement:
     first_token: float
     per_token: float
     source: str
+    least_share: float = 1.0
+
+    @property
+    def mean_inputs(self) -> float:
+        """Mean prompt length, tokens."""
+        return self.inputs * (1.0 + self.least_share) / 2.0
+
+    @property
+    def mean_outputs(self) -> float:
+        """Mean answer length, tokens."""
+        return self.outputs * (1.0 + self.least_share) / 2.0
 
     @property
     def end_to_end(self) -> float:
-        """Time to first token and the other tokens, s."""
-        return self.first_token + (self.outputs - 1) * self.per_token
+        """Time to first token and the other tokens of an answer of mean length, s."""
+        return self.first_token + (self.mean_outputs - 1.0) * self.per_token
 
 
 def table_path(given: str | None) -> Path:
@@ -151,6 +170,7 @@ def _measurement(row: Mapping[str, str]) -> Measurement | str:
         first_token=float(row["silicon_ttft_ms"]) / 1e3,
         per_token=float(row["silicon_tpot_ms"]) / 1e3,
         source=row["silicon_data_source"].split(";")[0].rsplit("/", 3)[-1],
+        least_share=1.0 if _ONE_LENGTH in row["silicon_data_source"] else _LEAST_SHARE,
     )
     if model.heads % degree:
         return f"{degree} ranks do not divide the heads"
