@@ -22,8 +22,11 @@ from cascadia_solver.transition import DesiredReplica, ObservedReplica, ReplicaS
 
 __all__ = ["EngineLoad", "Replica", "RouterProcess", "RunDirectory"]
 
-START_DEADLINE_S = 60.0
-"""Wall seconds for a process to answer its first probe."""
+START_DEADLINE_S = 180.0
+"""Wall seconds for a process to answer its first probe. One that ends is told of at once: this is for one that hangs,
+and must be no limit to a machine that has much else to do."""
+FIRST_PROBE_DEADLINE_S = 10.0
+"""Wall seconds for an answer to a probe of a process that is starting: for the same reason."""
 PROBE_DEADLINE_S = 2.0
 
 _REPORT = msgspec.json.Decoder(WorkloadReport)
@@ -85,11 +88,13 @@ class RouterProcess:
         Raises:
             ProcessFailedError: It does not.
         """
-        await self.process.wait_until(lambda: self._answers("/healthz"), deadline_s=START_DEADLINE_S)
+        await self.process.wait_until(
+            lambda: self._answers("/healthz", FIRST_PROBE_DEADLINE_S), deadline_s=START_DEADLINE_S
+        )
 
-    async def _answers(self, path: str) -> bool:
+    async def _answers(self, path: str, deadline_s: float = PROBE_DEADLINE_S) -> bool:
         try:
-            status, _ = await ask(self.config.admin, path, deadline_s=PROBE_DEADLINE_S)
+            status, _ = await ask(self.config.admin, path, deadline_s=deadline_s)
         except UnreachableError:
             return False
         return status == 200
@@ -226,7 +231,7 @@ class Replica:
 
     async def _engine_answers(self) -> bool:
         try:
-            await ask(self.engine_address, "/health", deadline_s=PROBE_DEADLINE_S)
+            await ask(self.engine_address, "/health", deadline_s=FIRST_PROBE_DEADLINE_S)
         except UnreachableError:
             return False
         return True
