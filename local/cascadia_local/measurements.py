@@ -34,8 +34,7 @@ class Measured:
         requests: Answers and failures.
         failed: Requests without a whole answer.
         per_second: Requests per service second, by the moments of sending.
-        seconds_mean, seconds_p50, seconds_p95: End-to-end latency.
-        first_token_p50, first_token_p95: Time to first token of the streamed ones.
+        seconds_p50, seconds_p95: End-to-end latency.
         reach: Share of answered requests that got to each stage.
         quality: Mean worth of the answers, where told.
         overhead_p50, overhead_p95: What the machine itself added to answers of a path of one stage:
@@ -45,11 +44,8 @@ class Measured:
     requests: int
     failed: int
     per_second: float
-    seconds_mean: float
     seconds_p50: float
     seconds_p95: float
-    first_token_p50: float
-    first_token_p95: float
     reach: dict[str, float]
     quality: float
     overhead_p50: float
@@ -61,7 +57,6 @@ def measure(answers: Iterable[Answered]) -> Measured:
     all_answers = list(answers)
     good = [answer for answer in all_answers if not answer.failure]
     seconds = [answer.seconds for answer in good]
-    first = [answer.first_token_seconds for answer in good if answer.first_token_seconds is not None]
     worth = [answer.quality for answer in good if answer.quality is not None]
     overhead = [
         answer.seconds - answer.engine_seconds
@@ -75,11 +70,8 @@ def measure(answers: Iterable[Answered]) -> Measured:
         requests=len(all_answers),
         failed=len(all_answers) - len(good),
         per_second=(len(sent) - 1) / span if span else math.nan,
-        seconds_mean=sum(seconds) / len(seconds) if seconds else math.nan,
         seconds_p50=percentile(seconds, 0.5),
         seconds_p95=percentile(seconds, 0.95),
-        first_token_p50=percentile(first, 0.5),
-        first_token_p95=percentile(first, 0.95),
         reach={stage: visited / len(good) for stage, visited in visits.items()},
         quality=sum(worth) / len(worth) if worth else math.nan,
         overhead_p50=percentile(overhead, 0.5),

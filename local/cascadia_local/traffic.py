@@ -132,28 +132,20 @@ class Answered(Struct, frozen=True, array_like=True, kw_only=True):
     """What came of one request. Times are service seconds.
 
     Attributes:
-        phase: Name of its phase.
         sent_at: Scaled Unix time.
         seconds: From sending to the last byte of the answer.
-        first_token_seconds: To the first piece of content; None unless streamed.
-        streamed: Whether a stream was asked for.
         failure: What went wrong; empty if nothing did.
         stage: Stage that answered.
         path: Stages that it went through, as in ``small>large``.
-        score: The accepted answer's score.
         quality: The answer's worth, told by a simulated engine.
         engine_seconds: Exact virtual time in the answering engine, told by a simulated engine.
     """
 
-    phase: str
     sent_at: float
     seconds: float
-    first_token_seconds: float | None = None
-    streamed: bool = False
     failure: str = ""
     stage: str = ""
     path: str = ""
-    score: float | None = None
     quality: float | None = None
     engine_seconds: float | None = None
 

@@ -80,12 +80,12 @@ class TrafficClient:
             await self._stop_sending()
             if command.do == "stop":
                 break
+            requests: Iterable[PlannedRequest]
             if command.phase is not None:
-                requests: Iterable[PlannedRequest] = phase_requests(command.phase, seed=self._config.seed)
-                name = command.phase.name
+                requests = phase_requests(command.phase, seed=self._config.seed)
             else:
-                requests, name = read_requests(self._config.requests_file or ""), "trace"
-            self._sending = asyncio.create_task(self._send(requests, name, replay=command.do == "replay"))
+                requests = read_requests(self._config.requests_file or "")
+            self._sending = asyncio.create_task(self._send(requests, replay=command.do == "replay"))
         await self._stop_sending()
         while self._in_flight:
             await asyncio.wait(self._in_flight)
@@ -99,7 +99,7 @@ class TrafficClient:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
 
-    async def _send(self, requests: Iterable[PlannedRequest], phase: str, *, replay: bool) -> None:
+    async def _send(self, requests: Iterable[PlannedRequest], *, replay: bool) -> None:
         start = self._clock.monotonic()
         for request in requests:
             wait = self._clock.wall(start + request.at - self._clock.monotonic())
@@ -108,20 +108,19 @@ class TrafficClient:
             late = self._clock.wall(self._clock.monotonic() - start - request.at)
             self._late += max(0.0, late)
             self._sent += 1
-            task = asyncio.create_task(self._ask(request, phase))
+            task = asyncio.create_task(self._ask(request))
             self._in_flight.add(task)
             task.add_done_callback(self._in_flight.discard)
         self._replayed = replay
 
-    async def _ask(self, request: PlannedRequest, phase: str) -> None:
+    async def _ask(self, request: PlannedRequest) -> None:
         streamed = self._random.random() < self._config.stream_share
         sent_at, start = self._clock.now(), self._clock.monotonic()
         told: dict[str, Any] = {}
-        first: float | None = None
         failure = ""
         try:
             if streamed:
-                told, first = await self._stream(request)
+                told = await self._stream(request)
             else:
                 told = _told(await self._client.chat.completions.create(**self._body(request)))
         except Exception as error:  # noqa: BLE001 - whatever went wrong, it is this request's failure
@@ -133,15 +132,11 @@ class TrafficClient:
         end = self._clock.monotonic()
         self._answers.append(
             Answered(
-                phase=phase,
                 sent_at=sent_at,
                 seconds=end - start,
-                first_token_seconds=None if first is None else first - start,
-                streamed=streamed,
                 failure=failure,
                 stage=cascadia.get("stage") or "",
                 path=cascadia.get("path") or "",
-                score=cascadia.get("score"),
                 quality=simulated.get("quality"),
                 engine_seconds=simulated["finishedAt"] - simulated["arrivedAt"] if "finishedAt" in simulated else None,
             )
@@ -158,15 +153,12 @@ class TrafficClient:
             body["max_tokens"] = min(REAL_ENGINE_TOKENS, request.output_tokens)
         return {"model": self._config.model, "messages": [], "extra_body": body}
 
-    async def _stream(self, request: PlannedRequest) -> tuple[dict[str, Any], float | None]:
+    async def _stream(self, request: PlannedRequest) -> dict[str, Any]:
         told: dict[str, Any] = {}
-        first: float | None = None
         async with await self._client.chat.completions.create(stream=True, **self._body(request)) as chunks:
             async for chunk in chunks:
-                if first is None and chunk.choices and chunk.choices[0].delta.content:
-                    first = self._clock.monotonic()
                 told |= _told(chunk)
-        return told, first
+        return told
 
     async def _probe_lag(self) -> None:
         while True:

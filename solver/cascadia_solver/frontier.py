@@ -14,7 +14,6 @@ __all__ = ["frontier_picks", "non_dominated", "tchebycheff_picks"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
 
 _WEIGHT_STEPS = 9
 _AUGMENTATION = 1e-3

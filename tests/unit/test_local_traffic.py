@@ -60,7 +60,7 @@ def test_a_trace_gives_lengths_and_burstiness_and_the_phase_the_rate(tmp_path: P
 
 
 def answer(**fields: object) -> Answered:
-    return Answered(**({"phase": "one", "sent_at": 0.0, "seconds": 1.0} | fields))  # type: ignore[arg-type]
+    return Answered(**({"sent_at": 0.0, "seconds": 1.0} | fields))  # type: ignore[arg-type]
 
 
 def test_measure_counts_reach_by_path_and_overhead_by_single_stage_answers() -> None:
@@ -74,7 +74,7 @@ def test_measure_counts_reach_by_path_and_overhead_by_single_stage_answers() -> 
     assert (measured.requests, measured.failed) == (3, 1)
     assert measured.per_second == pytest.approx(1.0)
     assert measured.reach == {"small": 1.0, "large": 0.5}
-    assert measured.seconds_mean == pytest.approx(2.0), "failures have no latency"
+    assert measured.seconds_p50 == pytest.approx(2.0), "failures have no latency"
     assert measured.quality == pytest.approx(0.5)
     assert measured.overhead_p50 == pytest.approx(0.1)
 
@@ -103,5 +103,5 @@ def test_percentile_is_the_inclusive_quantile(values: list[float], share: float)
 
 
 def test_updates_survive_the_pipe() -> None:
-    update = TrafficUpdate(answers=[answer(path="small", score=0.5)], progress=Progress(sent=3))
+    update = TrafficUpdate(answers=[answer(path="small", quality=0.5)], progress=Progress(sent=3))
     assert msgspec.json.decode(msgspec.json.encode(update), type=TrafficUpdate) == update
