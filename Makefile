@@ -11,7 +11,8 @@ COMPILED_TESTS := $(addprefix tests/unit/test_router_,balancing.py http1.py shor
   disconnects.py sessions.py api_keys.py scorers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo test unit compiled integration e2e soak fuzz lint format crds lock tools clients clean
+.PHONY: help install engine demo test unit compiled integration e2e soak fuzz sglang lint format crds lock tools clients \
+  clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +73,9 @@ soak: $(STAMP) ## routers under mixed load, changes and kills: `make soak ARGS="
 
 fuzz: $(STAMP) ## throw messages at the router for ten minutes (ARGS="--seconds N")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+sglang: engine clients ## the official clients on a real SGLang on the CPU, with SmolLM2 (7 GB, once)
+	@$(BIN)/python -m tests.support.sglang_server $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@echo "» ruff, mypy, import-linter"
