@@ -83,7 +83,7 @@ def plan(
         typer.Option(metavar="N,N,...", help="Free GPUs of each node, as 8,8,4; POOL=N,N for several pools."),
     ] = None,
     solver: Annotated[
-        MilpSolver, typer.Option(help="Certifies the allocation; highs needs pip install 'cascadia[highs]'.")
+        MilpSolver, typer.Option(help="Certifies the allocation; highs needs pip install 'cascadia\\[highs]'.")
     ] = MilpSolver.cbc,
     frontier: Annotated[bool, typer.Option("--frontier", help="List the plans that no other beats.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what binds, and why not another plan.")] = False,

@@ -111,13 +111,14 @@ ScorerSecrets = Annotated[
 Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
 StepTimes = Annotated[
     CostSource,
-    typer.Option(help="The built-in roofline, or aiconfigurator's tables (pip install 'cascadia[measured]')."),
+    typer.Option(help="The built-in roofline, or aiconfigurator's tables (pip install 'cascadia\\[measured]')."),
 ]
 Engine = Annotated[str, typer.Option(metavar="ENGINE[:VERSION]", help="sglang, vllm or trtllm.")]
 PlannedStepTimes = Annotated[
     CostSource | None,
     typer.Option(
-        show_default="the manifest's", help="The built-in roofline, or aiconfigurator's tables ('cascadia[measured]')."
+        show_default="the manifest's",
+        help="The built-in roofline, or aiconfigurator's tables ('cascadia\\[measured]').",
     ),
 ]
 PlannedEngine = Annotated[

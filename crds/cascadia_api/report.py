@@ -6,7 +6,7 @@ edges, never a quantile. Times are service seconds (see `clock`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,7 @@ __all__ = [
     "SCORE_EDGES",
     "TOKEN_EDGES",
     "CalibrationSample",
+    "Edges",
     "Histogram",
     "NextAnswer",
     "StageReport",
@@ -29,6 +30,7 @@ LATENCY_EDGES_MS: tuple[float, ...] = tuple(round(10 * 2 ** (k / 4), 1) for k in
 """Upper edges of latency buckets, ms: 10, 11.9, 14.1 … 327,680; a last bucket is open."""
 SCORE_EDGES: tuple[float, ...] = tuple(round(k / 50, 2) for k in range(1, 51))
 """Upper edges of score buckets for scores in [0, 1]: 0.02, 0.04 … 1; a last bucket is open."""
+Edges: TypeAlias = Literal["tokens", "latencyMs", "score"]
 
 
 class Histogram(Struct, rename="camel"):
@@ -40,7 +42,7 @@ class Histogram(Struct, rename="camel"):
         edges: Which of this module's edges: ``tokens``, ``latencyMs`` or ``score``.
     """
 
-    edges: Literal["tokens", "latencyMs", "score"]
+    edges: Edges
     counts: list[int]
     sum: float = 0.0
 

@@ -16,6 +16,7 @@ from cascadia_api.report import (
     SCORE_EDGES,
     TOKEN_EDGES,
     CalibrationSample,
+    Edges,
     Histogram,
     StageReport,
     WorkloadReport,
@@ -194,8 +195,8 @@ def _nothing_to_settle() -> None:
     """Before a window has a `settle`."""
 
 
-def _histogram(edges: str, counts: BucketCounts) -> Histogram:
-    return Histogram(edges=edges, counts=counts.counts, sum=counts.sum)  # type: ignore[arg-type]
+def _histogram(edges: Edges, counts: BucketCounts) -> Histogram:
+    return Histogram(edges=edges, counts=counts.counts, sum=counts.sum)
 
 
 def _stage_report(stage: str, total: Slice) -> StageReport:

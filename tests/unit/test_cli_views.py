@@ -214,6 +214,9 @@ COMMANDS = (
     "router",
     "operator",
     "version",
+    "calibrate run",
+    "calibrate fit",
+    "calibrate engine",
     "calibrate import",
 )
 
@@ -223,7 +226,14 @@ def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[s
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     examples = text.partition("Example")[2]
-    assert re.search(rf"^ +cascadia {command}( |$)", examples, re.MULTILINE)
+    # `calibrate FILE` is short for `calibrate run FILE`.
+    assert re.search(rf"^ +cascadia {command.removesuffix(' run')}( |$)", examples, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "extra"), [("plan", "highs"), ("plan", "measured"), ("predict", "measured")])
+def test_help_names_optional_extras_whole(command: str, extra: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"'cascadia[{extra}]'" in re.sub(r"[\s│]+", "", capsys.readouterr().out)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
