@@ -47,8 +47,8 @@ def _planned(job: Job, progress: Callable[[str, float], None]) -> Plan:
     if job.in_force is None or job.replicas == "Anew":
         return plan_cascade(job.inputs, deadline_seconds=job.deadline_seconds, progress=progress)
     if job.replicas == "KeepIfEnough":
-        return replan(job.inputs, job.in_force, simulate=True, deadline_seconds=job.deadline_seconds, progress=progress)
-    found = thresholds_alone(job.inputs, job.in_force, simulate=True)
+        return replan(job.inputs, job.in_force, deadline_seconds=job.deadline_seconds, progress=progress)
+    found = thresholds_alone(job.inputs, job.in_force)
     if found is None:
         raise InfeasibleError("Overloaded", "no thresholds keep quality and latency on the replicas in force")
     return found

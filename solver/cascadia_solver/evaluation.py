@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import LatencyTarget
 from cascadia_solver.design import Design
-from cascadia_solver.simulation import CascadeTimes, StageReplicas
+from cascadia_solver.simulation import CascadeTimes, StageReplicas, StageTimes
 from cascadia_solver.steady_state import at_work
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "stage_replicas"]
+__all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "stage_replicas", "stage_times"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -104,7 +104,14 @@ class Evaluation(PathTimes):
     deviations: float = 0.0
 
 
-def evaluate(design: Design, sample: RequestSample, models: int, *, settle_seconds: float) -> Evaluation:
+def evaluate(
+    design: Design,
+    sample: RequestSample,
+    models: int,
+    *,
+    settle_seconds: float,
+    known: dict[bytes, StageTimes] | None = None,
+) -> Evaluation:
     """Simulate a design on the whole sample.
 
     Args:
@@ -112,14 +119,14 @@ def evaluate(design: Design, sample: RequestSample, models: int, *, settle_secon
         sample: The traffic: the same one for every finalist, so that they share their luck.
         models: Number of models of the cascade.
         settle_seconds: As for `steady_state.at_work`.
+        known: As for `simulation.simulate_cascade`.
     """
     stages = [StageReplicas([], []) for _ in range(models)]
     for model, replicas in zip(design.route.stages, stage_replicas(design), strict=True):
         stages[model] = replicas
     exits = design.routed.exits
-    times = at_work(stages, sample, exits, settle_seconds=settle_seconds)
-    stage_times = zip(times.stage_service, times.stage_first, times.stage_per_token, times.saturated, strict=True)
-    each = [PathTimes(*figures) for figures in stage_times]
+    times = at_work(stages, sample, exits, settle_seconds=settle_seconds, known=known)
+    each = stage_times(times)
     seen = path_times(times, sample, exits)
     return Evaluation(
         seen.end_to_end,
@@ -129,6 +136,12 @@ def evaluate(design: Design, sample: RequestSample, models: int, *, settle_secon
         design=design,
         stages=tuple(each[model] for model in design.route.stages),
     )
+
+
+def stage_times(times: CascadeTimes) -> list[PathTimes]:
+    """What each stage of a simulated cascade does, its own time alone."""
+    figures = zip(times.stage_service, times.stage_first, times.stage_per_token, times.saturated, strict=True)
+    return [PathTimes(*of) for of in figures]
 
 
 def path_times(times: CascadeTimes, sample: RequestSample, exits: Integers) -> PathTimes:

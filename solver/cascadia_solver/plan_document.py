@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +68,6 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
     for j, model in enumerate(route.stages):
         replicas = plan.replicas[j]
         total = sum(rate * count for rate, count in zip(replicas.rates, replicas.counts, strict=True))
-        own = best.stages[j]
-        slowest = own.percentile(95)
         stages[model] = PlanStage(
             name=names[model],
             threshold=thresholds[model],
@@ -85,19 +84,21 @@ def stages_of_plan(best: Evaluation, problem: Problem, names: Sequence[str]) -> 
                 )
                 for option, count, rate in zip(replicas.options, replicas.counts, replicas.rates, strict=True)
             ],
-            p95_ms=slowest * 1e3 if np.isfinite(slowest) else None,
-            latency=_stage_latency(own),
+            **stage_figures(best.stages[j]),
             utilization=utilization(float(plan.routed.rates[j]), replicas.capacity),
         )
     return stages
 
 
-def _stage_latency(times: PathTimes) -> StageLatency | None:
+def stage_figures(times: PathTimes) -> dict[str, Any]:
+    """What a plan says of a stage's simulated latencies, by field."""
+    slowest = times.percentile(95)
     figures = [percentiles_of_plan(times, metric) for metric in ("EndToEnd", "TimeToFirstToken", "TimePerOutputToken")]
     end, first, token = figures
-    if end is None or first is None or token is None:
-        return None
-    return StageLatency(end_to_end=end, time_to_first_token=first, time_per_output_token=token)
+    latency = None
+    if end is not None and first is not None and token is not None:
+        latency = StageLatency(end_to_end=end, time_to_first_token=first, time_per_output_token=token)
+    return {"p95_ms": slowest * 1e3 if np.isfinite(slowest) else None, "latency": latency}
 
 
 def percentiles_of_plan(times: PathTimes, metric: str) -> Percentiles | None:
@@ -125,20 +126,27 @@ def quality_of_plan(design: Design, traffic: Traffic, confidence: float) -> Plan
 
 def latency_of_plan(best: Evaluation, source: str, trust: Certainty) -> PlanLatency:
     """Percentiles of the simulated requests."""
-    p50, p90, p95, p99 = (best.percentile(p) * 1e3 for p in (50, 90, 95, 99))
     return PlanLatency(
-        p50_ms=p50,
-        p90_ms=p90,
-        p95_ms=p95,
-        p99_ms=p99,
-        time_to_first_token_p95_ms=best.percentile(95, "TimeToFirstToken") * 1e3,
-        time_per_output_token_p95_ms=best.percentile(95, "TimePerOutputToken") * 1e3,
-        time_to_first_token=percentiles_of_plan(best, "TimeToFirstToken"),
-        time_per_output_token=percentiles_of_plan(best, "TimePerOutputToken"),
-        source=f"event-jump simulation of {len(best.end_to_end)} requests on {source} step times",
+        **latency_figures(best),
+        source=simulated_source(best, source),
         uncertainty_percent=trust.uncertainty_percent,
         extrapolates=[said[:1024] for said in trust.extrapolates[:_SENTENCES]],
     )
+
+
+def latency_figures(times: PathTimes) -> dict[str, Any]:
+    """What a plan says of simulated latencies along the path, by field."""
+    return {f"p{p}_ms": times.percentile(p) * 1e3 for p in (50, 90, 95, 99)} | {
+        "time_to_first_token_p95_ms": times.percentile(95, "TimeToFirstToken") * 1e3,
+        "time_per_output_token_p95_ms": times.percentile(95, "TimePerOutputToken") * 1e3,
+        "time_to_first_token": percentiles_of_plan(times, "TimeToFirstToken"),
+        "time_per_output_token": percentiles_of_plan(times, "TimePerOutputToken"),
+    }
+
+
+def simulated_source(times: PathTimes, source: str) -> str:
+    """Where simulated latencies are from, in words."""
+    return f"event-jump simulation of {len(times.end_to_end)} requests on {source} step times"
 
 
 def ladder_of_plan(rungs: Sequence[Rung], stages: Sequence[int], models: int) -> list[LadderStep]:
@@ -241,11 +249,13 @@ def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation
     )
 
 
-def unfit_alternative(name: str, problem: Problem, other: Design, reason: str) -> PlanAlternative:
-    """A plan that could not be chosen, with the closed form's latency."""
+def unfit_alternative(
+    name: str, problem: Problem, other: Design, times: PathTimes | None, reason: str
+) -> PlanAlternative:
+    """A plan that could not be chosen; without a latency if it was not simulated."""
     return PlanAlternative(
         name=name,
-        p95_ms=other.path_percentile(95) * 1e3,
+        p95_ms=None if times is None or times.saturated else times.percentile(95) * 1e3,
         quality_mean=other.route.mean,
         cost_per_hour=other.cost(problem.prices) if problem.priced else None,
         reason=reason,

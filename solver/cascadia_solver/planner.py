@@ -22,7 +22,7 @@ from cascadia_solver import plan_document as document
 from cascadia_solver.allocation import max_stage_allocation
 from cascadia_solver.certification import QualityStudy, estimate_quality
 from cascadia_solver.design import Design, Route
-from cascadia_solver.evaluation import Evaluation, evaluate
+from cascadia_solver.evaluation import Evaluation
 from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reach, too_few_gpus
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
@@ -31,7 +31,7 @@ from cascadia_solver.path_allocation import path_bound
 from cascadia_solver.replay import threshold_grids
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, candidates, certified, design_route, pool_choices, screen_all
-from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists
+from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists, simulated
 from cascadia_solver.sites import find_sites, pool_budgets
 from cascadia_solver.sources import certainty
 from cascadia_solver.workload import RequestSample
@@ -246,13 +246,10 @@ def _single(problem: Problem, g: int, best: Evaluation, names: Sequence[str]) ->
         rate = f"{problem.sample.requests_per_second:.3g} requests/s are more than the GPUs carry"
         return PlanAlternative(name=name, quality_mean=mean, reason=f"{reason}; {rate}" if reason else rate)
     if reason:
-        # It is out for its quality, so the closed form's latency will do.
-        return document.unfit_alternative(name, problem, found, reason)
-    return document.alternative(name, problem, _simulated(problem, found, len(names)), best)
-
-
-def _simulated(problem: Problem, found: Design, models: int) -> Evaluation:
-    return evaluate(found, problem.sample, models, settle_seconds=problem.settle_seconds)
+        # Of those out for their quality only the largest model's latency is of interest: it is what a cascade saves.
+        times = simulated(problem, found, len(names)) if grid.stages[0] == len(names) - 1 else None
+        return document.unfit_alternative(name, problem, found, times, reason)
+    return document.alternative(name, problem, simulated(problem, found, len(names)), best)
 
 
 def _plan(

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from cascadia_api.cascade import CascadeDeploymentSpec
 from cascadia_api.errors import InfeasibleError
-from cascadia_api.plan import FrontierPoint, Plan, PlanLatency
-from cascadia_solver.evaluation import PathTimes, path_times
+from cascadia_api.plan import FrontierPoint, Plan, PlanLatency, PlanStage
+from cascadia_solver import plan_document as document
+from cascadia_solver.evaluation import PathTimes, path_times, stage_times
 from cascadia_solver.inputs import PlanningInputs, traffic_of
-from cascadia_solver.plan_document import percentiles_of_plan
 from cascadia_solver.planner import plan_cascade
 from cascadia_solver.rethreshold import replan_thresholds
 from cascadia_solver.sites import pool_budgets
@@ -28,7 +28,6 @@ def replan(
     inputs: PlanningInputs,
     in_force: Plan,
     *,
-    simulate: bool = False,
     deadline_seconds: float = 60.0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Plan:
@@ -37,7 +36,6 @@ def replan(
     Args:
         inputs: Manifest, calibration set and traffic as they are now.
         in_force: The plan whose replicas run.
-        simulate: See `thresholds_alone`.
         deadline_seconds: See `plan_cascade`.
         progress: See `plan_cascade`.
 
@@ -49,22 +47,21 @@ def replan(
         InfeasibleError: No plan can do what the manifest asks for; says what is missing.
     """
     spec = inputs.cascade.spec
-    found = thresholds_alone(inputs, in_force, simulate=simulate)
+    found = thresholds_alone(inputs, in_force)
     if found is not None and good_enough(spec, in_force, found):
         return found
     return plan_cascade(inputs, deadline_seconds=deadline_seconds, progress=progress)
 
 
-def thresholds_alone(inputs: PlanningInputs, in_force: Plan, *, simulate: bool = False) -> Plan | None:
+def thresholds_alone(inputs: PlanningInputs, in_force: Plan) -> Plan | None:
     """Thresholds for the replicas in force, where those are allowed and keep the floor and the latency targets.
 
     Args:
         inputs: Manifest, calibration set and traffic as they are now.
         in_force: The plan whose replicas run.
-        simulate: Whether the plan's latencies have to be simulated ones; they are where there are targets.
 
     Returns:
-        The plan; None where something is not kept.
+        The plan, its latencies simulated; None where something is not kept.
     """
     spec = inputs.cascade.spec
     if not replicas_allowed(spec, pool_budgets(spec, inputs.available_gpus, inputs.free_by_node), in_force):
@@ -73,31 +70,23 @@ def thresholds_alone(inputs: PlanningInputs, in_force: Plan, *, simulate: bool =
         found = replan_thresholds(inputs, in_force)
     except InfeasibleError:
         return None
-    targets = spec.objective.targets or []
-    if not (targets or simulate):
-        return found
     traffic = traffic_of(inputs)
     times, exits = simulate_plan(
         spec, traffic.facts, found, traffic.sample, inputs.sources, settle_seconds=found.latency.p95_ms / 1e3
     )
     seen = path_times(times, traffic.sample, exits)
-    if seen.saturated or seen.excess(targets) > 0:
+    if seen.saturated or seen.excess(spec.objective.targets or []) > 0:
         return None
-    return found.model_copy(update={"latency": _simulated(found.latency, seen, inputs.cost.name)})
+    stages = [
+        PlanStage(**(dict(stage) | document.stage_figures(own))) if stage.gpus else stage
+        for stage, own in zip(found.stages, stage_times(times), strict=True)
+    ]
+    return found.model_copy(update={"latency": _simulated(found.latency, seen, inputs.cost.name), "stages": stages})
 
 
 def _simulated(latency: PlanLatency, times: PathTimes, source: str) -> PlanLatency:
-    figures = {f"p{p}_ms": times.percentile(p) * 1e3 for p in (50, 90, 95, 99)}
-    return latency.model_copy(
-        update=figures
-        | {
-            "time_to_first_token_p95_ms": times.percentile(95, "TimeToFirstToken") * 1e3,
-            "time_per_output_token_p95_ms": times.percentile(95, "TimePerOutputToken") * 1e3,
-            "time_to_first_token": percentiles_of_plan(times, "TimeToFirstToken"),
-            "time_per_output_token": percentiles_of_plan(times, "TimePerOutputToken"),
-            "source": f"event-jump simulation of {len(times.end_to_end)} requests on {source} step times",
-        }
-    )
+    figures = document.latency_figures(times) | {"source": document.simulated_source(times, source)}
+    return PlanLatency(**(dict(latency) | figures))
 
 
 def good_enough(spec: CascadeDeploymentSpec, in_force: Plan, found: Plan) -> bool:

@@ -1,8 +1,8 @@
 """New thresholds for a plan's replicas as they stand: what a change of load or of the quality floor needs first.
 
-No GPU moves, so there is nothing to allocate and nothing to simulate: every threshold vector of the live
-stages is replayed on the new traffic, its latency on the given replicas is estimated in closed form, and the
-fastest within the quality floor is taken. That costs milliseconds.
+No GPU moves, so there is nothing to allocate: every threshold vector of the live stages is replayed on the new
+traffic, its latency on the given replicas is estimated in closed form, and the fastest within the quality floor is
+taken. That costs milliseconds. `replanning.thresholds_alone` then simulates what was taken.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
         plan: The plan whose replicas stay.
 
     Returns:
-        A plan with the same replicas; its latencies are the closed form's.
+        A plan with the same replicas; its latencies are the closed form's, which is far off near saturation: they
+        are for whoever simulates it.
 
     Raises:
         InputError: The plan is of other models or pools.

@@ -17,6 +17,7 @@ from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import ThresholdGrid
 from cascadia_solver.screening import Screened, screen
+from cascadia_solver.simulation import StageTimes
 from cascadia_solver.sites import PoolBudget, Site, Sites
 from cascadia_solver.workload import RequestSample
 
@@ -54,6 +55,7 @@ class Problem:
         seed: Seed of what is drawn.
         settle_seconds: Time that simulated cascades are given to fill: the latency of a slow request.
         made: Tables of stages, kept for other routes with the same stage.
+        known: Simulated stages, kept for other designs that begin alike.
     """
 
     objective: Objective
@@ -67,6 +69,7 @@ class Problem:
     seed: int
     settle_seconds: float = 0.0
     made: dict[tuple[object, ...], StageMade] = field(default_factory=dict)
+    known: dict[bytes, StageTimes] = field(default_factory=dict)
 
     @property
     def grids(self) -> Sequence[ThresholdGrid]:

@@ -13,7 +13,7 @@ from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.search import Problem
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["best_of", "confirmed", "improve", "simulate_finalists"]
+__all__ = ["best_of", "confirmed", "improve", "simulate_finalists", "simulated"]
 
 _FINALISTS = 3
 _MOST_FINALISTS, _MOST_FOR_TOKENS = 12, 30
@@ -51,7 +51,7 @@ def simulate_finalists(
             if attempt is None or attempt.key in seen or (evaluations and expired()):
                 break
             seen.add(attempt.key)
-            evaluations.append(_evaluate(problem, attempt, models))
+            evaluations.append(simulated(problem, attempt, models))
             slower = _slower(problem, evaluations[-1])
             attempt = _tightened(problem, evaluations[-1]) if problem.cheapest else None
         good = [e for e in evaluations if not e.saturated and _excess(problem, e) <= 0]
@@ -144,7 +144,7 @@ def _improved(
             break
         for candidate in fresh:
             known.add(candidate.key)
-            found.append(_evaluate(problem, candidate, models))
+            found.append(simulated(problem, candidate, models))
         if best_of(problem, found) is best:
             break
     return found
@@ -189,7 +189,7 @@ def confirmed(
         found[found.index(best)] = again
         if again.saturated or _excess(problem, again) > 0:
             fresh = [d for d in _neighbours(problem, again) if d.key not in {e.design.key for e in found}]
-            found += [_evaluate(problem, d, models) for d in fresh]
+            found += [simulated(problem, d, models) for d in fresh]
             # The next best may have been of no interest beside the best, and can be better still.
             found = _improved(problem, found, models, expired)
     return found
@@ -215,8 +215,9 @@ def best_of(problem: Problem, evaluations: Sequence[Evaluation]) -> Evaluation:
     return min(level, key=lambda e: (cost(e), sum(e.design.gpus), e.percentile(percentile)))
 
 
-def _evaluate(problem: Problem, plan: Design, models: int) -> Evaluation:
-    return evaluate(plan, problem.sample, models, settle_seconds=problem.settle_seconds)
+def simulated(problem: Problem, plan: Design, models: int) -> Evaluation:
+    """A design simulated on the sample that all share."""
+    return evaluate(plan, problem.sample, models, settle_seconds=problem.settle_seconds, known=problem.known)
 
 
 def _excess(problem: Problem, evaluation: Evaluation) -> float:

@@ -6,6 +6,7 @@ one event, so ten thousand requests take milliseconds.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -199,6 +200,7 @@ def simulate_cascade(
     gate_tokens: int | None = None,
     crowd: Sequence[float] | None = None,
     margin: int = 0,
+    known: dict[bytes, StageTimes] | None = None,
 ) -> CascadeTimes:
     """Simulate requests on their way through a cascade.
 
@@ -222,6 +224,8 @@ def simulate_cascade(
             like these, come about when they do, and are only there to load the replicas. None: one.
         margin: So many requests at the beginning and at the end are only there for the others to find the
             cascade at work: n is without them in what is returned.
+        known: What stages did in other simulations: cascades that begin alike need those stages once. Those of
+            this one are added.
 
     Raises:
         ValueError: If some request's exit stage has no replicas, or shapes disagree.
@@ -261,7 +265,12 @@ def simulate_cascade(
         if gate_tokens is not None and not last:
             lengths = np.where(accepted, lengths, np.minimum(lengths, gate_tokens))
         times = _simulate_crowded(
-            stages[index], at_stage[visitors], prompts[visitors], lengths, 1.0 if crowd is None else crowd[index]
+            stages[index],
+            at_stage[visitors],
+            prompts[visitors],
+            lengths,
+            1.0 if crowd is None else crowd[index],
+            {} if known is None else known,
         )
         utilisation[index] = times.utilisation
         saturated[index] |= times.saturated
@@ -285,10 +294,22 @@ def simulate_cascade(
     return CascadeTimes(end_to_end, to_first_byte, service, first, per_token, utilisation, saturated)
 
 
-def _simulate_crowded(stage: StageReplicas, arrivals: Floats, prompts: Ints, answers: Ints, crowd: float) -> StageTimes:
-    """A stage among others' requests; returns the times of the given ones."""
+def _simulate_crowded(
+    stage: StageReplicas, arrivals: Floats, prompts: Ints, answers: Ints, crowd: float, known: dict[bytes, StageTimes]
+) -> StageTimes:
+    """A stage among others' requests, unless that is known; returns the times of the given ones."""
+    given = hashlib.blake2b(digest_size=16)
+    for array in (np.array(stage.steps), np.array([*stage.weights, crowd]), arrivals, prompts, answers):
+        given.update(array.tobytes())
+    key = given.digest()
+    if key not in known:
+        known[key] = _simulate_among(stage, arrivals, prompts, answers, round((crowd - 1.0) * len(arrivals)))
+    return known[key]
+
+
+def _simulate_among(stage: StageReplicas, arrivals: Floats, prompts: Ints, answers: Ints, others: int) -> StageTimes:
+    """A stage that so many other requests come to as well."""
     count = len(arrivals)
-    others = round((crowd - 1.0) * count)
     if others <= 0:
         return simulate_stage(stage, arrivals, prompts, answers)
     random = np.random.default_rng(_CROWD_SEED)

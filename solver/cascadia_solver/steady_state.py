@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_solver.simulation import CascadeTimes, StageReplicas, simulate_cascade
+from cascadia_solver.simulation import CascadeTimes, StageReplicas, StageTimes, simulate_cascade
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["at_work", "replica_slice"]
@@ -34,7 +34,12 @@ _PERIODS = 2.0
 
 
 def at_work(
-    stages: Sequence[StageReplicas], sample: RequestSample, exits: Integers, *, settle_seconds: float
+    stages: Sequence[StageReplicas],
+    sample: RequestSample,
+    exits: Integers,
+    *,
+    settle_seconds: float,
+    known: dict[bytes, StageTimes] | None = None,
 ) -> CascadeTimes:
     """Simulate a cascade in its steady state.
 
@@ -44,6 +49,7 @@ def at_work(
         exits: Model that answers each request [n].
         settle_seconds: Time that the cascade is given to fill, and goes on afterwards: about the latency of a
             slow request. 0: starts idle, and ends with the last request.
+        known: As for `simulate_cascade`.
 
     Returns:
         Times of the n requests.
@@ -68,6 +74,7 @@ def at_work(
         scorer_seconds=sample.scorer_seconds,
         crowd=[crowd for _, crowd in slices],
         margin=margin,
+        known=known,
     )
 
 

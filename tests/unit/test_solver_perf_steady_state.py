@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
 from cascadia_solver.roofline import Shape, step_model
-from cascadia_solver.simulation import StageReplicas, simulate_cascade
+from cascadia_solver.simulation import StageReplicas, StageTimes, simulate_cascade
 from cascadia_solver.steady_state import at_work, replica_slice
 from cascadia_solver.workload import RequestSample, poisson_arrivals
 
@@ -101,3 +101,18 @@ def test_slices_carry_the_load_of_the_whole(counts: list[int], thinning: float, 
 
 def test_a_stage_without_replicas_has_no_slice_to_take() -> None:
     assert replica_slice(StageReplicas([], []), 3.0)[0].steps == []
+
+
+def test_cascades_that_begin_alike_share_what_is_known() -> None:
+    sample, exits = traffic(900, 200.0)
+    other = StageReplicas([WIDE] * 10, [1.0] * 10)
+    known: dict[bytes, StageTimes] = {}
+    first = at_work([MANY, FEW], sample, exits, settle_seconds=6.0, known=known)
+    assert len(known) == 2
+    for second, added in [(FEW, 0), (other, 1), (other, 0)]:
+        before = len(known)
+        times = at_work([MANY, second], sample, exits, settle_seconds=6.0, known=known)
+        assert len(known) - before == added
+        anew = at_work([MANY, second], sample, exits, settle_seconds=6.0)
+        assert np.array_equal(times.end_to_end, anew.end_to_end)
+        assert np.array_equal(times.stage_service[0], first.stage_service[0])

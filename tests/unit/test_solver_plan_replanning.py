@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 
 from cascadia_api.errors import InfeasibleError
 from cascadia_api.plan import Plan
+from cascadia_solver.evaluation import path_times
+from cascadia_solver.inputs import traffic_of
 from cascadia_solver.planner import PlanningInputs, plan_cascade
 from cascadia_solver.replanning import good_enough, replan, thresholds_alone
+from cascadia_solver.standing import simulate_plan
 from tests.support.planning import cascade, probit_table
 
 TABLE = probit_table(1500, 7)
@@ -87,6 +91,25 @@ def test_targets_are_verified_by_simulation() -> None:
     first = loose.latency.time_to_first_token_p95_ms
     assert first is not None
     assert thresholds_alone(aiming(int(first * 0.9)), standing()) is None
-    simulated = thresholds_alone(replace(aiming(60_000), cascade=cascade()), standing(), simulate=True)
+    simulated = thresholds_alone(replace(aiming(60_000), cascade=cascade()), standing())
     assert simulated is not None
     assert simulated.latency == loose.latency
+
+
+def test_latencies_of_thresholds_alone_are_simulated_along_the_path_and_of_each_stage() -> None:
+    given = PlanningInputs(cascade(rate="10.4"), TABLE)
+    plan = thresholds_alone(given, standing())
+    assert plan is not None
+    assert plan.latency.source.startswith("event-jump simulation of 10000 requests")
+    traffic = traffic_of(given)
+    times, exits = simulate_plan(
+        given.cascade.spec, traffic.facts, plan, traffic.sample, given.sources, settle_seconds=30.0
+    )
+    wanted = path_times(times, traffic.sample, exits)
+    assert plan.latency.p95_ms / 1e3 == pytest.approx(wanted.percentile(95), rel=0.01)
+    for stage, service in zip(plan.stages, times.stage_service, strict=True):
+        assert (stage.latency is None) == (not stage.gpus)
+        if stage.gpus:
+            assert stage.p95_ms is not None
+            assert stage.p95_ms / 1e3 == pytest.approx(np.quantile(service, 0.95), rel=0.03)
+    assert Plan.model_validate(plan.for_json()) == plan
