@@ -109,7 +109,7 @@ def approve(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Approve a proposed plan: the operator then rolls it out.
+    """Approve a proposed plan. Today's operator proposes none: it plans again when the manifest changes, and at once.
 
     Example:
         kubectl cascadia approve chat-0123456789ab

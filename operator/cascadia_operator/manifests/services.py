@@ -32,48 +32,39 @@ def services(cascade: CascadeDeployment) -> list[dict[str, Any]]:
 
 def _entry(cascade: CascadeDeployment) -> dict[str, Any]:
     name = cascade.metadata.name
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": child_metadata(
-            cascade, entry_service_name(name), common_labels(name) | {"app.kubernetes.io/component": "entry"}
-        ),
-        "spec": {
-            # Any ready leader will do: a router outside the first live stage relays there.
-            "selector": {CASCADE_LABEL: name, POD_INDEX_LABEL: "0"},
-            "ports": [_port("http", CLIENT_PORT) | ({"appProtocol": "https"} if cascade.spec.routing.tls else {})],
-        },
+    spec = {
+        # Any ready leader will do: a router outside the first live stage relays there.
+        "selector": {CASCADE_LABEL: name, POD_INDEX_LABEL: "0"},
+        "ports": [_port("http", CLIENT_PORT) | ({"appProtocol": "https"} if cascade.spec.routing.tls else {})],
     }
+    labels = common_labels(name) | {"app.kubernetes.io/component": "entry"}
+    return _service(child_metadata(cascade, entry_service_name(name), labels), spec)
 
 
 def _peers(cascade: CascadeDeployment, stage: str) -> dict[str, Any]:
     name = cascade.metadata.name
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": child_metadata(cascade, peers_service_name(name, stage), stage_labels(name, stage)),
-        "spec": {
-            "clusterIP": "None",
-            # Ranks look each other up before any of them is ready.
-            "publishNotReadyAddresses": True,
-            "selector": {CASCADE_LABEL: name, STAGE_LABEL: stage},
-            "ports": [_port("peers", PEERS_PORT), _port("dist-init", DISTRIBUTED_INIT_PORT)],
-        },
+    spec = {
+        "clusterIP": "None",
+        # Ranks look each other up before any of them is ready.
+        "publishNotReadyAddresses": True,
+        "selector": {CASCADE_LABEL: name, STAGE_LABEL: stage},
+        "ports": [_port("peers", PEERS_PORT), _port("dist-init", DISTRIBUTED_INIT_PORT)],
     }
+    return _service(child_metadata(cascade, peers_service_name(name, stage), stage_labels(name, stage)), spec)
 
 
 def _stage(cascade: CascadeDeployment, stage: str) -> dict[str, Any]:
     name = cascade.metadata.name
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": child_metadata(cascade, stage_service_name(name, stage), stage_labels(name, stage)),
-        "spec": {
-            "clusterIP": "None",
-            "selector": {CASCADE_LABEL: name, STAGE_LABEL: stage, POD_INDEX_LABEL: "0"},
-            "ports": [_port("peers", PEERS_PORT)],
-        },
+    spec = {
+        "clusterIP": "None",
+        "selector": {CASCADE_LABEL: name, STAGE_LABEL: stage, POD_INDEX_LABEL: "0"},
+        "ports": [_port("peers", PEERS_PORT)],
     }
+    return _service(child_metadata(cascade, stage_service_name(name, stage), stage_labels(name, stage)), spec)
+
+
+def _service(metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
 def _port(name: str, port: int) -> dict[str, Any]:
