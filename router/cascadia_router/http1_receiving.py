@@ -27,13 +27,19 @@ _VERSIONS = frozenset({"1.0", "1.1"})
 
 
 class Refusal(NamedTuple):
-    """A request that broke a limit or the protocol, in its place in the queue."""
+    """A request that broke a limit or the protocol, in its place in the queue.
+
+    Attributes:
+        status: HTTP status of the answer.
+        message: For its reader.
+        code: For programs.
+        given_id: The request's `x-request-id`, as far as it was read.
+    """
 
     status: int
     message: str
     code: str
     given_id: bytes
-    """Its `x-request-id`, as far as it was read."""
 
 
 class Receiving:

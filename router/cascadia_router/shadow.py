@@ -18,6 +18,7 @@ import msgspec
 from cascadia_api.report import CalibrationSample, NextAnswer
 from cascadia_router.agreement import agreement, answer_text
 from cascadia_router.balancing import Replica, least_loaded
+from cascadia_router.collected_answer import CollectedAnswer
 from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.http1_client import Call, Fault
 from cascadia_router.metrics import Metrics
@@ -116,19 +117,17 @@ class Shadows:
         self._asked.pop(shadow, None)
 
 
-class _Shadow:
-    """One shadow request: a `ResponseSink`."""
+class _Shadow(CollectedAnswer):
+    """One shadow request; takes the answer."""
 
     def __init__(self, node: Comparing, shadows: Shadows, accepted: Accepted, stage: Stage, replica: Replica) -> None:
+        super().__init__(MAX_ANSWER_BYTES)
         self._node = node
         self._shadows = shadows
         self._accepted = accepted
         self._stage = stage
         self._replica = replica
         self._call: Call | None = None
-        self._status = 0
-        self._parts: list[bytes] = []
-        self._size = 0
         self.deadline = node.now() + accepted.cascade.policy.request_timeout_seconds
 
     def start(self) -> None:
@@ -175,31 +174,19 @@ class _Shadow:
 
     # -- the answer -------------------------------------------------------------------------------
 
-    def response_whole(self, message: bytes, body: bytes) -> None:  # noqa: ARG002
-        """See `ResponseSink`."""
-        self._compare(body)
-
-    def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:  # noqa: ARG002
-        """See `ResponseSink`."""
-        self._status = status
-
-    def response_body(self, data: bytes) -> None:
-        """See `ResponseSink`."""
-        self._size += len(data)
-        if self._size <= MAX_ANSWER_BYTES:
-            self._parts.append(data)
-
-    def response_pump(self) -> None:
-        """See `ResponseSink`."""
-        if self._size > MAX_ANSWER_BYTES:
-            self.drop("failed")
-
-    def response_end(self) -> None:
-        """See `ResponseSink`."""
-        if self._status == 200:
-            self._compare(b"".join(self._parts))
+    def answered(self, status: int, body: bytes) -> None:
+        """See `CollectedAnswer`."""
+        if status == 200:
+            self._compare(body)
         else:
-            self._end("dropped" if self._status in {429, 503} else "failed")
+            self._end("dropped" if status in {429, 503} else "failed")
+
+    def too_long(self, *, complete: bool) -> None:
+        """See `CollectedAnswer`."""
+        if complete:
+            self._end("failed")
+        else:
+            self.drop("failed")
 
     def response_fault(self, fault: Fault) -> None:  # noqa: ARG002
         """See `ResponseSink`."""

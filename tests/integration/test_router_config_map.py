@@ -1,25 +1,22 @@
 """The policy from a watched ConfigMap: on a real API server, and on one that misbehaves."""
 
 import asyncio
-import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client
 
 from cascadia_api.errors import InputError
 from cascadia_api.policy import Endpoint, RouterConfig, RouterPolicy, StagePolicy, encode_policy
-from cascadia_router.balancing import ReplicaTable
 from cascadia_router.config_map_watch import ConfigMapWatch
 from cascadia_router.list_watch import ApiServer, ListWatch
 from cascadia_router.policy_store import PolicyStore
 from cascadia_router.server import Router
 from tests.support.control_plane import ControlPlane
+from tests.support.router_account import api_server, following, router_token
 from tests.support.router_chain import eventually, http
 from tests.support.scripted_engine import chunk, http_response
 
@@ -32,17 +29,8 @@ def document(revision: int) -> str:
     return encode_policy(policy).decode()
 
 
-@contextlib.asynccontextmanager
-async def watching(server: ApiServer, name: str) -> AsyncIterator[PolicyStore]:
-    store = PolicyStore(ReplicaTable(None, None))
-    task = asyncio.create_task(ConfigMapWatch(name, store, server).run())
-    try:
-        yield store
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.01)  # the loop closes what was aborted
+def watching(server: ApiServer, name: str) -> contextlib.AbstractAsyncContextManager[PolicyStore]:
+    return following(lambda store: ConfigMapWatch(name, store, server).run())
 
 
 async def revision_is(store: PolicyStore, revision: int) -> None:
@@ -51,37 +39,13 @@ async def revision_is(store: PolicyStore, revision: int) -> None:
     )
 
 
-def allow_watching(api: client.ApiClient, namespace: str, config_map: str) -> str:
-    """Grant a service account what a cascade's Role grants its routers; return its token."""
-    core: Any = client.CoreV1Api(api)
-    rbac: Any = client.RbacAuthorizationV1Api(api)
-    core.create_namespaced_service_account(namespace, {"metadata": {"name": "router"}})
-    rule = {
-        "apiGroups": [""],
-        "resources": ["configmaps"],
-        "resourceNames": [config_map],
-        "verbs": ["get", "list", "watch"],
-    }
-    rbac.create_namespaced_role(namespace, {"metadata": {"name": "router"}, "rules": [rule]})
-    rbac.create_namespaced_role_binding(
-        namespace,
-        {
-            "metadata": {"name": "router"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "router"},
-            "subjects": [{"kind": "ServiceAccount", "name": "router", "namespace": namespace}],
-        },
-    )
-    return str(core.create_namespaced_service_account_token("router", namespace, {"spec": {}}).status.token)
-
-
 async def test_a_router_follows_its_config_map(
     control_plane: ControlPlane, api_client: client.ApiClient, namespace: str, tmp_path: Path
 ) -> None:
     core: Any = client.CoreV1Api(api_client)
-    cluster = yaml.safe_load(control_plane.kubeconfig.read_text())["clusters"][0]["cluster"]
-    (tmp_path / "ca.crt").write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
-    (tmp_path / "token").write_text(await asyncio.to_thread(allow_watching, api_client, namespace, "chat-policy"))
-    server = ApiServer(cluster["server"], tmp_path / "token", tmp_path / "ca.crt")
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["chat-policy"]}
+    token = await asyncio.to_thread(router_token, api_client, namespace, rule)
+    server = api_server(control_plane, tmp_path, token)
 
     def config_map(**data: str) -> dict[str, Any]:
         return {"metadata": {"name": "chat-policy"}, "data": data}

@@ -1,25 +1,22 @@
 """Replicas from EndpointSlices: the real controller makes them from pods on fake nodes, a router follows."""
 
 import asyncio
-import base64
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from kubernetes import client
 
 from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy, encode_policy
-from cascadia_router.balancing import ReplicaTable
 from cascadia_router.endpoint_slices import EndpointWatch
-from cascadia_router.list_watch import ApiServer
 from cascadia_router.policy_store import PolicyStore
 from tests.support.control_plane import ControlPlane, GpuNodes
+from tests.support.router_account import api_server, following, router_token
 from tests.support.router_chain import eventually
 
 LABELS = {"stage": "small"}
+SLICES = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"]}
+"""As a cascade's Role says."""
 
 
 def policy(revision: int, *replicas: str, service: str = "chat-small-stage") -> bytes:
@@ -33,7 +30,6 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.core: Any = client.CoreV1Api(api)
-        self.rbac: Any = client.RbacAuthorizationV1Api(api)
         self.namespace = namespace
 
     def add_service(self, name: str) -> None:
@@ -52,39 +48,6 @@ class Cluster:
         status = self.core.read_namespaced_pod(name, self.namespace).status
         ready = any(each.type == "Ready" and each.status == "True" for each in status.conditions or ())
         return status.pod_ip if ready else None
-
-    def router_token(self) -> str:
-        """Token of an account that may do what a cascade's Role says of EndpointSlices."""
-        self.core.create_namespaced_service_account(self.namespace, {"metadata": {"name": "router"}})
-        rule = {
-            "apiGroups": ["discovery.k8s.io"],
-            "resources": ["endpointslices"],
-            "verbs": ["get", "list", "watch"],
-        }
-        self.rbac.create_namespaced_role(self.namespace, {"metadata": {"name": "router"}, "rules": [rule]})
-        self.rbac.create_namespaced_role_binding(
-            self.namespace,
-            {
-                "metadata": {"name": "router"},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "router"},
-                "subjects": [{"kind": "ServiceAccount", "name": "router", "namespace": self.namespace}],
-            },
-        )
-        token = self.core.create_namespaced_service_account_token("router", self.namespace, {"spec": {}})
-        return str(token.status.token)
-
-
-@contextlib.asynccontextmanager
-async def following(server: ApiServer, namespace: str) -> AsyncIterator[PolicyStore]:
-    store = PolicyStore(ReplicaTable(None, None))
-    task = asyncio.create_task(EndpointWatch(namespace, store, server).run())
-    try:
-        yield store
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.01)  # the loop closes what was aborted
 
 
 def ready(store: PolicyStore) -> dict[str, str]:
@@ -112,12 +75,10 @@ async def test_replicas_come_and_go_and_outlast_the_api_server(
 ) -> None:
     assert gpu_nodes is not None
     cluster = Cluster(api_client, namespace)
-    kubeconfig = yaml.safe_load(control_plane.kubeconfig.read_text())["clusters"][0]["cluster"]
-    (tmp_path / "ca.crt").write_bytes(base64.b64decode(kubeconfig["certificate-authority-data"]))
-    (tmp_path / "token").write_text(await asyncio.to_thread(cluster.router_token))
-    server = ApiServer(kubeconfig["server"], tmp_path / "token", tmp_path / "ca.crt")
+    token = await asyncio.to_thread(router_token, api_client, namespace, SLICES)
+    server = api_server(control_plane, tmp_path, token)
     await asyncio.to_thread(cluster.add_service, "chat-small-stage")
-    async with following(server, namespace) as store:
+    async with following(lambda store: EndpointWatch(namespace, store, server).run()) as store:
         store.take(policy(1, "r1", "r2"), "test")
         assert set(ready(store)) == {"r1", "r2"}, "until the cluster has told, the policy is believed"
         for name in ("r1", "r2"):

@@ -10,25 +10,10 @@ import pytest
 from cascadia_api.policy import StreamingPolicy
 from cascadia_router.balancing import Targets
 from tests.support.router_chain import Chain, Reply, StageOf, chain_of, eventually, http
-from tests.support.scripted_engine import Behaviour, ScriptedEngine, answer, reset, status, stream_then
+from tests.support.scripted_engine import ScriptedEngine, answer, reset, status, stream_then
+from tests.support.streams import CHAT, chat, text, two_stages
 
-CHAT = "/v1/chat/completions"
 GATE = StreamingPolicy(mode="Gate", gate_tokens=3)
-
-
-def chat(**extra: Any) -> dict[str, Any]:
-    return {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "hello"}], **extra}
-
-
-def two_stages(first: Behaviour, second: Behaviour | None = None) -> tuple[StageOf, StageOf]:
-    return (
-        StageOf("small", 0.8, [ScriptedEngine("small", first)]),
-        StageOf("large", None, [ScriptedEngine("large", second or answer())]),
-    )
-
-
-def text(reply: Reply) -> str:
-    return "".join(event["choices"][0]["delta"]["content"] for event in reply.events[:-1] if event.get("choices"))
 
 
 def outcomes(chain: Chain, stage: str = "small") -> dict[tuple[str, str, str], int]:

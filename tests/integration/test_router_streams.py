@@ -9,28 +9,12 @@ import openai
 import pytest
 
 from cascadia_api.policy import StreamingPolicy
-from tests.support.router_chain import Reply, StageOf, chain_of, eventually, http
+from tests.support.router_chain import chain_of, eventually, http
 from tests.support.scripted_engine import ScriptedEngine, answer, hang, reset, status, stream_then
+from tests.support.streams import CHAT, chat, text, two_stages
 
-CHAT = "/v1/chat/completions"
 UNSURE = answer(logprob=-1.0)
 SURE = answer(logprob=-0.05)
-
-
-def chat(**extra: Any) -> dict[str, Any]:
-    return {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "hello"}], **extra}
-
-
-def two_stages(first: Any = SURE, second: Any = SURE) -> tuple[StageOf, StageOf]:
-    return (
-        StageOf("small", 0.8, [ScriptedEngine("small", first)]),
-        StageOf("large", None, [ScriptedEngine("large", second)]),
-    )
-
-
-def text(reply: Reply) -> str:
-    pieces = [event["choices"][0]["delta"]["content"] for event in reply.events[:-1] if event.get("choices")]
-    return "".join(pieces)
 
 
 async def test_a_held_stream_is_replayed_with_its_decision(tmp_path: Path) -> None:

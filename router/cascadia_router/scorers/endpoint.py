@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from cascadia_api.policy import EndpointPolicy
 from cascadia_router.balancing import Breaker
+from cascadia_router.collected_answer import CollectedAnswer
 from cascadia_router.http1_client import Call, Fault, Upstream
-from cascadia_router.http1_head import header_fields
 from cascadia_router.scorers.surroundings import Surroundings
 
 __all__ = ["MAX_ANSWER_BYTES", "Endpoint", "Reply"]
@@ -144,12 +144,13 @@ class Endpoint:
                 following.fail_soon("unavailable")
 
 
-class _Question:
-    """One question; takes the answer. See `ResponseSink`."""
+class _Question(CollectedAnswer):
+    """One question; takes the answer."""
 
     def __init__(
         self, endpoint: Endpoint, path: bytes, body: bytes, headers: bytes, tell: Callable[[Reply], None]
     ) -> None:
+        super().__init__(MAX_ANSWER_BYTES)
         self._endpoint = endpoint
         self._path = path
         self._body = body
@@ -158,9 +159,6 @@ class _Question:
         self._upstream: Upstream | None = None
         self._call: Call | None = None
         self._request = b""
-        self._status = 0
-        self._parts: list[bytes] = []
-        self._size = 0
         self.over = False
         self._timer: asyncio.TimerHandle | asyncio.Handle
         self._timer = asyncio.get_running_loop().call_later(endpoint.wall(), self._time_out)
@@ -204,35 +202,16 @@ class _Question:
 
     # -- the answer -------------------------------------------------------------------------------
 
-    def response_whole(self, message: bytes, body: bytes) -> None:
-        """See `ResponseSink`."""
-        self.response_head(200, header_fields(message), len(body))
-        self.response_body(body)
-        self.response_end()
-
-    def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:  # noqa: ARG002
-        """See `ResponseSink`."""
-        self._status = status
-
-    def response_body(self, data: bytes) -> None:
-        """See `ResponseSink`."""
-        self._size += len(data)
-        if self._size <= MAX_ANSWER_BYTES:
-            self._parts.append(data)
-
-    def response_pump(self) -> None:
-        """See `ResponseSink`."""
-        if self._size > MAX_ANSWER_BYTES:
-            self._end("malformed", worked=None)
-
-    def response_end(self) -> None:
-        """See `ResponseSink`."""
-        if self._size > MAX_ANSWER_BYTES:
-            self._end("malformed", worked=True)
-        elif self._status == 200:
-            self._end(b"".join(self._parts), worked=True)
+    def answered(self, status: int, body: bytes) -> None:
+        """See `CollectedAnswer`."""
+        if status == 200:
+            self._end(body, worked=True)
         else:
-            self._end("status", worked=self._status < 500 and self._status != 429)
+            self._end("status", worked=status < 500 and status != 429)
+
+    def too_long(self, *, complete: bool) -> None:
+        """See `CollectedAnswer`."""
+        self._end("malformed", worked=True if complete else None)
 
     def response_fault(self, fault: Fault) -> None:
         """See `ResponseSink`."""
