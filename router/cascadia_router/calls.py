@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -26,11 +26,11 @@ from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Asker", "EngineCall", "PeerCall", "remaining_for_peer"]
 
-MAX_HELD_BYTES = 64 * 1024 * 1024
+MAX_HELD_BYTES: Final = 64 * 1024 * 1024
 """Largest answer that is held whole; a larger one is a fault of the engine."""
 
-_RETURN_SECONDS = 0.5
-_RETURN_SHARE = 0.1
+_RETURN_SECONDS: Final = 0.5
+_RETURN_SHARE: Final = 0.1
 """What a router further along is given less: its best answer must be back when our deadline passes, service s."""
 
 _RELAYED_HEADERS = (
@@ -44,7 +44,7 @@ _RELAYED_HEADERS = (
     b"x-cascadia-ladder",
     b"x-request-id",
 )
-_STAGE_LINE = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
+_STAGE_LINE: Final = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
 _STAGE_MARK = b'"cascadia":{"stage":"'
 
 

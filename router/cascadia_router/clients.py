@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cascadia_api.policy import RateLimit, RouterPolicy
 from cascadia_router.api_keys import ApiKeys, digest_of
@@ -11,7 +11,7 @@ from cascadia_router.rate_limit import Rate
 
 __all__ = ["Client", "Clients", "Denial"]
 
-_SCHEME = b"bearer "
+_SCHEME: Final = b"bearer "
 _LINES = (  # as OpenAI has them; what is left, and the time until all is, are filled in later
     "x-ratelimit-limit-{0}: {1}\r\nx-ratelimit-remaining-{0}: %d\r\nx-ratelimit-reset-{0}: %dms\r\n"
 )

@@ -7,7 +7,7 @@ scanned, not built. Unknown fields pass through.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -38,11 +38,13 @@ __all__ = [
 
 _TRUE = Raw(b"true")
 _ONE = Raw(b"1")
-_EXTRA_CHAT = b',"logprobs":true'
-_EXTRA_COMPLETION = b',"logprobs":1'  # to some engines 0 means none
+_EXTRA_CHAT: Final = b',"logprobs":true'
+_EXTRA_COMPLETION: Final = b',"logprobs":1'  # to some engines 0 means none
 
-_fields_decoder = msgspec.json.Decoder(dict[str, Raw])
-_encoder = msgspec.json.Encoder()
+_fields_decoder: Final = msgspec.json.Decoder(dict[str, Raw])
+_encoder: Final = msgspec.json.Encoder()
+_decode_head: Final = head_decoder.decode
+_decode_answer: Final = answer_decoder.decode
 
 
 class BodyError(ValueError):
@@ -73,7 +75,7 @@ class CompletionRequest:
         needs: What the model must be capable of, in the words of `StagePolicy.capabilities`.
     """
 
-    __slots__ = ("_head", "body", "chat", "model", "needs", "path", "stream", "wants_logprobs")
+    __slots__ = ("_head", "body", "chat", "model", "needs", "path", "stream", "tokens", "wants_logprobs")
 
     def __init__(self, path: bytes, body: bytes) -> None:
         """Read a request.
@@ -84,7 +86,7 @@ class CompletionRequest:
         try:
             if not body.isascii():
                 body.decode()  # fields that are not looked at here are passed on as they came
-            head = head_decoder.decode(body)
+            head = _decode_head(body)
         except msgspec.ValidationError as error:
             param = str(error).rpartition("$.")[2].rstrip("`") if "$." in str(error) else None
             raise BodyError(str(error), param) from None
@@ -106,6 +108,8 @@ class CompletionRequest:
         # An underscore is in `image_url` and in `input_audio`, and one byte is found much faster than a word.
         plain = head.tools is ABSENT and head.response_format is ABSENT and b"_" not in bytes(content)
         self.needs = _NOTHING if plain else _needs(head)
+        answer = head.max_completion_tokens or head.max_tokens or 0
+        self.tokens = answer if self.needs & _NOT_TEXT else len(body) // 4 + answer
 
     @property
     def content(self) -> bytes:
@@ -117,12 +121,6 @@ class CompletionRequest:
         """See the class."""
         options = self._head.stream_options
         return options is not None and options.include_usage is True
-
-    @property
-    def tokens(self) -> int:
-        """See the class."""
-        answer = self._head.max_completion_tokens or self._head.max_tokens or 0
-        return answer if self.needs & _NOT_TEXT else len(self.body) // 4 + answer
 
     @property
     def choices(self) -> int | None:
@@ -230,8 +228,8 @@ def model_field(served_model: str, chat: bool, scored: bool) -> bytes:
     return b'"model":%s%s' % (_encoder.encode(served_model), extra)
 
 
-_NOT_TEXT = frozenset({"images", "audio"})
-_NOTHING: frozenset[str] = frozenset()
+_NOT_TEXT: Final = frozenset({"images", "audio"})
+_NOTHING: Final[frozenset[str]] = frozenset()
 
 
 def _needs(head: RequestHead) -> frozenset[str]:
@@ -255,7 +253,7 @@ def read_answer(document: bytes) -> Answer:
     Raises:
         msgspec.DecodeError: It is not JSON, or does not have an answer's shape.
     """
-    return answer_decoder.decode(document)
+    return _decode_answer(document)
 
 
 def strip_logprobs(document: bytes, answer: Answer) -> bytes:

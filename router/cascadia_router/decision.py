@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import msgspec
 
@@ -12,9 +13,9 @@ __all__ = ["DecisionText", "Spent", "header_text", "tokens_said"]
 
 Spent = tuple[str, int, int]
 """Tokens that a stage's complete answer took: stage, prompt tokens, completion tokens."""
-_SPENT = b'"promptTokens":%d,"completionTokens":%d'
-_SAID = re.compile(rb'"usage":\{"promptTokens":([0-9]{1,15}),"completionTokens":([0-9]{1,15})')
-_NOTHING = Usage()
+_SPENT: Final = b'"promptTokens":%d,"completionTokens":%d'
+_SAID: Final = re.compile(rb'"usage":\{"promptTokens":([0-9]{1,15}),"completionTokens":([0-9]{1,15})')
+_NOTHING: Final = Usage()
 
 
 def header_text(text: str) -> bytes:

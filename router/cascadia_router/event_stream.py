@@ -9,6 +9,7 @@ openai-node and the AI SDK take such a chunk; they also need `[DONE]` last.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -19,12 +20,12 @@ from cascadia_router.scoring import TokenStatistic, TokenTally, worst
 
 __all__ = ["KEEP_ALIVE", "GatedStream", "HeldStream", "StraightStream"]
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment, which every client skips. An empty `data:` line breaks them."""
 
-_MAX_EVENT_BYTES = 1024 * 1024
+_MAX_EVENT_BYTES: Final = 1024 * 1024
 """An event that grows longer is passed on without waiting for its end."""
-_DONE = b"data: [DONE]\n\n"
+_DONE: Final = b"data: [DONE]\n\n"
 
 
 class _EventStream:

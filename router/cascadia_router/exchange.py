@@ -13,7 +13,7 @@ that may reject come here only where something is not as usual: see `express`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from cascadia_router.access_log import decision_at_end, status_of
 from cascadia_router.calls import EngineCall, PeerCall
@@ -36,10 +36,10 @@ from cascadia_router.whole_answer import WholeAnswer
 __all__ = ["Exchange"]
 
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
-_ANSWERED = frozenset({"answered", "fallback"})
-_MOST_TAIL = 4096
+_ANSWERED: Final = frozenset({"answered", "fallback"})
+_MOST_TAIL: Final = 4096
 """Of a relayed answer's end, B: its `cascadia` object is there."""
-_MOST_LOST = 2
+_MOST_LOST: Final = 2
 """A request that was being worked on when an engine or router was lost is repeated once, never more."""
 
 

@@ -26,8 +26,6 @@ from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Express"]
 
-_TO_ENGINE = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
-
 
 class Express:
     """One request whose answer our engine is expected to give, whole and good enough."""
@@ -84,7 +82,11 @@ class Express:
         own.outstanding += 1
         body = request.for_engine(stage.served_model, score=True)
         upstream = own.upstream
-        self._call = upstream.send(_TO_ENGINE % (request.path, upstream.host_line, len(body), request_id, body), self)
+        message = (
+            b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
+            % (request.path, upstream.host_line, len(body), request_id, body)
+        )
+        self._call = upstream.send(message, self)
 
     # -- the engine's side ------------------------------------------------------------------------
 

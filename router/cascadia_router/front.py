@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import time
+from typing import Final
 
 import msgspec
 
@@ -30,11 +31,11 @@ from cascadia_router.window import Slice
 
 __all__ = ["ClientPort", "PeerPort"]
 
-_CHAT = b"/v1/chat/completions"
-COMPLETIONS = frozenset({_CHAT, b"/v1/completions"})
-_RESPONSES = b"/v1/responses"
-_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
-_NO_HEADERS: dict[bytes, bytes] = {}
+_CHAT: Final = b"/v1/chat/completions"
+COMPLETIONS: Final = frozenset({_CHAT, b"/v1/completions"})
+_RESPONSES: Final = b"/v1/responses"
+_REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}")
+_NO_HEADERS: Final[dict[bytes, bytes]] = {}
 SESSION_BYTES = 16_384
 """Bytes of a conversation's beginning by which it is known where its client does not name it."""
 _RETRY_SOON = b"retry-after: 1\r\n"

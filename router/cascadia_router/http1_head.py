@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Final
 
 __all__ = ["PLAIN_ANSWER", "PLAIN_POST", "header_fields"]
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _VALUE = rb":[\t -~\x80-\xff]*+\r\n"
 _TRACING = rb"(?i:x-request-id|traceparent|tracestate|x-cascadia-max-stage|x-cascadia-deadline-ms|x-cascadia-session)"
-_FRAMING = rb"(?i:content-length|transfer-encoding|connection|upgrade|expect)"
 _CREDENTIALS = rb"(?i:authorization):"
+_STEERING = (
+    # How names begin that say more than their value: those above, and those that frame a message or close a connection.
+    *((rb"[Aa]", rb"uthorization:"), (rb"[Cc]", rb"on(?:tent-length|nection)"), (rb"[Ee]", rb"xpect")),
+    *((rb"[Tt]", rb"ra(?:nsfer-encoding|ceparent|cestate)"), (rb"[Uu]", rb"pgrade")),
+    (rb"[Xx]", rb"-(?:request-id|cascadia-(?:max-stage|deadline-ms|session))"),
+)
 _OTHER = (
-    # Most names are seen by their first letter not to be one of those above.
-    rb"(?:[BDF-SVWYZbdf-svwyz]|(?!%s|%s|%s)[ACETUXacetux])%s*+%s" % (_FRAMING, _TRACING, _CREDENTIALS, _TOKEN, _VALUE)
+    # Most names are seen by their first letter not to be one of those; of the rest most differ in the second.
+    rb"(?:[BDF-SVWYZbdf-svwyz]|%s)%s*+%s"
+    % (b"|".join(rb"%s(?!(?i:%s))" % begins for begins in _STEERING), _TOKEN, _VALUE)
 )
 _LENGTH = rb"[Cc]ontent-[Ll]ength: ?+([0-9]{1,9})\r\n"
 _DULL = rb"(?:%s|[Cc]onnection: [Kk]eep-[Aa]live\r\n)" % _OTHER
@@ -33,7 +40,7 @@ _REQUEST_LINES = (
     else rb"(?>(?:%s|%s)*)" % (_DULL, _TOLD)
 )
 
-PLAIN_POST = re.compile(
+PLAIN_POST: Final = re.compile(
     rb"POST (/[0-9A-Za-z/._~-]*+) HTTP/1\.1\r\n%s%s%s\r\n" % (_REQUEST_LINES, _LENGTH, _REQUEST_LINES)
 )
 """Head of a POST on a connection that is to be kept. Groups: target; a tracing header's name and the value of
@@ -41,7 +48,7 @@ the last `Authorization`, if there are any; Content-Length; the two again, of th
 The headers that bound a request are among the tracing ones."""
 
 _ANSWER_LINES = rb"(?:%s|%s%s|%s%s)*+" % (_OTHER, _TRACING, _VALUE, _CREDENTIALS.rstrip(b":"), _VALUE)
-PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [\t -~]*+\r\n%s%s%s\r\n" % (_ANSWER_LINES, _LENGTH, _ANSWER_LINES))
+PLAIN_ANSWER: Final = re.compile(rb"HTTP/1\.1 200 [\t -~]*+\r\n%s%s%s\r\n" % (_ANSWER_LINES, _LENGTH, _ANSWER_LINES))
 """Head of a 200 answer on a connection that is to be kept. Group: Content-Length."""
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cascadia_router.clients import Client
 from cascadia_router.http1_head import header_fields
 
 __all__ = ["Answering", "Application", "InFlight", "Limits", "Request", "Room"]
 
-JSON = b"application/json"
+JSON: Final = b"application/json"
 
 
 class Limits(NamedTuple):

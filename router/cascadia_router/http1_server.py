@@ -16,7 +16,7 @@ import logging
 import re
 import select
 from time import monotonic
-from typing import cast
+from typing import Final, cast
 
 import httptools
 
@@ -30,14 +30,17 @@ __all__ = ["JSON", "ServerConnection"]
 
 log = logging.getLogger("cascadia.router.http")
 
-STATUS_LINES = {status: b"HTTP/1.1 %d \r\n" % status for status in range(100, 600)}
-STATUS_LINES |= {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus}
+STATUS_LINES: Final = {
+    status: f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode() for status in range(100, 600)
+}
 _REFUSAL_LINES = {401: b"www-authenticate: Bearer\r\n", 429: b"retry-after: 1\r\n"}
-_SMALL_BODY = 4096
+_SMALL_BODY: Final = 4096
 """Bodies up to this size are bounded by the number of requests that a router holds: they take no `Room`."""
 _CAN_SEE_LEAVING = hasattr(select, "POLLRDHUP")
 """Linux can; elsewhere a client that pipelines requests and leaves is noticed when it is answered."""
-_SHORTEST_LINE = len(b"a:\r\n")
+_SHORTEST_LINE: Final = len(b"a:\r\n")
+_match_plain_post: Final = PLAIN_POST.match
 _LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
 
@@ -122,7 +125,7 @@ class ServerConnection(Receiving):
         """See `asyncio.Protocol`."""
         if self._fresh:
             limits = self._limits
-            head = PLAIN_POST.match(data) if len(data) <= limits.header_bytes else None
+            head = _match_plain_post(data) if len(data) <= limits.header_bytes else None
             if head is not None:
                 target, traced, credentials, length, traced_too, credentials_too = head.groups()
                 end = head.end()

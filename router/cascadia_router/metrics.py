@@ -35,12 +35,18 @@ class BucketCounts:
         self.counts[bisect_left(self.edges, value)] += 1
         self.sum += value
 
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count many values."""
+    def observe_all(self, values: Sequence[float]) -> Counter[int]:
+        """Count many values; return how many of them are in each bucket."""
+        buckets = Counter(map(bisect_left, repeat(self.edges), values))
+        self.add(buckets, sum(values))
+        return buckets
+
+    def add(self, buckets: Counter[int], total: float) -> None:
+        """Count values of which is known how many are in each bucket, and their sum."""
         counts = self.counts
-        for bucket, count in Counter(map(bisect_left, repeat(self.edges), values)).items():
+        for bucket, count in buckets.items():
             counts[bucket] += count
-        self.sum += sum(values)
+        self.sum += total
 
     def merge(self, other: BucketCounts) -> None:
         """Add the counts of another with the same edges."""

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Raw
 
@@ -26,7 +26,8 @@ from cascadia_router.json_shapes import choosing_decoder, logprobs_decoder
 __all__ = ["TokenStatistic", "TokenTally", "log_probabilities", "margins", "worst"]
 
 
-_logprob = attrgetter("logprob")
+_logprob: Final = attrgetter("logprob")
+_decode_logprobs: Final = logprobs_decoder.decode
 
 
 def log_probabilities(document: bytes | Raw) -> list[float]:
@@ -35,7 +36,7 @@ def log_probabilities(document: bytes | Raw) -> list[float]:
     Raises:
         msgspec.DecodeError: It does not have the shape that OpenAI's API gives it.
     """
-    piece = logprobs_decoder.decode(document)
+    piece = _decode_logprobs(document)
     if piece is None:
         return []
     if piece.content is not None:

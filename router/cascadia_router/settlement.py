@@ -50,11 +50,10 @@ class Settlement:
         """Count all that is on the lists, in the window's newest slice and in the metrics."""
         if self.answers:
             self._settle_answers()
-        for port in ("client", "peer", "shadow") if self.ends else ():
-            ends = [end for end in self.ends if end[0][0] == port]
-            if ends:
-                self._settle_ends(port, ends)
-        self.ends.clear()
+        ends, self.ends = self.ends, []
+        ports = {end[0][0] for end in ends}
+        for port in ports:
+            self._settle_ends(port, ends if len(ports) == 1 else [end for end in ends if end[0][0] == port])
 
     def _settle_answers(self) -> None:
         asked, answered, usages, scores = zip(*self.answers, strict=True)
@@ -74,17 +73,24 @@ class Settlement:
         keys, arrived, first, last = zip(*ends, strict=True)
         metrics, piece = self._metrics, self._window.newest
         seconds = list(map(sub, last, arrived))
-        metrics.request_seconds[port].observe_all(seconds)
-        until_first = list(map(sub, first, arrived))
-        metrics.first_byte_seconds[port].observe_all(until_first)
+        until_first = seconds if first == last else list(map(sub, first, arrived))  # of whole answers they are the same
+        buckets = metrics.request_seconds[port].observe_all(seconds)
+        if until_first is seconds:
+            metrics.first_byte_seconds[port].add(buckets, sum(seconds))
+        else:
+            metrics.first_byte_seconds[port].observe_all(until_first)
         for key, count in Counter(keys).items():
             metrics.requests[key] += count
             if port == "client":
                 piece.answered_by[key[1]] += count
         if port == "client":
             self.lateness.observe(last[-1], arrived, seconds)
-            piece.end_to_end_ms.observe_all(_milliseconds(seconds))
-            piece.first_token_ms.observe_all(_milliseconds(until_first))
+            milliseconds = _milliseconds(seconds)
+            buckets = piece.end_to_end_ms.observe_all(milliseconds)
+            if until_first is seconds:
+                piece.first_token_ms.add(buckets, sum(milliseconds))
+            else:
+                piece.first_token_ms.observe_all(_milliseconds(until_first))
 
 
 def _milliseconds(seconds: Iterable[float]) -> list[float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import binascii
 import hmac
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -23,14 +24,14 @@ from cascadia_router.hop import Hop
 
 __all__ = ["MAX_SKEW_SECONDS", "Hop", "PeerSecrets", "SignatureError"]
 
-MAX_SKEW_SECONDS = 60.0
+MAX_SKEW_SECONDS: Final = 60.0
 """Most by which a hop's `signed_at` may differ from the receiver's clock, wall s."""
-_REMEMBERED = 16_384
+_REMEMBERED: Final = 16_384
 """Signatures of one generation; two are remembered."""
 
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Hop)
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Hop)
 
 
 class SignatureError(ValueError):

@@ -7,6 +7,8 @@ and both parts are decoded, which scans each byte once. Any other answer is deco
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from cascadia_router.completion_body import Answer, Usage, keep_candidates, read_answer, strip_logprobs, with_field
@@ -16,13 +18,14 @@ from cascadia_router.scoring import TokenStatistic, TokenTally, log_probabilitie
 
 __all__ = ["WholeAnswer"]
 
-_KEY = b'"logprobs":{'
-_VALUE = len(_KEY) - 1
-_FOLLOWER = b',"finish_reason":'
+_KEY: Final = b'"logprobs":{'
+_VALUE: Final = len(_KEY) - 1
+_FOLLOWER: Final = b',"finish_reason":'
 """What SGLang and vLLM write after a choice's `logprobs`."""
-_OTHER_FOLLOWER = b'}],"created":'
+_OTHER_FOLLOWER: Final = b'}],"created":'
 """What llama.cpp writes there."""
-_OPENERS = b"{,"
+_OPENERS: Final = b"{,"
+_decode_rest: Final = rest_decoder.decode
 
 
 class WholeAnswer:
@@ -64,7 +67,7 @@ class WholeAnswer:
             if end > 0 and document.find(_KEY, end) < 0:
                 self._stripped = stripped = b"%snull%s" % (document[:start], document[end:])
                 try:
-                    rest = rest_decoder.decode(stripped)
+                    rest = _decode_rest(stripped)
                     self._values = log_probabilities(document[start:end])
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     pass
