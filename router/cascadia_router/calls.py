@@ -5,7 +5,6 @@ Each takes an answer as it arrives and tells its exchange what became of it.
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Final, Protocol
 
@@ -44,7 +43,7 @@ _RELAYED_HEADERS = (
     b"x-cascadia-ladder",
     b"x-request-id",
 )
-_STAGE_LINE: Final = re.compile(rb"\r\nx-cascadia-stage: ([ -~]+)\r\n")
+_STAGE_LINE: Final = b"\r\nx-cascadia-stage: "
 _STAGE_MARK = b'"cascadia":{"stage":"'
 
 
@@ -346,9 +345,10 @@ class PeerCall(_UpstreamCall):
 
     def response_whole(self, message: bytes, body: bytes) -> None:
         """See `ResponseSink`."""
-        stage = _STAGE_LINE.search(message, 0, len(message) - len(body))
-        if stage is not None and not self._exchange.request.stream:
-            self._exchange.relay_whole(message, body, stage[1])
+        line = message.find(_STAGE_LINE, 0, len(message) - len(body))
+        if line >= 0 and not self._exchange.request.stream:
+            name = line + len(_STAGE_LINE)
+            self._exchange.relay_whole(message, body, message[name : message.index(b"\r", name)])
             return
         self.response_head(200, header_fields(message), len(body))
         self._parts.append(body)

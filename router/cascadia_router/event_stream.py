@@ -25,6 +25,7 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 _MAX_EVENT_BYTES: Final = 1024 * 1024
 """An event that grows longer is passed on without waiting for its end."""
+_CARRIAGE_RETURN: Final = ord("\r")
 _DONE: Final = b"data: [DONE]\n\n"
 
 
@@ -50,7 +51,7 @@ class _EventStream:
         """Return what is complete of what has come; the rest waits for more."""
         if self._tail:
             data = self._tail + data
-        if b"\r" in data:
+        if _CARRIAGE_RETURN in data:
             # Raw carriage returns are line ends only: within JSON they are escaped.
             cr = b"\r" if data.endswith(b"\r") else b""
             data = data.removesuffix(cr).replace(b"\r\n", b"\n") + cr
@@ -92,6 +93,13 @@ class _EventStream:
         return b"data: %s\n\n%s" % (with_field(chunk, b"cascadia", decision), _DONE)
 
 
+def _may_end(events: bytes) -> bool:
+    """Whether these events may end a stream: with `[DONE]`, or with the chunk of the usage, which has no choices."""
+    return (
+        events.find(b"[DONE]") >= 0 or events.find(b'"choices":[]') >= 0 or events.find(b'"choices": []') >= 0
+    )  # `find` and not `in`, which makes an error and drops it before it looks for bytes
+
+
 class StraightStream(_EventStream):
     """A stream that goes to the client chunk by chunk.
 
@@ -108,7 +116,7 @@ class StraightStream(_EventStream):
         """Take bytes of the engine, as read; return what to send on now."""
         if (
             data.endswith(b"\n\n")
-            and not (b"[D" in data or b"[]" in data or b"\r" in data or self._tail)
+            and not (self._tail or _CARRIAGE_RETURN in data or _may_end(data))
             and self._head is not None
         ):
             return data  # whole events, and nothing in them that ends a stream
@@ -116,7 +124,7 @@ class StraightStream(_EventStream):
         if self._head is None and events:
             for event in events.split(b"\n\n"):
                 self._payload(event)
-        if not (b"[DONE]" in events or b'"choices":[]' in events or b'"choices": []' in events):
+        if not _may_end(events):
             return events
         kept = []
         for event in events.split(b"\n\n")[:-1]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-import re
 import select
 from time import monotonic
 from typing import Final, cast
@@ -41,7 +40,6 @@ _CAN_SEE_LEAVING = hasattr(select, "POLLRDHUP")
 """Linux can; elsewhere a client that pipelines requests and leaves is noticed when it is answered."""
 _SHORTEST_LINE: Final = len(b"a:\r\n")
 _match_plain_post: Final = PLAIN_POST.match
-_LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length:[^\r]*\r\n")
 
 
 class ServerConnection(Receiving):
@@ -231,13 +229,14 @@ class ServerConnection(Receiving):
             message: All of it; its head asks for no closing (`http1_head.PLAIN_ANSWER`).
             body: Its body.
         """
-        if self._no_body or self.own_lines or self._application.closing or not self._keep_alive:
-            head = message[message.index(b"\r\n") + 2 : len(message) - len(body) - 2]
-            self.begin(200, _LENGTH_LINE.sub(b"\r\n", b"\r\n" + head)[2:], len(body))
-            self.end(body)
-        else:
-            self._write(message)
-            self._answered()
+        closing = self._connection_line()
+        if self._no_body:
+            message = message[: len(message) - len(body)]
+        if self.own_lines or closing:
+            lines = message.index(b"\n") + 1
+            message = b"%s%s%s%s" % (message[:lines], self.own_lines, closing, message[lines:])
+        self._write(message)
+        self._answered()
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:
         """Begin an answer whose body comes in pieces; the head leaves with the first of them.

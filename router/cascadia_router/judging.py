@@ -7,7 +7,6 @@ deadline and a scorer's failure are looked after as ever.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.decision import Spent
@@ -23,12 +22,15 @@ from cascadia_router.whole_answer import WholeAnswer
 __all__ = ["Judged", "Rejected"]
 
 
-class Rejected(NamedTuple):
+class Rejected:
     """The best answer so far, kept while a later stage is asked."""
 
-    answer: WholeAnswer | HeldStream
-    stage: Stage
-    score: float | None
+    __slots__ = ("answer", "score", "stage")
+
+    def __init__(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None) -> None:
+        self.answer = answer
+        self.stage = stage
+        self.score = score
 
 
 class Judged(Routed):
@@ -151,9 +153,11 @@ class Judged(Routed):
         if not reason:
             piece.accepted += 1
             self._serve(answer, stage, score)
-        elif not self._can_finish(self._able_from(stage.index + 1), now):
+            return
+        later = self._able_from(stage.index + 1)
+        if not self._can_finish(later, now):
             self._serve(answer, stage, score, "deadline")
-        elif self._escalate(answer, stage, score, reason, answer.usage):
+        elif self._escalate(answer, stage, score, reason, answer.usage, later):
             piece.escalated += 1
         else:
             self._serve(answer, stage, score, "unavailable")
@@ -181,7 +185,7 @@ class Judged(Routed):
             self._release(worked=True)
             node.settlement.answers.append((self._asked_at, now, None, score))
             self._sample(now, stage, score, None)
-            self._escalate(None, stage, score, reason, Usage(completion_tokens=stream.scored_tokens))
+            self._escalate(None, stage, score, reason, Usage(completion_tokens=stream.scored_tokens), later)
             node.window.slice(now).escalated += 1
             return
         self._fallback = bool(kept)
@@ -219,6 +223,7 @@ class Judged(Routed):
         score: float | None,
         reason: str,
         usage: Usage | None,
+        later: tuple[Stage, ...],
     ) -> bool:
         """Pass the request on; False if no later stage is there to take it.
 
@@ -228,6 +233,7 @@ class Judged(Routed):
             score: The answer's score.
             reason: For the metrics.
             usage: What the answer took, as far as it is known.
+            later: The stages that may take the request.
         """
         path, spent = self.path, self.spent
         self.path = (*path, stage.name)
@@ -238,7 +244,7 @@ class Judged(Routed):
             self._dropped = stage
         else:
             self._rejected = Rejected(answer, stage, score)
-        if not self._route(self._able_from(stage.index + 1)):
+        if not self._route(later):
             self.path, self.spent = path, spent
             return False
         assert self._stage is not None
