@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from cascadia_api.errors import CascadiaError, InfeasibleError, InputError, Problem
 
@@ -24,8 +24,11 @@ def run_command(app: Typer, arguments: Sequence[str], *, program: str) -> int:
     """Run a command of a typer application and return its exit code."""
     import typer
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, _nowhere())
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ≥ or → shows ? in its place
     command = typer.main.get_command(app)
     try:
@@ -36,7 +39,7 @@ def run_command(app: Typer, arguments: Sequence[str], *, program: str) -> int:
         code = _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`cascadia crd | head`); nothing more can be told to it.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - stays open until the exit
+        sys.stdout = _nowhere()
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort against tracebacks
         if os.environ.get(DEBUG_VARIABLE):
@@ -45,6 +48,10 @@ def run_command(app: Typer, arguments: Sequence[str], *, program: str) -> int:
     if code == _INTERRUPTED:
         return interrupted(program)
     return code if isinstance(code, int) else 0
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - stays open until the exit
 
 
 def interrupted(program: str) -> int:
@@ -84,6 +91,9 @@ def describe(error: Exception, program: str) -> int:
         # Where the flag's type refuses a value, typer passes on the words of its validator.
         say(f"{path}: {usage().strip().replace('Value error, ', '')}", f"Try '{path} --help' for help.")
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError):  # a full disk, too many open files
+        say(f"{program}: the system refuses: {error}", f"Set {DEBUG_VARIABLE}=1 to see where.")
+        return 1
     say(
         f"{program}: internal error: {type(error).__name__}: {error}",
         f"Set {DEBUG_VARIABLE}=1 to see where, and please report it.",

@@ -30,11 +30,10 @@ def read_text(path: str) -> str:
         InputError: It cannot be read, or is not UTF-8 text.
     """
     try:
-        if path == STDIN:
-            return sys.stdin.buffer.read(_MOST_BYTES).decode()
-        if Path(path).stat().st_size > _MOST_BYTES:
+        content = _standard_input() if path == STDIN else _head(path)
+        if len(content) > _MOST_BYTES:
             raise InputError(f"larger than {_MOST_BYTES >> 20} MiB: cut it", source=path)
-        return Path(path).read_text(encoding="utf-8")
+        return content.decode()
     except FileNotFoundError:
         raise InputError("no such file: check the path", source=path) from None
     except IsADirectoryError:
@@ -43,6 +42,17 @@ def read_text(path: str) -> str:
         raise InputError(f"not UTF-8 text (byte {error.start}): is it the right file?", source=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", source=path) from None
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:  # closed by whoever started this process
+        raise InputError("there is no standard input: name a file", source=STDIN)
+    return sys.stdin.buffer.read(_MOST_BYTES + 1)
+
+
+def _head(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(_MOST_BYTES + 1)
 
 
 def write_text(path: str, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
+from cascadia_cli import files
 from cascadia_cli.failures import describe
 from cascadia_cli.main import main
 from cascadia_cli.plugin import main as kubectl
@@ -298,6 +299,10 @@ def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+def _shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_unforeseen_errors_hide_their_traceback_unless_asked() -> None:
     """A folder where the output should go is foreseen; a broken installation is not."""
     script = (
@@ -340,15 +345,29 @@ def test_interrupts_exit_with_130(moment: str) -> None:
     assert done.stderr == "cascadia: interrupted\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the disk that is always full")
+def test_a_full_disk_is_no_internal_error() -> None:
+    done = _shell(f"{sys.executable} -m cascadia_cli crd > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("cascadia: the system refuses: [Errno 28]")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("streams", "code"), [("<&-", 2), (">&- 2>&- <&-", 2)])
+def test_closed_streams_are_no_internal_error(streams: str, code: int) -> None:
+    done = _shell(f"{sys.executable} -m cascadia_cli validate - {streams}")
+    assert done.returncode == code
+    assert done.stderr in ("-: there is no standard input: name a file\n", "")
+
+
+def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(files, "_MOST_BYTES", 1 << 20)
+    assert main(["validate", "/dev/zero"]) == 2
+    assert capsys.readouterr().err == "/dev/zero: larger than 1 MiB: cut it\n"
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m cascadia_cli crd | head -1",
-        shell=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = _shell(f"{sys.executable} -m cascadia_cli crd | head -1")
     assert done.stdout.startswith("# Generated from cascadia_api")
     assert done.stderr == ""
 
