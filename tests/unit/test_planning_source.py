@@ -21,6 +21,7 @@ from cascadia_operator.planning import PlanningJob, plan_job
 from cascadia_solver import sources
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
+from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, LiveSource
 from cascadia_solver.measured_tables import MeasuredTables
 from cascadia_solver.roofline import Roofline, Shape
@@ -136,6 +137,18 @@ def test_plan_and_up_take_what_the_manifest_says_and_flags_go_before_it(tmp_path
     options = Options(base=said, corrections=LiveCorrections())
     assert options.cost == LiveSource(said, LiveCorrections(), "sglang simulated")
     assert Options(base=said).cost is said
+
+
+def test_the_example_plans_with_its_own_corrections() -> None:
+    manifest = load_manifest((PAIR.parent / "engines.yaml").read_text(), "engines.yaml")
+    inputs = PlanningInputs(manifest.cascade, cost=planned_cost_source(manifest))
+    small, large = inputs.sources
+    made, plain = (source.step_model(L8, H100, Shape(1, 1), "bf16") for source in (small, Roofline()))
+    assert 1.02 < made.weight_seconds / plain.weight_seconds < 1.09
+    assert (made.prefix_hit, made.chunk_tokens) == (0.8, 2048.0)
+    assert large.step_model(L8, H100, Shape(2, 1), "bf16") == Roofline().step_model(
+        L8, H100, Shape(2, 1), "bf16"
+    )._replace(prefix_hit=0.5)
 
 
 def test_up_runs_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
