@@ -65,10 +65,22 @@ def _message(draw: st.DrawFn, content: bytes) -> bytes:
     return first + b"".join(draw(st.permutations(fields))) + draw(_ENDS) + framed
 
 
+_CLIENT_LINES = [b"Host: a", b"Accept: */*", b"Content-Type: application/json", b"Connection: keep-alive"]
+_CLIENT_LINES += [b"Authorization: Bearer sk-1", b"X-Request-Id: r-1", b"traceparent: 00-1", b"x-cascadia-max-stage: a"]
+
+
+@st.composite
+def _clients(draw: st.DrawFn) -> bytes:
+    """A request as clients send them, its lines in any order: it is read in one go."""
+    body = draw(st.binary(max_size=20))
+    lines = [*draw(st.lists(st.sampled_from(_CLIENT_LINES), max_size=6)), b"Content-Length: %d" % len(body)]
+    return b"\r\n".join((b"POST /v1/completions HTTP/1.1", *draw(st.permutations(lines)), b"", body))
+
+
 _contents = st.sampled_from([b"", b"hello", b"0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]) | st.binary(max_size=20)
 _GOOD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"
 request_streams = st.lists(
-    _contents.flatmap(_message) | st.just(_GOOD) | st.binary(max_size=24), min_size=1, max_size=4
+    _contents.flatmap(_message) | _clients() | st.just(_GOOD) | st.binary(max_size=24), min_size=1, max_size=4
 ).map(b"".join)
 """What a client sends on one connection."""
 
