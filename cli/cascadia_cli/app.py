@@ -9,6 +9,7 @@ import typer
 from cascadia_cli.calibrating.app import calibrate
 from cascadia_cli.options import (
     Calibration,
+    ChunkTokens,
     CostSource,
     Engine,
     EngineKind,
@@ -25,6 +26,7 @@ from cascadia_cli.options import (
     PlannedEngine,
     PlannedStepTimes,
     Port,
+    PrefixCacheHit,
     ResultFormat,
     ScorerSecrets,
     StepTimes,
@@ -186,15 +188,8 @@ def predict(
         int | None, typer.Option(min=1, metavar="C", help="Clients that ask again as soon as they are answered; or")
     ] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Requests per second, arriving at random.")] = None,
-    prefix_cache_hit: Annotated[
-        int, typer.Option(min=0, max=100, metavar="PERCENT", help="Share of prompt tokens in the prefix cache.")
-    ] = 0,
-    chunk_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--chunked-prefill-size", min=1, metavar="N", help="Most prompt tokens in one step; else SGLang's default."
-        ),
-    ] = None,
+    prefix_cache_hit: PrefixCacheHit = 0,
+    chunk_tokens: ChunkTokens = None,
     gpu_spec: GpuNumbers = None,
     cost_source: StepTimes = CostSource.roofline,
     engine: Engine = "sglang",

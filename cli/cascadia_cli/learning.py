@@ -36,6 +36,8 @@ class EngineFlags:
     tensor_parallel: int
     pipeline_parallel: int
     precision: str | None
+    prefix_cache_hit: int
+    chunk_tokens: int | None
     engine: str
     live: str
     windows: int
@@ -52,6 +54,7 @@ def learn_from_engines(flags: EngineFlags) -> None:
         InfeasibleError: The model does not fit on the GPUs that the flags name.
     """
     from cascadia_local.engine_watch import save_corrections
+    from cascadia_solver.engine_settings import EngineSettings, with_settings
     from cascadia_solver.engine_window import learn, window_between
     from cascadia_solver.live_correction import CorrectionKey, LiveCorrections
     from cascadia_solver.roofline import Roofline, Shape
@@ -67,7 +70,9 @@ def learn_from_engines(flags: EngineFlags) -> None:
         )
     facts, gpu = model_named(flags.model), gpu_named(flags.gpu, flags.gpu_spec)
     shape = Shape(flags.tensor_parallel, flags.pipeline_parallel)
-    step = Roofline(engine=engine.engine).step_model(facts, gpu, shape, flags.precision or facts.native_precision)
+    settings = EngineSettings(flags.prefix_cache_hit, flags.chunk_tokens)
+    source = with_settings(Roofline(engine=engine.engine), settings)
+    step = source.step_model(facts, gpu, shape, flags.precision or facts.native_precision)
     key = CorrectionKey(facts.name, gpu.name, str(shape), str(engine))
     known = read_corrections(flags.live) if Path(flags.live).exists() else LiveCorrections()
     learnt = known

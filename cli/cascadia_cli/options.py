@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Calibration",
+    "ChunkTokens",
     "CostSource",
     "Dataset",
     "Engine",
@@ -28,6 +29,7 @@ __all__ = [
     "PlannedStepTimes",
     "Port",
     "Precision",
+    "PrefixCacheHit",
     "ResultFormat",
     "ScorerSecrets",
     "StepTimes",
@@ -133,6 +135,15 @@ TensorParallel = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="G
 PipelineParallel = Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Groups of layers in a row.")]
 WeightPrecision = Annotated[
     Precision | None, typer.Option(help="Precision of the weights; by default that of the published ones.")
+]
+PrefixCacheHit = Annotated[
+    int, typer.Option(min=0, max=100, metavar="PERCENT", help="Share of prompt tokens in the prefix cache.")
+]
+ChunkTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--chunked-prefill-size", min=1, metavar="N", help="Most prompt tokens in one step; else SGLang's default."
+    ),
 ]
 GpuNumbers = Annotated[
     str | None,

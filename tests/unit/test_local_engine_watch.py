@@ -152,7 +152,7 @@ COMMAND = (
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Two engines that are so many times slower than predicted, behind the command's HTTP."""
     from cascadia_solver.engine_window import read_counters
 
@@ -169,7 +169,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     monkeypatch.setattr(
         learning, "_read", lambda url: read_counters(engines[0 if url == "http://a/metrics" else 1].text, now)
     )
-    return lambda times: engines.extend(SlowedEngine(STEP, times) for _ in range(2))
+    return lambda times, step=STEP: engines.extend(SlowedEngine(step, times) for _ in range(2))
 
 
 def test_the_command_learns_and_predictions_follow(
@@ -196,6 +196,19 @@ def test_the_command_learns_and_predictions_follow(
     assert live["source"] == "live correction of roofline"
     assert live["e2e"]["p50Ms"] == pytest.approx(1.5 * plain["e2e"]["p50Ms"], rel=0.1)
     assert live["uncertaintyPercent"] < plain["uncertaintyPercent"]
+
+
+def test_the_command_is_told_how_the_engines_are_set_up(
+    served: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served(1.0, Roofline().step_model(L8, H100, Shape(), "bf16", chunk_tokens=256)._replace(prefix_hit=0.7))
+    factors = []
+    for flags in ("--prefix-cache-hit 70 --chunked-prefill-size 256", ""):
+        file = str(tmp_path / f"live{len(factors)}.json")
+        assert main([*COMMAND.split(), file, "--windows", "8", "--format", "json", *flags.split()]) == 0
+        factors.append(json.loads(capsys.readouterr().out)["prefillFactor"])
+    assert factors[0] == pytest.approx(1.0, abs=0.07)
+    assert factors[1] < 0.93  # untold, hits pass for faster prompts
 
 
 def test_what_the_command_refuses(

@@ -8,11 +8,13 @@ import typer
 from typer.core import TyperGroup
 
 from cascadia_cli.options import (
+    ChunkTokens,
     Dataset,
     GpuNumbers,
     JudgeKind,
     Manifest,
     PipelineParallel,
+    PrefixCacheHit,
     ResultFormat,
     ScorerSecrets,
     TensorParallel,
@@ -130,6 +132,8 @@ def learn_engine(
     ],
     pipeline_parallel: PipelineParallel = 1,
     precision: WeightPrecision = None,
+    prefix_cache_hit: PrefixCacheHit = 0,
+    chunk_tokens: ChunkTokens = None,
     gpu_spec: GpuNumbers = None,
     windows: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Windows to learn from.")] = 20,
     interval: Annotated[float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="Length of one.")] = 60.0,
@@ -154,6 +158,8 @@ def learn_engine(
             tensor_parallel=tensor_parallel,
             pipeline_parallel=pipeline_parallel,
             precision=None if precision is None else precision.value,
+            prefix_cache_hit=prefix_cache_hit,
+            chunk_tokens=chunk_tokens,
             engine=engine,
             live=live,
             windows=windows,
