@@ -39,8 +39,8 @@ def walk(
     stages: tuple[int, ...], thresholds: tuple[float, ...], scores: np.ndarray, able: np.ndarray
 ) -> tuple[list[int], int]:
     """Stages that serve one request and the model that answers or refuses it, by the routers' `able_from`."""
-    request = CompletionRequest(b"/v1/chat/completions", b'{"model":"chat","messages":[],"max_tokens":0}')
-    request.body = b"x" * 40  # ten tokens
+    ten_tokens = b'{"model":"chat","messages":[]}'.ljust(40)
+    request = CompletionRequest(b"/v1/chat/completions", ten_tokens)
     cascade, visited, place = routers_of(stages, able), [], 0
     while True:
         place = cascade.able_from(place, len(stages), request)[0].index
