@@ -16,16 +16,17 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from cascadia_router.access_log import decision_at_end, status_of
-from cascadia_router.calls import EngineCall, PeerCall
 from cascadia_router.clients import Client
 from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.decision import Spent, tokens_said
+from cascadia_router.engine_call import EngineCall
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
 from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.judging import Judged, Rejected
 from cascadia_router.node import Node
 from cascadia_router.openai_errors import engine_error
+from cascadia_router.peer_call import PeerCall
 from cascadia_router.policy_store import Cascade
 from cascadia_router.reply import Reply
 from cascadia_router.shadow import Accepted

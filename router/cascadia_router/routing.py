@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from cascadia_router.affinity import nearest
 from cascadia_router.balancing import Replica, choose
-from cascadia_router.calls import Asker, EngineCall, PeerCall, remaining_for_peer
+from cascadia_router.calls import Asker
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.conversation import beginning_key
+from cascadia_router.engine_call import EngineCall
 from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
+from cascadia_router.peer_call import PeerCall, remaining_for_peer
 from cascadia_router.policy_store import Cascade
 from cascadia_router.stage import Stage
 from cascadia_router.trace import Trace

@@ -12,17 +12,18 @@ from cascadia_router import express
 from cascadia_router.admin import AdminPort
 from cascadia_router.bootstrap import check_config
 from cascadia_router.certificate import Certificate
+from cascadia_router.client_port import ClientPort
 from cascadia_router.config_map_watch import ConfigMapWatch
 from cascadia_router.endpoint_names import EndpointNames
 from cascadia_router.endpoint_slices import EndpointWatch
 from cascadia_router.engine_probe import EngineProbe
-from cascadia_router.front import ClientPort, PeerPort
 from cascadia_router.http1_client import Upstream
 from cascadia_router.http1_request import Application, Limits, Room
 from cascadia_router.json_log import fields
 from cascadia_router.list_watch import ApiServer
 from cascadia_router.listener import Listener
 from cascadia_router.node import Node
+from cascadia_router.peer_port import PeerPort
 from cascadia_router.peer_secret_file import PeerSecretFile
 from cascadia_router.peer_watch import PeerWatch
 from cascadia_router.policy_file import PolicyFile

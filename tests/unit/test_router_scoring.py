@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascadia_router.calls import WholeAnswer
 from cascadia_router.completion_body import BodyError, CompletionRequest, read_answer, strip_logprobs, with_field
 from cascadia_router.scoring import TokenStatistic
+from cascadia_router.whole_answer import WholeAnswer
 
 CHAT = b"/v1/chat/completions"
 MEAN = TokenStatistic("Mean")

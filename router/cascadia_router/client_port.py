@@ -1,11 +1,9 @@
-"""The two ports that take completions: the clients' and the peers' (the *stage port*)."""
+"""The clients' port: OpenAI's API."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
-import time
 from typing import Final
 
 import msgspec
@@ -19,104 +17,25 @@ from cascadia_router.exchange import Exchange
 from cascadia_router.express import Express
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
-from cascadia_router.openai_errors import error_body
 from cascadia_router.policy_store import Cascade
+from cascadia_router.port import COMPLETIONS, RETRY_SOON, Port
 from cascadia_router.responses_connection import ResponsesConnection
 from cascadia_router.responses_request import chat_request
-from cascadia_router.signing import SignatureError
 from cascadia_router.stage import Stage
 from cascadia_router.trace import Trace
 from cascadia_router.waiting_room import WaitingRoom
 from cascadia_router.window import Slice
 
-__all__ = ["ClientPort", "PeerPort"]
+__all__ = ["ClientPort"]
 
 _CHAT: Final = b"/v1/chat/completions"
-COMPLETIONS: Final = frozenset({_CHAT, b"/v1/completions"})
 _RESPONSES: Final = b"/v1/responses"
-_REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}")
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 SESSION_BYTES = 16_384
 """Bytes of a conversation's beginning by which it is known where its client does not name it."""
-_RETRY_SOON = b"retry-after: 1\r\n"
 
 
-class _Port:
-    """Common to both ports."""
-
-    name = ""
-    """As in the metrics' label `port`."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-
-    @property
-    def closing(self) -> bool:
-        """See `Application`."""
-        return self.node.draining
-
-    def expects(self, target: bytes, authorization: bytes) -> bool:  # noqa: ARG002
-        """See `Application`."""
-        return True
-
-    def _refuse(
-        self,
-        connection: Answering,
-        request: Request,
-        status: int,
-        message: str,
-        code: str,
-        *,
-        param: str | None = None,
-        head: bytes = b"",
-    ) -> None:
-        """Answer with an error a request that is not begun."""
-        request_id = self._named(request.headers.get(b"x-request-id", b"") if request.traced else b"")
-        head += b"x-request-id: %s\r\n" % request_id
-        connection.respond(status, error_body(status, message, code=code, param=param), head=head)
-        self._tell(request, request_id, status, code)
-
-    def turned_away(self, status: int, code: str, given_id: bytes) -> bytes:
-        """See `Application`."""
-        request_id = self._named(given_id)
-        self._tell(None, request_id, status, code)
-        return b"x-request-id: %s\r\n" % request_id
-
-    def _named(self, given: bytes) -> bytes:
-        """The id of a request: the one that it came with, if that can be one."""
-        return given if _REQUEST_ID.fullmatch(given) else self.node.new_request_id()
-
-    def _tell(self, request: Request | None, request_id: bytes, status: int, code: str) -> None:
-        """Tell the access log of a refusal."""
-        node = self.node
-        cascade = node.policies.entry
-        if cascade is not None and cascade.access_log is not None:
-            node.access_log.refused(
-                request, port=self.name, request_id=request_id.decode(), status=status, reason=code, now=node.now()
-            )
-
-    def _turn_away(
-        self, connection: Answering, request: Request, cascade: Cascade | None, retry_seconds: int = 1
-    ) -> None:
-        """Refuse a request for which there is no policy or no room."""
-        node = self.node
-        if cascade is None:
-            node.metrics.refused["no_policy"] += 1
-            message = "The router has not received a policy yet: try again."
-            self._refuse(connection, request, 503, message, "no_policy", head=_RETRY_SOON)
-        else:
-            node.metrics.refused["overloaded"] += 1
-            message = f"The router holds {cascade.policy.max_in_flight} requests already: try again later."
-            self._refuse(
-                connection, request, 429, message, "too_many_requests", head=b"retry-after: %d\r\n" % retry_seconds
-            )
-
-    def _refuse_body(self, connection: Answering, request: Request, error: BodyError) -> None:
-        self.node.metrics.refused["bad_body"] += 1
-        self._refuse(connection, request, 400, str(error), "invalid_body", param=error.param)
-
-
-class ClientPort(_Port):
+class ClientPort(Port):
     """OpenAI's API for the cascade as one model."""
 
     name = "client"
@@ -167,7 +86,7 @@ class ClientPort(_Port):
         if not known:
             refused["keys_unknown"] += 1
             message = "The router has not been able to read the API keys yet: try again."
-            self._refuse(connection, request, 503, message, "api_keys_unavailable", head=_RETRY_SOON)
+            self._refuse(connection, request, 503, message, "api_keys_unavailable", head=RETRY_SOON)
             return
         refused["unauthorized"] += 1
         message = (
@@ -358,66 +277,3 @@ class ClientPort(_Port):
             return 0
         node.metrics.latched[stage.name] += 1
         return stage.index
-
-
-class PeerPort(_Port):
-    """The stage port: requests that another router has chosen this one for; and whether this one lives."""
-
-    name = "peer"
-
-    def handle(self, connection: Answering, request: Request) -> None:
-        """See `Application`."""
-        node = self.node
-        if request.path == b"/healthz" and request.method == b"GET":
-            connection.respond(200, b"ok\n", content_type=b"text/plain")
-            return
-        try:
-            hop = node.secrets.verify(request.headers, request.path, request.body, time.time())
-        except SignatureError as error:
-            node.metrics.refused["unsigned"] += 1
-            message = f"This port is for the cascade's own routers: {error}."
-            self._refuse(connection, request, 401, message, "invalid_signature")
-            return
-        if request.path not in COMPLETIONS or request.method != b"POST":
-            self._refuse(connection, request, 404, "There is nothing here.", "not_found")
-            return
-        cascade = node.policies.at(hop.revision, hop.rung)
-        if cascade is None or len(node.exchanges) >= cascade.max_in_flight:
-            self._turn_away(connection, request, cascade)
-            return
-        stage, last = cascade.by_name.get(hop.stage), cascade.by_name.get(hop.max_stage)
-        if hop.stage != node.config.stage or stage is None or node.own is None:
-            node.metrics.refused["wrong_stage"] += 1
-            message = f"This is no router of stage {hop.stage!r}."
-            self._refuse(connection, request, 503, message, "wrong_stage")
-            return
-        if hop.remaining <= 0:
-            node.metrics.refused["too_late"] += 1
-            self._refuse(connection, request, 504, "The request's deadline has passed.", "deadline_exceeded")
-            return
-        if hop.shadow and node.is_busy:
-            node.metrics.refused["shadow"] += 1
-            self._refuse(connection, request, 503, "The router has no time for a comparison.", "busy")
-            return
-        try:
-            body = CompletionRequest(request.path, request.body)
-        except BodyError as error:
-            self._refuse_body(connection, request, error)
-        else:
-            Exchange(
-                node,
-                connection,
-                request,
-                body,
-                cascade,
-                hop.request_id,
-                hop.remaining,
-                hop.escalations_left,
-                "shadow" if hop.shadow else "peer",
-                hop.path,
-                hop.lost,
-                hop.pinned,
-                last.index + 1 if last is not None else None,
-                hop.spent,
-                trace=node.tracer.begin(cascade.tracing, request, enters=False),
-            ).process(stage, node.own)
