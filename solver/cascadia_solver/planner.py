@@ -27,10 +27,9 @@ from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reac
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
 from cascadia_solver.milp import MilpResult, SolverName, solve_allocation
-from cascadia_solver.path_allocation import path_bound
 from cascadia_solver.replay import threshold_grids
 from cascadia_solver.screening import Screened
-from cascadia_solver.search import Problem, candidates, certified, design_route, pool_choices, screen_all
+from cascadia_solver.search import Problem, candidates, certified, design_route, lower_bound, pool_choices, screen_all
 from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists, simulated
 from cascadia_solver.sites import find_sites, pool_budgets
 from cascadia_solver.sources import certainty
@@ -307,19 +306,9 @@ def _plan(
 
 def _solver(plan: Design, problem: Problem, certificate: MilpResult, timed_out: bool, seconds: float) -> PlanSolver:
     value = plan.cost(problem.prices) if problem.cheapest else plan.path_percentile(problem.percentile)
-    bound = plan.bound
-    if not plan.exhaustive:
-        sharper = path_bound(
-            plan.routed.steps,
-            problem.limits,
-            percentile=problem.percentile,
-            known=value,
-            prices=problem.prices if problem.cheapest else None,
-            ceilings=problem.ceilings,
-        )
-        bound = max(bound, sharper)
+    bound = plan.bound if plan.exhaustive and not any(problem.rooms) else lower_bound(problem, plan, value)
     gap = max(0.0, value / bound - 1) if bound > 0 else 0.0
-    # On partly used nodes who gets the whole ones is tried, not proven.
+    # On partly used nodes who gets the whole ones is tried, not proven: the bound lets every stage have them.
     proven = plan.exhaustive and certificate.status == "Optimal" and not any(problem.rooms)
     return PlanSolver(
         status="TimedOut" if timed_out else "Optimal" if proven else "Feasible",

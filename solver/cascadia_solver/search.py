@@ -13,7 +13,7 @@ from cascadia_api.cascade import LatencyTarget, Objective
 from cascadia_solver.certification import QualityStudy
 from cascadia_solver.design import Design, Route, StageMade, design, routed
 from cascadia_solver.frontier import frontier_picks
-from cascadia_solver.path_allocation import Ceiling
+from cascadia_solver.path_allocation import Ceiling, path_bound
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import ThresholdGrid
 from cascadia_solver.screening import Screened, screen
@@ -21,7 +21,7 @@ from cascadia_solver.simulation import StageTimes
 from cascadia_solver.sites import PoolBudget, Site, Sites
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Problem", "candidates", "certified", "design_route", "pool_choices", "routes", "screen_all"]
+__all__ = ["Problem", "candidates", "certified", "design_route", "lower_bound", "pool_choices", "routes", "screen_all"]
 
 Floats = NDArray[np.float64]
 
@@ -245,6 +245,34 @@ def design_route(problem: Problem, route: Route, *, cheapest: bool | None = None
     if by_cost:
         return min(found, key=lambda d: (_misses(problem, d), d.cost(problem.prices), d.estimate), default=None)
     return min(found, key=lambda d: d.estimate, default=None)
+
+
+def lower_bound(problem: Problem, plan: Design, known: float) -> float:
+    """What no allocation of a design's route undercuts, by the closed form.
+
+    On partly used nodes it is that of stages of which each has the nodes to itself, as wide as it likes.
+
+    Args:
+        problem: What is planned.
+        plan: The design.
+        known: Its price where cost is minimised, else its percentile of end-to-end latency, s.
+
+    Returns:
+        In the same unit, at most `known`.
+    """
+    route, steps = plan.route, plan.routed.steps
+    if any(problem.rooms):
+        sites = [problem.sites.at[model, pool] for model, pool in zip(route.stages, route.pools, strict=True)]
+        steps = routed(route, sites, problem.sample, problem.limits, problem.percentile, problem.made).steps
+    sharper = path_bound(
+        steps,
+        problem.limits,
+        percentile=problem.percentile,
+        known=known,
+        prices=problem.prices if problem.cheapest else None,
+        ceilings=problem.ceilings,
+    )
+    return sharper if any(problem.rooms) else max(plan.bound, sharper)
 
 
 def _widths(sites: Sequence[Site]) -> list[tuple[int | None, ...]]:

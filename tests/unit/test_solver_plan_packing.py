@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from itertools import product
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from cascadia_api.errors import InfeasibleError, InputError
 from cascadia_api.plan import Plan
-from cascadia_solver.inputs import PlanningInputs
+from cascadia_solver.design import Route, design, routed
+from cascadia_solver.inputs import PlanningInputs, traffic_of
 from cascadia_solver.packing import POD_SIZES, gpus_by_pod_size, pod_gpus, replica_nodes, room_on
 from cascadia_solver.parallelism import _best_counts, _tables_in_room
-from cascadia_solver.planner import plan_cascade
+from cascadia_solver.planner import _problem, plan_cascade
+from cascadia_solver.search import _widths, lower_bound
 from cascadia_solver.sites import pool_budgets
 from tests.support.planning import cascade, probit_table
 
@@ -124,6 +127,31 @@ def test_fragments_cost_latency_and_are_never_better_than_whole_nodes() -> None:
     whole, parts = whole_nodes(), plan_cascade(on_nodes(*(4,) * 8))
     assert max(pods_of(parts)) <= 4
     assert parts.latency.p95_ms >= whole.latency.p95_ms * 0.98
+
+
+@pytest.mark.parametrize("minimize", ["Latency", "Cost"])
+def test_on_partly_used_nodes_the_gap_is_to_a_bound_that_nothing_undercuts(minimize: str) -> None:
+    manifest = cascade(rate="6", objective={"minQuality": "0.8", "minimize": minimize}, gpus=64)
+    inputs = PlanningInputs(manifest, TABLE, free_by_node={"h100": (8, 8, 4, 4, 4, 2, 2)})
+    plan = plan_cascade(inputs)
+    assert plan.solver.status == "Feasible"
+    traffic = traffic_of(inputs)
+    problem = _problem(inputs, traffic)
+    stages = tuple(index for index, stage in enumerate(plan.stages) if stage.gpus)
+    thresholds = tuple(-math.inf if (h := plan.stages[m].threshold) is None else h for m in stages[:-1])
+    route = Route(stages, thresholds, (0,) * len(stages), 0.0, 0.0)
+    sites = [problem.sites.at[model, 0] for model in stages]
+    found = []
+    for widest in _widths(sites):
+        given = routed(route, sites, problem.sample, problem.limits, problem.percentile, problem.made, widest)
+        prices = problem.prices if problem.cheapest else None
+        made = design(given, problem.limits, percentile=95, prices=prices, ceilings=[], rooms=problem.rooms)
+        if made is not None:
+            found.append((made.cost(problem.prices) if problem.cheapest else made.estimate, made))
+    values = [value for value, _ in found]
+    assert len(values) >= 2
+    assert 0 < lower_bound(problem, found[0][1], max(values)) <= min(values)
+    assert 0 <= plan.solver.gap < 0.5
 
 
 def test_a_model_too_large_for_any_free_node_is_left_out_and_says_so() -> None:
