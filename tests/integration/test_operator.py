@@ -123,7 +123,8 @@ def test_another_quality_target_changes_the_policy_and_no_replica(
         return json.loads(core.read_namespaced_config_map("chat-policy", cascades.namespace).data["policy.json"])
 
     replicas, before = running(), policy()
-    chat["spec"]["objective"]["minQuality"] = "0.83"
+    # A lower floor could do without the largest model, for so much less that all would be planned anew.
+    chat["spec"]["objective"]["minQuality"] = "0.85"
     cascades.apply(chat)
     status = cascades.wait_ready("chat")["status"]
     second = cascades.plan_in_force("chat")
