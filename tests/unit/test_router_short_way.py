@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cascadia_router.completion_body import Usage, read_answer
+from cascadia_router.http1_client import Upstream
 from cascadia_router.http1_head import PLAIN_ANSWER, PLAIN_POST, header_fields
 from cascadia_router.metrics import Metrics
 from cascadia_router.scoring import TokenStatistic, log_probabilities
@@ -155,6 +156,34 @@ def test_a_plain_request_is_taken_in_whatever_order_its_lines_come(count: int) -
             assert head[4] == b"2"
             assert bool(head[2] or head[5]) == bool({some[1], some[3]} & set(fields))
             assert (head[3] or head[6]) == (b"Bearer x" if some[2] in fields else None)
+
+
+LENGTHS = [b"5", b"6", b"05", b"", b"+5", b"5 ", b"-1", b"999999999", b"9999999999", b"\xd9\xa5"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([b"date: 1", b"date: 2", b"server: x", b"connection: close"]), max_size=2),
+            st.sampled_from(LENGTHS),
+            st.sampled_from([b"", b"\r\nx: y", b"\r\ntransfer-encoding: chunked", b"\r\ncontent-length: 5"]),
+            st.sampled_from([b"hello", b"hello!", b"hell", b""]),
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
+@example([([b"date: 1"], b"5", b"\r\nx: y", b"hello"), ([b"date: 1"], b"6", b"\r\nx: y", b"hello!")])
+def test_a_head_like_the_last_one_is_read_as_if_it_were_the_first(
+    answers: list[tuple[list[bytes], bytes, bytes, bytes]],
+) -> None:
+    upstream = Upstream("127.0.0.1:1")
+    for before, length, after, body in answers:
+        data = b"\r\n".join((STATUS[0], *before, b"content-length: " + length)) + after + b"\r\n\r\n" + body
+        head = PLAIN_ANSWER.match(data)
+        plain = head is not None and len(data) - head.end() == int(head[1])
+        assert upstream.plain_body(data) == (len(body) if plain else 0)
 
 
 def test_plain_messages_are_taken() -> None:
