@@ -107,7 +107,7 @@ def too_few_gpus(
     if not any(n > b.gpus for b, n in zip(problem.budgets, needed, strict=True)):
         if any(problem.rooms):
             return _not_together(problem, f"{stages} would do")
-        return quality_out_of_reach(problem.objective, problem.study, problem.qualities)
+        return _not_certain(problem, have)
     short = [(b, n) for b, n in zip(problem.budgets, needed, strict=True) if n > b.gpus]
     words = " and ".join(f"at least {n} GPUs of pool {b.name}, has {b.gpus}" for b, n in short)
     return InfeasibleError(
@@ -137,6 +137,17 @@ def _not_together(problem: Problem, enough: str) -> InfeasibleError:
         f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g}: {enough} by number, but "
         f"the free GPUs lie scattered over nodes ({lie}); free whole nodes, or lower the rate or minQuality",
         nearest=_nearest_rate(problem),
+    )
+
+
+def _not_certain(problem: Problem, have: str) -> InfeasibleError:
+    """Thresholds that keep the floor fit, but none of those that were tested kept it with certainty."""
+    confidence = problem.objective.confidence
+    return InfeasibleError(
+        "InsufficientGPUs",
+        f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g}: what the GPUs there are "
+        f"({have}) can carry is not certain to keep the floor at confidence {confidence}, though more of them could; "
+        "add GPUs, enlarge the calibration set, or lower the rate, minQuality or confidence",
     )
 
 
