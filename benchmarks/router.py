@@ -25,7 +25,7 @@ import time
 from dataclasses import replace
 
 import litellm_proxy
-from compiled_router import compiled_router
+from compiled_router import compiled_router, image_python
 from router_systems import (
     CONNECTIONS,
     CPUS,
@@ -170,7 +170,9 @@ def main() -> int:
     parser.add_argument("--sglang-router", metavar="PROGRAM", help="path to sglang-router's program")
     parser.add_argument("--litellm", metavar="PROGRAM", help="path to litellm's program (its proxy)")
     parser.add_argument("--interpreted", action="store_true", help="the router as developers install it, not compiled")
-    parser.add_argument("--python", default=sys.executable, help="the router's interpreter")
+    parser.add_argument(
+        "--python", help="the router's interpreter (default: the distribution's, which images carry; else this one)"
+    )
     parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
     if shutil.which("gcc") is None or shutil.which("taskset") is None or len(CPUS) < 2:
@@ -184,9 +186,10 @@ def main() -> int:
     has_nginx = shutil.which("nginx") is not None
     if not has_nginx:
         sys.stderr.write("nginx is not installed: left out (apt-get install nginx)\n")
-    compiled = None if arguments.interpreted else compiled_router(arguments.python)
-    sys.stderr.write(f"the router is {'compiled' if compiled else 'interpreted'}: {compiled or arguments.python}\n")
-    with bench(arguments.python, compiled) as running:
+    python = arguments.python or (sys.executable if arguments.interpreted else image_python())
+    compiled = None if arguments.interpreted else compiled_router(python)
+    sys.stderr.write(f"the router is {'compiled' if compiled else 'interpreted'}, its interpreter is {python}\n")
+    with bench(python, compiled) as running:
         compare(running, wanted, rounds, seconds, arguments, sglang, litellm, has_nginx=has_nginx)
     return 0
 

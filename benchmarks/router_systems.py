@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import litellm_proxy
+from compiled_router import environment
 
 __all__ = [
     "CONNECTIONS",
@@ -237,7 +238,7 @@ class Bench:
         }  # fmt: skip
         file = folder / f"{stage}.json"
         file.write_text(json.dumps(config))
-        env = os.environ | {"PYTHONPATH": str(self.compiled)} if self.compiled else None
+        env = environment(self.compiled) if self.compiled else None
         process = self.run(cpu, self.python, "-m", "cascadia_router", "--config", file, log=True, env=env)
         assert process.stderr is not None
         where: dict[str, Any] = {}
