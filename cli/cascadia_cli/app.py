@@ -67,7 +67,7 @@ def cascadia(
         cascadia up examples/chat.yaml       run it here, with simulated GPUs
         cascadia render examples/chat.yaml   the Kubernetes manifests
 
-    Exit codes: 0 ok, 2 bad input, 3 infeasible. Results go to stdout, everything else to stderr.
+    Exit codes: 0 ok, 2 bad input, 3 infeasible, 130 interrupted. Results go to stdout, everything else to stderr.
     """
 
 
@@ -252,6 +252,8 @@ def up(
     """Run a cascade on this machine: plan, replicas and routers on loopback, one endpoint. No GPU needed.
 
     With --trace it replays the trace first and compares what was predicted with what was measured.
+
+    Ctrl-C finishes the requests in flight, says what was served and exits with 0; again, it cuts them off: 130.
 
     Examples:
         cascadia up examples/pair.yaml

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from cascadia_cli.options import PlanFormat, ResultFormat
 
-__all__ = ["main", "plugin"]
+__all__ = ["plugin"]
 
 plugin = typer.Typer(
     name="kubectl-cascadia",
@@ -24,13 +23,6 @@ plugin = typer.Typer(
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; the context's where not given.")]
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
 Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", metavar="FILE", help="The kubeconfig.")]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the plugin; exit codes as for `cascadia`."""
-    from cascadia_cli.failures import run_command
-
-    return run_command(plugin, list(sys.argv[1:] if argv is None else argv), program="kubectl cascadia")
 
 
 @plugin.callback()
@@ -123,7 +115,3 @@ def approve(
     if phase != "Proposed":
         raise InputError(f"{name} is {phase or 'not proposed'}: only a proposed plan can be approved")
     sys.stdout.write(f"{name} approved by {cluster.approve(name)}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

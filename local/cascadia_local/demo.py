@@ -18,9 +18,10 @@ from cascadia_local.abilities import abilities_of
 from cascadia_local.comparison import Period, comparison_view, overhead_words
 from cascadia_local.controller import Controller, Replan
 from cascadia_local.demo_calibration import EXAMPLE_ABILITIES
+from cascadia_local.ending import run_until_interrupted
 from cascadia_local.measurements import measure
 from cascadia_local.plan_words import shapes_words
-from cascadia_local.session import Options, Session, open_session, run_until_interrupted
+from cascadia_local.session import Options, Session, open_session
 from cascadia_local.simulated_engine.calibration import LengthDistribution
 from cascadia_local.traffic import Phase, PlannedRequest, write_requests
 from cascadia_local.traffic_process import TrafficProcess

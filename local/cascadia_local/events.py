@@ -13,7 +13,9 @@ from cascadia_api.clock import ScaledClock
 
 __all__ = ["Event", "EventLog", "Kind"]
 
-Kind = Literal["Plan", "Policy", "Replica", "Transition", "Drift", "Replan", "Traffic", "Shadow", "Crash", "Warning"]
+Kind = Literal[
+    "Plan", "Policy", "Replica", "Transition", "Drift", "Replan", "Traffic", "Shadow", "Crash", "Warning", "Stop"
+]
 
 
 class Event(Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):

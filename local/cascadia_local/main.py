@@ -13,7 +13,8 @@ from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
 from cascadia_local.abilities import abilities_of
 from cascadia_local.comparison import Period, comparison_view, overhead_words
-from cascadia_local.session import INTERRUPTED, Options, Session, open_session, run_until_interrupted
+from cascadia_local.ending import INTERRUPTED, run_until_interrupted
+from cascadia_local.session import Options, Session, open_session
 from cascadia_local.traffic_process import TrafficProcess
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.inputs import PlanningInputs
@@ -47,7 +48,8 @@ def up(
         console: Where to show it; standard output where None.
 
     Returns:
-        Exit code: 0, or 1 if requests of the trace failed. Ctrl-C is how serving ends: 0.
+        Exit code: 0, or 1 if requests of the trace failed. Ctrl-C is how serving ends: 0 once every request in
+        flight is finished, 130 after another Ctrl-C that cuts them off, or before anything was served.
 
     Raises:
         InputError: An option or the manifest is wrong.
@@ -57,10 +59,11 @@ def up(
     shown_on = console or Console(highlight=False)
     settings = replace(options or Options(), replay=trace is not None)
     inputs = PlanningInputs(cascade=cascade, calibration=calibration, trace=trace, cost=settings.cost)
-    serving = False
+    served: Session | None = None
+    code = 0
 
     async def story() -> int:
-        nonlocal serving
+        nonlocal served, code
         abilities = abilities_of([model.name for model in cascade.spec.models], calibration)
         async with open_session(cascade, abilities, settings, shown_on) as session:
             if trace is not None:
@@ -69,16 +72,20 @@ def up(
             await session.start(plan)
             session.control(inputs)
             _say_how_to_ask(session)
-            failed = await _replay(session, plan, trace) if trace is not None else 0
+            if trace is not None and await _replay(session, plan, trace):
+                code = FAILED_REQUESTS
             if trace is None or stay:
-                serving = True
+                served = session
                 session.watcher.traffic = None  # from here on it is others' requests that count
                 session.watcher.activity.begin("serving; Ctrl-C stops it")
                 await session.serve()
-            return FAILED_REQUESTS if failed else 0
+            return code
 
-    code = run_until_interrupted(story)
-    return 0 if serving and code == INTERRUPTED else code
+    ended = run_until_interrupted(story)
+    if served is None:
+        return ended
+    shown_on.print(served.last_words, markup=False, soft_wrap=True)
+    return INTERRUPTED if served.cut_off else code
 
 
 async def _replay(session: Session, plan: Plan, trace: Trace) -> int:

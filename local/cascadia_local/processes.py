@@ -189,6 +189,13 @@ class ChildProcess:
                 self._process.kill()
                 await self._process.wait()
 
+    def kill(self) -> None:
+        """End it at once; `stop` is still to be called."""
+        self._stopping = True
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
 
 def describe_exit(code: int | None) -> str:
     """An exit code in words."""

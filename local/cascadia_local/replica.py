@@ -111,6 +111,14 @@ class RouterProcess:
         except (UnreachableError, ValueError):
             self.revision = 0
 
+    async def in_flight(self) -> int:
+        """Requests that it holds; 0 if it does not answer."""
+        try:
+            status, body = await ask(self.config.admin, "/cascade/report", deadline_s=PROBE_DEADLINE_S)
+            return _REPORT.decode(body).in_flight if status == 200 else 0
+        except (UnreachableError, msgspec.MsgspecError):
+            return 0
+
     async def report(self, window_seconds: float) -> WorkloadReport | None:
         """Its workload report; None if it does not answer."""
         try:

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import secrets
 import time
+from collections.abc import Callable
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.clock import ScaledClock
@@ -20,6 +21,7 @@ from cascadia_api.errors import CascadiaError
 from cascadia_api.plan import Plan
 from cascadia_api.policy import RouterConfig, RouterPolicy
 from cascadia_api.report import WorkloadReport
+from cascadia_local.ending import read_served, served_words
 from cascadia_local.engines import EngineStarter
 from cascadia_local.events import EventLog
 from cascadia_local.policy_file import PolicyFile, build_policy
@@ -168,8 +170,12 @@ class EmbeddedRuntime:
         if self._loop is not None and self._loop.done() and not self._loop.cancelled():
             self._loop.result()
 
-    async def stop(self) -> None:
-        """Stop everything: the endpoint first, so that no request is accepted that nobody would answer."""
+    async def stop(self, tell: Callable[[int], None] | None = None) -> None:
+        """Stop everything: the endpoint first, which takes no more requests and finishes those in flight.
+
+        Args:
+            tell: Told how many requests are in flight, until none is.
+        """
         if self._loop is not None:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError, CascadiaError):
@@ -177,13 +183,37 @@ class EmbeddedRuntime:
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        await self._entry.process.stop()
+        held = await self._entry.in_flight()
+        drained = asyncio.create_task(self._entry.process.stop(grace_s=self.drain_seconds), name="drain")
+        while not drained.done():
+            if tell is not None:
+                tell(held)
+            await asyncio.wait({drained}, timeout=TICK_S)
+            held = await self._entry.in_flight()
         retiring = [r.retiring for r in self.replicas.values() if r.retiring is not None]
         for task in retiring:
             task.cancel()
         await asyncio.gather(*retiring, return_exceptions=True)
         await asyncio.gather(*(replica.stop() for replica in self.replicas.values()))
         self.replicas.clear()
+
+    def kill(self) -> None:
+        """End every process at once, whatever it is doing; `stop` then returns soon."""
+        self._entry.process.kill()
+        for replica in self.replicas.values():
+            replica.router.process.kill()
+            replica.engine.kill()
+
+    @property
+    def drain_seconds(self) -> float:
+        """Longest wait for requests in flight, wall seconds."""
+        return self._clock.wall(self.cascade.spec.routing.request_timeout_seconds) + DRAIN_MARGIN_S
+
+    def served(self) -> str:
+        """What the endpoint served in its life, in words; empty before it has ended in order."""
+        process = self._entry.process
+        served = read_served(process.log)
+        return "" if served is None else served_words(served, restarts=process.restarts)
 
     async def reports(self, window_seconds: float) -> list[WorkloadReport]:
         """Workload reports of all routers that answer, the entry's first."""
@@ -305,8 +335,7 @@ class EmbeddedRuntime:
             task.result()
 
     async def _retire(self, replica: Replica) -> None:
-        timeout = self._clock.wall(self.cascade.spec.routing.request_timeout_seconds) + DRAIN_MARGIN_S
-        await replica.retire(drain_deadline_s=timeout)
+        await replica.retire(drain_deadline_s=self.drain_seconds)
         del self.replicas[replica.name]
         self._moved_at = self._clock.monotonic()
         self._events.add("Replica", f"{replica.name} has finished its requests and freed {_gpus(replica.desired)}")

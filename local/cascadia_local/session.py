@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvloop
 from rich.console import Console
 
 from cascadia_api.cascade import CascadeDeployment
@@ -40,10 +38,9 @@ from cascadia_solver.inputs import PlanningInputs
 from cascadia_solver.live_correction import LiveCorrections, LiveSource
 from cascadia_solver.roofline import CostSource, Roofline
 
-__all__ = ["INTERRUPTED", "Options", "Session", "open_session", "run_until_interrupted"]
+__all__ = ["Options", "Session", "open_session"]
 
 PREFERRED_PORT = 8080
-INTERRUPTED = 130
 STREAM_INTERVAL_MS = 50.0
 """Shortest time between two chunks of a stream, wall ms: each costs every process on its way some CPU."""
 
@@ -137,6 +134,8 @@ class Session:
         watcher: Knows what is going on.
         traffic: The traffic, once started.
         controller: Plans again, once started.
+        cut_off: Whether it was ended before its requests were.
+        last_words: What it served, once it is closed.
     """
 
     def __init__(
@@ -161,6 +160,10 @@ class Session:
         self.controller: Controller | None = None
         self._controlling: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
+        self.cut_off = False
+        self.last_words = ""
+        self._held = 0
+        self._stopping_told = False
         self._simulated = options.engine == "simulated"
         settings = SimulationSettings(
             abilities={ability.name: ability for ability in abilities},
@@ -298,15 +301,48 @@ class Session:
         self._background.append(asyncio.create_task(self.watcher.run(), name="watcher"))
 
     async def close(self) -> None:
-        """Stop everything that was started."""
+        """Stop everything that was started: in order, or at once if this is cancelled."""
+        closing = asyncio.create_task(self._close(), name="close")
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            if closing.done():
+                raise
+            self.cut_off = True
+            self.runtime.kill()
+            await closing
+            raise
+
+    async def _close(self) -> None:
         self.watcher.activity.begin("stopping")
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        ours = self.traffic is not None and not self.traffic.ended.is_set()
         if self.traffic is not None:
             await self.traffic.kill()
         await self.planner.stop()
-        await self.runtime.stop()
+        await self.runtime.stop(lambda held: self._tell_in_flight(0 if ours else held))
+        if self.cut_off:
+            self.last_words = f"stopped at once, with {_requests(self._held)} in flight."
+        else:
+            self.last_words = f"stopped: {self.runtime.served() or 'nothing was served.'}"
+
+    def _tell_in_flight(self, held: int) -> None:
+        if self.cut_off:
+            return
+        self._held = held
+        if not held:
+            self.watcher.activity.begin("stopping")
+            return
+        self.watcher.activity.begin(f"stopping: {_requests(held)} in flight; Ctrl-C again cuts them off")
+        if not self._stopping_told:
+            self._stopping_told = True
+            self.events.add(
+                "Stop",
+                f"{_requests(held)} in flight: finished first, within {self.runtime.drain_seconds:.0f} s; "
+                "Ctrl-C again cuts them off",
+            )
 
 
 @contextlib.asynccontextmanager
@@ -341,35 +377,6 @@ async def open_session(
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def run_until_interrupted(story: Callable[[], Awaitable[int]]) -> int:
-    """Run `story` to its end, or to Ctrl-C or SIGTERM; return its exit code (130 if interrupted).
-
-    The first signal lets it clean up; further ones change nothing.
-    """
-
-    async def guarded() -> int:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(story())
-        interrupted = False
-
-        def interrupt() -> None:
-            nonlocal interrupted
-            if not interrupted:
-                interrupted = True
-                task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if interrupted:
-                return INTERRUPTED
-            raise
-
-    return uvloop.run(guarded())
-
-
 def _simulated_scorer(cascade: CascadeDeployment) -> str:
     """Id of the scores that simulated answers show in their log-probabilities: the routers do the rest."""
     routing = cascade.spec.routing
@@ -377,3 +384,7 @@ def _simulated_scorer(cascade: CascadeDeployment) -> str:
         return routing.scorer_id
     of_tokens = [part.id for part in routing.scorer.parts or () if part.type == "LogProb"]
     return of_tokens[0] if of_tokens else "logprob-mean"
+
+
+def _requests(count: int) -> str:
+    return f"{count:,} {'request' if count == 1 else 'requests'}"

@@ -34,6 +34,7 @@ EVENT_STYLES = {
     "Shadow": "cyan",
     "Crash": "bold red",
     "Warning": "yellow",
+    "Stop": "bold white",
 }
 GPU_SYMBOLS: dict[GpuState, str] = {"Ready": "■", "Starting": "▨", "Draining": "□", "Failed": "✗"}
 BLOCKS = "▁▂▃▄▅▆▇█"

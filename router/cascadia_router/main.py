@@ -23,21 +23,28 @@ __all__ = ["main"]
 async def _serve(config: RouterConfig) -> None:
     router = Router(config)
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def interrupt() -> None:
+        (at_once if stop.is_set() else stop).set()
+
+    # Only a second Ctrl-C cuts requests off: kubelet may well send SIGTERM twice.
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
         await router.start()
         gc.freeze()  # what is here now stays: do not walk it in every collection
         gc.set_threshold(10_000)  # requests leave no cycles: seldom is soon enough
         await stop.wait()
-        await router.stop()
+        await router.stop(at_once)
     finally:
         await router.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a router until SIGTERM or SIGINT.
+    """Run a router until SIGTERM or SIGINT: it finishes what is in flight, within the request timeout.
+
+    Another SIGINT after that cuts off what is still in flight.
 
     Args:
         argv: Arguments without the program's name; None: the process's.
@@ -45,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 for a wrong configuration.
     """
-    parser = argparse.ArgumentParser(prog="cascadia router", description="Run one router of a cascade.")
+    parser = argparse.ArgumentParser(
+        prog="cascadia router",
+        description="Run one router of a cascade.",
+        epilog="SIGTERM or Ctrl-C: no new connection is taken, requests in flight are finished within the request "
+        "timeout; Ctrl-C again cuts them off. Exit status 0.",
+    )
     parser.add_argument("--config", required=True, metavar="FILE.json", help="RouterConfig as JSON")
     arguments = parser.parse_args(argv)
     try:

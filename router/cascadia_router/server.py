@@ -27,6 +27,7 @@ from cascadia_router.peer_port import PeerPort
 from cascadia_router.peer_secret_file import PeerSecretFile
 from cascadia_router.peer_watch import PeerWatch
 from cascadia_router.policy_file import PolicyFile
+from cascadia_router.served import STOPPED, Served
 
 __all__ = ["Router"]
 
@@ -166,17 +167,28 @@ class Router:
                 replica.upstream.sweep()
             self.node.workbench.sweep()
 
-    async def stop(self) -> None:
-        """Finish what is in flight, within the request timeout, and close."""
+    async def stop(self, at_once: asyncio.Event) -> None:
+        """Take no more connections, finish what is in flight within the request timeout, say what was served.
+
+        Args:
+            at_once: Once set, nothing is waited for any more.
+        """
         node = self.node
         node.draining = True
         for listener in self._serving:
             listener.stop_accepting()
+        log.info("stopping", extra=fields(in_flight=len(node.exchanges)))
         cascade = node.policies.current
         longest = cascade.policy.request_timeout_seconds if cascade else 0.0
-        if not await node.wait_idle(longest):
+        waits = [asyncio.ensure_future(work) for work in (node.wait_idle(longest), at_once.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        if node.exchanges:
             log.warning("stopping with requests in flight", extra=fields(requests=len(node.exchanges)))
-        await self.close()
+        node.settlement.settle()
+        log.info(STOPPED, extra=Served.counted(node.metrics, len(node.exchanges)).fields())
 
     async def close(self) -> None:
         """Close everything at once."""

@@ -1,6 +1,7 @@
 """`cascadia up` as a user runs it: it serves, replays, and leaves nothing behind however it ends."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from openai import APIStatusError, AsyncOpenAI
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
+from cascadia_local.loopback_http import ask
 from tests.support.embedded import processes_of, until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -84,10 +86,59 @@ async def test_it_serves_an_openai_client_and_ctrl_c_leaves_nothing(folder: Path
         stream = await client.chat.completions.create(model="pair", messages=messages, stream=True)  # type: ignore[call-overload]
         chunks = [chunk async for chunk in stream]
         assert "simulated answer" in "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert len(processes_of(folder)) >= 5, "two engines, two routers, the entry"
+        assert len(processes_of(folder)) >= 5, "two engines, two routers, the entry"
 
-    run.process.send_signal(signal.SIGINT)
+        last = asyncio.create_task(ask_for_long(client))
+        await until_in_flight(folder)
+        run.process.send_signal(signal.SIGINT)
+        await run.says(r"Stop +1 request in flight: finished first, within \d+ s; Ctrl-C again cuts them off")
+        await last
     assert await run.ends() == 0, run.output
+    assert re.search(r"^stopped: 3 requests answered \(.*\), none failed\.$", run.output, re.MULTILINE), run.output
+    assert processes_of(folder) == []
+    assert entries(folder) == []
+    assert "Traceback" not in run.output
+
+
+async def ask_for_long(client: AsyncOpenAI) -> None:
+    """Ask for an answer that takes some 10 s here, at 20 service seconds a second."""
+    await client.chat.completions.create(
+        model="pair",
+        messages=[{"role": "user", "content": "Tell me a long story."}],
+        extra_body={"simulation": {"key": "long", "outputTokens": 25_000}},
+    )
+
+
+def entry_admin(folder: Path) -> str:
+    (config,) = folder.glob("cascadia-*/entry-router.json")
+    return str(json.loads(config.read_text())["admin"])
+
+
+async def until_in_flight(folder: Path) -> None:
+    """Wait until the endpoint's router holds one request."""
+    admin = entry_admin(folder)
+    async with asyncio.timeout(30):
+        while True:  # another process tells no event
+            _, body = await ask(admin, "/cascade/report")
+            if json.loads(body)["inFlight"] == 1:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_another_ctrl_c_ends_it_at_once(folder: Path) -> None:
+    run = await up(folder, str(PAIR), "--time-scale", "20")
+    endpoint = (await run.says(r"pair is served at (\S+)")).group(1)
+    async with AsyncOpenAI(base_url=endpoint, api_key="any", max_retries=0, timeout=60) as client:
+        cut = asyncio.create_task(ask_for_long(client))
+        await until_in_flight(folder)
+        run.process.send_signal(signal.SIGINT)
+        await run.says(r"1 request in flight: finished first")
+        run.process.send_signal(signal.SIGTERM)  # no Ctrl-C: whoever manages services may send it twice
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ends() == 130, run.output
+        with pytest.raises(APIConnectionError):
+            await cut
+    assert "stopped at once, with 1 request in flight." in run.output
     assert processes_of(folder) == []
     assert entries(folder) == []
     assert "Traceback" not in run.output

@@ -290,6 +290,33 @@ async def test_sigterm_finishes_what_is_in_flight(tmp_path: Path) -> None:
             gate.set()
             assert (await request).status == 200
             assert await router.wait() == 0
+            last = (await lines_of(router))[-1]
+            assert (last["event"], last["answered"], last["cut_off"]) == ("stopped", {"small": 1}, 0)
+
+
+async def lines_of(router: asyncio.subprocess.Process) -> list[dict[str, Any]]:
+    assert router.stderr is not None
+    return [json.loads(line) for line in (await router.stderr.read()).splitlines()]
+
+
+async def test_only_another_ctrl_c_cuts_off_what_is_in_flight(tmp_path: Path) -> None:
+    """Kubelet may send SIGTERM twice: that changes nothing."""
+    async with chain_of(tmp_path, *stages(hang)) as chain:
+        (tmp_path / "policy.json").write_bytes(encode_policy(chain.make_policy(1)))
+        async with process(tmp_path, **own_config(chain)) as (router, where):
+            await becomes(where["admin"], 200)
+            request = asyncio.create_task(http(where["client"], CHAT, BODY))
+            await eventually(lambda: chain.engine("small").seen, "the engine is asked")
+            for _ in range(2):
+                os.kill(router.pid, signal.SIGTERM)
+                await becomes(where["admin"], 503)
+            os.kill(router.pid, signal.SIGINT)
+            assert await router.wait() == 0
+            with pytest.raises((OSError, asyncio.IncompleteReadError)):  # closed without an answer
+                await request
+            *_, warning, last = await lines_of(router)
+            assert (warning["event"], warning["requests"]) == ("stopping with requests in flight", 1)
+            assert (last["event"], last["answered"], last["cut_off"]) == ("stopped", {}, 1)
 
 
 async def test_a_killed_router_leaves_its_requests_to_others(tmp_path: Path) -> None:

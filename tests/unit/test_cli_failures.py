@@ -14,8 +14,8 @@ import yaml
 from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
 from cascadia_cli import files
 from cascadia_cli.failures import describe
+from cascadia_cli.main import kubectl_plugin as kubectl
 from cascadia_cli.main import main
-from cascadia_cli.plugin import main as kubectl
 from tests.support.manifests import BROKEN, Broken, cascade_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -323,26 +323,33 @@ def test_unforeseen_errors_hide_their_traceback_unless_asked() -> None:
         assert ("Traceback" in done.stderr) == bool(debug)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "import cascadia_cli.validating as v; v.print_validation = interrupted",
-        "class Finder: find_spec = staticmethod(lambda name, *_: interrupted() if name == 'typer' else None)\n"
-        "sys.meta_path.insert(0, Finder)",
-    ],
-    ids=["at work", "while modules are loaded"],
+_AT_WORK = "import cascadia_cli.validating as v; v.print_validation = interrupted"
+_WHILE_LOADING = (
+    "class Finder: find_spec = staticmethod(lambda name, *_: interrupted() if name == 'typer' else None)\n"
+    "sys.meta_path.insert(0, Finder)"
 )
-def test_interrupts_exit_with_130(moment: str) -> None:
+
+
+@pytest.mark.parametrize(
+    ("entry", "moment", "program"),
+    [
+        ("main", _AT_WORK, "cascadia"),
+        ("main", _WHILE_LOADING, "cascadia"),
+        ("kubectl_plugin", _WHILE_LOADING, "kubectl cascadia"),
+    ],
+    ids=["at work", "while modules are loaded", "while the plugin's modules are loaded"],
+)
+def test_interrupts_exit_with_130(entry: str, moment: str, program: str) -> None:
     script = (
         "import sys\n"
-        "from cascadia_cli.main import main\n"
+        f"from cascadia_cli.main import {entry} as main\n"
         "def interrupted(*_, **__): raise KeyboardInterrupt\n"
         f"{moment}\n"
         "sys.exit(main(['validate', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 130
-    assert done.stderr == "cascadia: interrupted\n"
+    assert done.stderr == f"{program}: interrupted\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the disk that is always full")

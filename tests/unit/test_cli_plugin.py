@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cascadia_cli.plugin import main
+from cascadia_cli.main import kubectl_plugin as main
 from tests.support.manifests import cascade_manifest
 from tests.support.plans import example_plan
 
