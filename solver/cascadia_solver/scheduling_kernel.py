@@ -1,321 +1,389 @@
-"""`batcher.Batcher` for a whole stage, compiled: many replicas, many requests, arrays instead of objects.
+"""`batcher.Batcher` for a whole stage, compiled: many replicas, many requests, records instead of objects.
 
 The rules are the batcher's, step for step, and so are the formulas (the functions of `steptime`,
-compiled), hence the results; tests hold the two together. Requests are rows of arrays; each
-replica keeps its queue as a linked list and its decoding requests as a heap on their last step.
-The state is few arrays, since numba counts references to each of them at every call.
+compiled), hence the results; tests hold the two together.
+
+Everything a run changes is in five arrays that are passed on without reference counts. Replicas and requests are
+records; a replica's decoding requests are in a calendar: those that end at the same step are a linked list, which
+starts in the slot of that step, and a bit says whether a slot is in use. There are more slots than an answer has
+tokens, so each step that is to come has one of its own.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import MutableSequence, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.np.unsafe.ndarray import to_fixed_tuple
+from numba.cpython.unsafe.numbers import trailing_zeros
 
-from cascadia_solver.compiled import compiled
+from cascadia_solver.compiled import borrowed, compiled, inlined
 from cascadia_solver.steptime import StepModel, cached_tokens, decode_run_seconds, reserved_tokens, step_seconds
 
-__all__ = ["run_stage"]
+__all__ = ["StageRun", "run_stage"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint64]
 
-_step_seconds = compiled(step_seconds)
-_decode_run_seconds = compiled(decode_run_seconds)
-_reserved_tokens = compiled(reserved_tokens)
-_cached_tokens = compiled(cached_tokens)
-_FIELDS = len(StepModel._fields)
-_KV_FIELD, _RUNNING_FIELD, _CHUNK_FIELD = (
-    StepModel._fields.index(name) for name in ("kv_capacity_tokens", "max_running", "chunk_tokens")
-)
+_step_seconds = inlined(step_seconds)
+_decode_run_seconds = inlined(decode_run_seconds)
+_reserved_tokens = inlined(reserved_tokens)
+_cached_tokens = inlined(cached_tokens)
 
-# Columns of `_State.counts`, one row a replica.
-_SEGMENT_STEPS = 0
-_DECODING = 1
-_CONTEXT = 2
-_RESERVED = 3
-_ADMITTED = 4
-_STEPS_DONE = 5
-_PARTIAL = 6
-_PARTIAL_DONE = 7
-_COMPLETING = 8
-_HEAD = 9
-_TAIL = 10
-_WAITING = 11
-_OUTSTANDING = 12
-_KV_CAPACITY = 13
-_MAX_RUNNING = 14
-_CHUNK_TOKENS = 15
-_COUNTS = 16
-
-# Columns of `_State.times`, one row a replica, s.
-_START = 0
-_FIRST = 1
-_END = 2
-_BUSY = 3
-_TIMES = 4
-
-# Columns of `_State.tokens`, one row a request: prompt, answer, and the next request of the same list.
-_INPUT = 0
-_OUTPUT = 1
-_NEXT = 2
-
-# Columns of `_State.moments`, one row a request, s.
-_ARRIVAL = 0
-_FIRST_TOKEN = 1
-_FINISH = 2
-
-_REQUEST_BITS = 32
-_REQUEST_MASK = (1 << _REQUEST_BITS) - 1
+_NONE = -1
+_WORD = 64  # slots to a word of `used`
+_STEP_MODEL = np.dtype([(name, np.float64) for name in StepModel._fields])
 
 
-class _State(NamedTuple):
-    """Everything a run changes.
+class StageRun(NamedTuple):
+    """What became of the requests of a stage.
 
     Attributes:
-        steps: Step models, [replicas, fields].
-        counts: See the column names, [replicas, 16].
-        times: See the column names, [replicas, 4].
-        heap: Decoding requests, [replicas, slots], heap-ordered: last step in the high bits,
-            request in the low ones.
-        tokens: See the column names, [n + 1, 3]. The last row is no request: its link is the next
-            request that a closed loop sends, or n.
-        moments: See the column names, [n, 3].
+        arrival: Times of arrival, [n], s.
+        first_token: Times of the first tokens, [n], s; infinite for requests that no replica can hold.
+        finish: Times of the last tokens, [n], s; the same.
+        busy: Time that each replica spent in steps, [replicas], s.
+        waiting: Requests waiting for admission at the last arrival.
     """
 
-    steps: Floats
-    counts: Ints
-    times: Floats
-    heap: Ints
-    tokens: Ints
-    moments: Floats
+    arrival: Floats
+    first_token: Floats
+    finish: Floats
+    busy: Floats
+    waiting: int
 
 
-@compiled
-def _push(heap: Ints, size: int, entry: int) -> None:
-    at = size
-    while at > 0:
-        parent = (at - 1) >> 1
-        if heap[parent] <= entry:
-            break
-        heap[at] = heap[parent]
-        at = parent
-    heap[at] = entry
+class _Replica:
+    """One replica, a record of `_REPLICA`.
+
+    Attributes:
+        segment_steps: Steps in the current segment; 0 between segments.
+        decoding: Decoding requests.
+        context: Their summed context at the next step.
+        reserved: Cache set aside for admitted requests, tokens.
+        admitted: Admitted requests.
+        steps_done: Steps made so far.
+        partial: The request whose prompt is partly processed, or none.
+        partial_done: How many tokens of it.
+        completing: First of the requests whose prompts the current step finishes.
+        head: First waiting request.
+        tail: Last waiting request.
+        waiting: Waiting requests.
+        outstanding: Requests that have not ended.
+        kv_capacity: See `StepModel`.
+        max_running: See `StepModel`.
+        chunk_tokens: See `StepModel`.
+        start: Boundary at which the current segment began, or the next step may begin, s.
+        first: Time of the first step of the segment, s.
+        end: When the segment ends, s.
+        busy: Time spent in steps, s.
+    """
+
+    segment_steps: int
+    decoding: int
+    context: int
+    reserved: int
+    admitted: int
+    steps_done: int
+    partial: int
+    partial_done: int
+    completing: int
+    head: int
+    tail: int
+    waiting: int
+    outstanding: int
+    kv_capacity: int
+    max_running: int
+    chunk_tokens: int
+    start: float
+    first: float
+    end: float
+    busy: float
 
 
-@compiled
-def _pop(heap: Ints, size: int) -> None:
-    """Remove the top of a heap of `size` entries."""
-    last = size - 1
-    entry = heap[last]
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= last:
-            break
-        if child + 1 < last and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= entry:
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = entry
+class _Request:
+    """One request, a record of `_REQUEST`.
+
+    Attributes:
+        prompt: Prompt length, tokens.
+        answer: Answer length, tokens.
+        following: The next request of the list that it is in. Of the last record, which is no request, the
+            next request that a closed loop sends, or their number.
+        arrival: s.
+        first_token: s.
+        finish: s.
+    """
+
+    prompt: int
+    answer: int
+    following: int
+    arrival: float
+    first_token: float
+    finish: float
 
 
-@compiled
-def _model(row: Floats) -> StepModel:
-    return StepModel(*to_fixed_tuple(row, _FIELDS))  # type: ignore[call-arg]  # numba's intrinsics hide a parameter
+def _layout(of: type) -> np.dtype[np.void]:
+    return np.dtype([(name, {"int": np.int64, "float": np.float64}[kind]) for name, kind in of.__annotations__.items()])
 
 
-@compiled
-def _has_room(counts: Ints, need: int) -> bool:
-    return bool(counts[_ADMITTED] < counts[_MAX_RUNNING] and counts[_RESERVED] + need <= counts[_KV_CAPACITY])
+_REPLICA, _REQUEST = _layout(_Replica), _layout(_Request)
 
 
-@compiled
-def _idle(counts: Ints) -> bool:
-    return bool(
-        counts[_SEGMENT_STEPS] == 0 and counts[_WAITING] == 0 and counts[_PARTIAL] < 0 and counts[_DECODING] == 0
-    )
+@inlined
+def _has_room(replica: _Replica, need: int) -> bool:
+    return replica.admitted < replica.max_running and replica.reserved + need <= replica.kv_capacity
 
 
-@compiled
-def _enqueue(counts: Ints, tokens: Ints, request: int) -> None:
-    if counts[_WAITING] == 0:
-        counts[_HEAD] = request
+@inlined
+def _idle(replica: _Replica) -> bool:
+    return replica.segment_steps == 0 and replica.waiting == 0 and replica.partial == _NONE and replica.decoding == 0
+
+
+@inlined
+def _enqueue(replica: _Replica, requests: MutableSequence[_Request], request: int) -> None:
+    if replica.waiting == 0:
+        replica.head = request
     else:
-        tokens[counts[_TAIL], _NEXT] = request
-    counts[_TAIL] = request
-    counts[_WAITING] += 1
-    counts[_OUTSTANDING] += 1
+        requests[replica.tail].following = request
+    replica.tail = request
+    replica.waiting += 1
+    replica.outstanding += 1
 
 
-@compiled
-def _compose(step: StepModel, counts: Ints, times: Floats, heap: Ints, tokens: Ints) -> None:
+@inlined
+def _word(slot: int) -> int:
+    return slot >> 6
+
+
+@inlined
+def _bit(slot: int) -> np.uint64:
+    return np.uint64(1) << np.uint64(slot & (_WORD - 1))
+
+
+@inlined
+def _steps_to_finish(used: Bits, r: int, steps_done: int) -> int:
+    """Steps until the first decoding request ends; there must be one."""
+    last_word = used.shape[1] - 1
+    slot = steps_done + 1
+    word = _word(slot) & last_word
+    found = used[r, word] >> np.uint64(slot & (_WORD - 1))
+    steps = 1
+    if found == 0:
+        steps += _WORD - (slot & (_WORD - 1))
+        word = (word + 1) & last_word
+        while used[r, word] == 0:
+            steps += _WORD
+            word = (word + 1) & last_word
+        found = used[r, word]
+    return steps + int(trailing_zeros(found))  # type: ignore[call-arg]  # numba's intrinsics hide a parameter
+
+
+@inlined
+def _compose(step: StepModel, replica: _Replica, requests: MutableSequence[_Request], used: Bits, r: int) -> None:
     """Compose the step at the boundary, or the run of decode steps up to the first finish."""
     prefill = 0
     pairs = 0.0
-    budget = counts[_CHUNK_TOKENS]
-    completing = -1
+    budget = replica.chunk_tokens
+    completing = _NONE
     while budget > 0:
-        request = counts[_PARTIAL]
-        if request < 0:
-            if counts[_WAITING] == 0:
+        request = replica.partial
+        if request == _NONE:
+            if replica.waiting == 0:
                 break
-            request = counts[_HEAD]
-            need = _reserved_tokens(tokens[request, _INPUT], tokens[request, _OUTPUT])
-            if not _has_room(counts, need):
+            request = replica.head
+            need = _reserved_tokens(requests[request].prompt, requests[request].answer)
+            if not _has_room(replica, need):
                 break
-            counts[_HEAD] = tokens[request, _NEXT]
-            counts[_WAITING] -= 1
-            counts[_ADMITTED] += 1
-            counts[_RESERVED] += need
-            counts[_PARTIAL_DONE] = _cached_tokens(step, float(tokens[request, _INPUT]))
-        done = counts[_PARTIAL_DONE]
-        chunk = min(budget, tokens[request, _INPUT] - done)
+            replica.head = requests[request].following
+            replica.waiting -= 1
+            replica.admitted += 1
+            replica.reserved += need
+            replica.partial_done = _cached_tokens(step, float(requests[request].prompt))
+        done = replica.partial_done
+        chunk = min(budget, requests[request].prompt - done)
         pairs += chunk * float(done) + 0.5 * chunk * (chunk + 1.0)
         prefill += chunk
         budget -= chunk
-        if done + chunk == tokens[request, _INPUT]:
-            counts[_PARTIAL] = -1
-            tokens[request, _NEXT] = completing
+        if done + chunk == requests[request].prompt:
+            replica.partial = _NONE
+            requests[request].following = completing
             completing = request
         else:
-            counts[_PARTIAL] = request
-            counts[_PARTIAL_DONE] = done + chunk
-    counts[_COMPLETING] = completing
-    decoding = float(counts[_DECODING])
-    context = float(counts[_CONTEXT])
+            replica.partial = request
+            replica.partial_done = done + chunk
+    replica.completing = completing
+    decoding = float(replica.decoding)
+    context = float(replica.context)
     first = _step_seconds(step, float(prefill), pairs, decoding, context)
-    times[_FIRST] = first
+    replica.first = first
     if prefill > 0:
-        counts[_SEGMENT_STEPS] = 1
-        times[_END] = times[_START] + first
+        replica.segment_steps = 1
+        replica.end = replica.start + first
     else:
-        run = (heap[0] >> _REQUEST_BITS) - counts[_STEPS_DONE]
-        counts[_SEGMENT_STEPS] = run
-        times[_END] = times[_START] + _decode_run_seconds(step, first, decoding, context, float(run))
+        run = _steps_to_finish(used, r, replica.steps_done)
+        replica.segment_steps = run
+        replica.end = replica.start + _decode_run_seconds(step, first, decoding, context, float(run))
 
 
-@compiled
-def _cut(step: StepModel, counts: Ints, times: Floats, now: float) -> None:
+@inlined
+def _cut(step: StepModel, replica: _Replica, now: float) -> None:
     """End the current run of decode steps at its first boundary that is not before `now`."""
-    if counts[_SEGMENT_STEPS] <= 1:
-        return
-    first = times[_FIRST]
-    start = times[_START]
-    decoding = float(counts[_DECODING])
-    context = float(counts[_CONTEXT])
-    low = 1
-    high = counts[_SEGMENT_STEPS]
-    while low < high:
-        middle = (low + high) // 2
-        if start + _decode_run_seconds(step, first, decoding, context, float(middle)) >= now:
-            high = middle
-        else:
-            low = middle + 1
-    counts[_SEGMENT_STEPS] = low
-    times[_END] = start + _decode_run_seconds(step, first, decoding, context, float(low))
+    first = replica.first
+    start = replica.start
+    decoding = float(replica.decoding)
+    context = float(replica.context)
+    # How many steps fit, solved for as if no window ended the growth of the steps: nearly the number, ...
+    growth = 0.5 * step.decode_context_seconds * max(1.0, decoding * step.decode_share)
+    root = np.sqrt((first - growth) * (first - growth) + 4.0 * growth * (now - start))
+    steps = max(1, min(replica.segment_steps, int(2.0 * (now - start) / (first - growth + root))))
+    end = start + _decode_run_seconds(step, first, decoding, context, float(steps))
+    # ... so that the boundary is a step or two away.
+    while steps < replica.segment_steps and end < now:
+        steps += 1
+        end = start + _decode_run_seconds(step, first, decoding, context, float(steps))
+    while steps > 1:
+        before = start + _decode_run_seconds(step, first, decoding, context, float(steps - 1))
+        if before < now:
+            break
+        steps -= 1
+        end = before
+    replica.segment_steps = steps
+    replica.end = end
 
 
-@compiled
-def _finish(counts: Ints, tokens: Ints, moments: Floats, request: int, time: float) -> None:
-    counts[_CONTEXT] -= tokens[request, _INPUT] + tokens[request, _OUTPUT]
-    counts[_RESERVED] -= _reserved_tokens(tokens[request, _INPUT], tokens[request, _OUTPUT])
-    counts[_ADMITTED] -= 1
-    counts[_OUTSTANDING] -= 1
-    moments[request, _FINISH] = time
-    n = len(moments)
-    successor = tokens[n, _NEXT]
+@inlined
+def _finish(replica: _Replica, requests: MutableSequence[_Request], request: int, time: float) -> None:
+    replica.context -= requests[request].prompt + requests[request].answer
+    replica.reserved -= _reserved_tokens(requests[request].prompt, requests[request].answer)
+    replica.admitted -= 1
+    replica.outstanding -= 1
+    requests[request].finish = time
+    n = len(requests) - 1
+    successor = requests[n].following
     if successor < n:  # closed loop: whoever got an answer asks again
-        tokens[n, _NEXT] = successor + 1
-        moments[successor, _ARRIVAL] = time
-        _enqueue(counts, tokens, successor)
+        requests[n].following = successor + 1
+        requests[successor].arrival = time
+        _enqueue(replica, requests, successor)
 
 
-@compiled
-def _finish_segment(counts: Ints, times: Floats, heap: Ints, tokens: Ints, moments: Floats) -> None:
-    end = times[_END]
-    times[_BUSY] += end - times[_START]
-    times[_START] = end
-    counts[_STEPS_DONE] += counts[_SEGMENT_STEPS]
-    counts[_CONTEXT] += counts[_DECODING] * counts[_SEGMENT_STEPS]
-    counts[_SEGMENT_STEPS] = 0
-    while counts[_DECODING] > 0 and (heap[0] >> _REQUEST_BITS) == counts[_STEPS_DONE]:
-        request = heap[0] & _REQUEST_MASK
-        _pop(heap, counts[_DECODING])
-        counts[_DECODING] -= 1
-        _finish(counts, tokens, moments, request, end)
-    request = counts[_COMPLETING]
-    counts[_COMPLETING] = -1
-    while request >= 0:
-        following = tokens[request, _NEXT]
-        moments[request, _FIRST_TOKEN] = end
-        counts[_CONTEXT] += tokens[request, _INPUT] + 1
-        if tokens[request, _OUTPUT] == 1:
-            _finish(counts, tokens, moments, request, end)
+@inlined
+def _finish_segment(replica: _Replica, requests: MutableSequence[_Request], slots: Ints, used: Bits, r: int) -> None:
+    end = replica.end
+    replica.busy += end - replica.start
+    replica.start = end
+    replica.steps_done += replica.segment_steps
+    replica.context += replica.decoding * replica.segment_steps
+    replica.segment_steps = 0
+    last_slot = slots.shape[1] - 1
+    slot = replica.steps_done & last_slot
+    if used[r, _word(slot)] & _bit(slot) != 0:
+        used[r, _word(slot)] ^= _bit(slot)
+        request = slots[r, slot]
+        while request != _NONE:
+            following = requests[request].following
+            replica.decoding -= 1
+            _finish(replica, requests, request, end)
+            request = following
+    request = replica.completing
+    replica.completing = _NONE
+    while request != _NONE:
+        following = requests[request].following
+        requests[request].first_token = end
+        replica.context += requests[request].prompt + 1
+        if requests[request].answer == 1:
+            _finish(replica, requests, request, end)
         else:
-            last_step = counts[_STEPS_DONE] + tokens[request, _OUTPUT] - 1
-            _push(heap, counts[_DECODING], (last_step << _REQUEST_BITS) | request)
-            counts[_DECODING] += 1
+            slot = (replica.steps_done + requests[request].answer - 1) & last_slot
+            requests[request].following = slots[r, slot] if used[r, _word(slot)] & _bit(slot) != 0 else _NONE
+            used[r, _word(slot)] |= _bit(slot)
+            slots[r, slot] = request
+            replica.decoding += 1
         request = following
 
 
-@compiled
-def _advance(state: _State, r: int, now: float) -> float:
+@inlined
+def _advance(
+    step: StepModel, replica: _Replica, requests: MutableSequence[_Request], slots: Ints, used: Bits, r: int, now: float
+) -> float:
     """Bring one replica up to `now`; returns when it next needs attention, infinite if it is idle."""
-    counts = state.counts[r]
-    times = state.times[r]
-    heap = state.heap[r]
-    tokens = state.tokens
-    moments = state.moments
-    step = _model(state.steps[r])
+    due = np.inf
     while True:
-        if counts[_SEGMENT_STEPS] > 0:
-            if times[_END] > now:
-                return float(times[_END])
-            _finish_segment(counts, times, heap, tokens, moments)
-        elif _idle(counts):
-            return np.inf
-        elif times[_START] < now:
-            _compose(step, counts, times, heap, tokens)
+        if replica.segment_steps > 0:
+            if replica.end > now:
+                due = replica.end
+                break
+            _finish_segment(replica, requests, slots, used, r)
+        elif _idle(replica):
+            break
+        elif replica.start < now:
+            _compose(step, replica, requests, used, r)
         else:
-            return float(times[_START])
+            due = replica.start
+            break
+    return due
 
 
-@compiled
-def _choose(counts: Ints, weights: Floats, need: int) -> int:
-    """Least outstanding requests by weight among the replicas that can hold the request; -1 if none."""
-    best = -1
-    least = np.inf
-    for r in range(len(weights)):
-        if need <= counts[r, _KV_CAPACITY]:
-            load = counts[r, _OUTSTANDING] / weights[r]
-            if load < least:
-                best = r
-                least = load
-    return best
-
-
-@compiled
-def _submit(state: _State, r: int, request: int, need: int, now: float) -> float:
+@inlined
+def _submit(step: StepModel, replica: _Replica, requests: MutableSequence[_Request], request: int, now: float) -> float:
     """Hand a request to a replica that has been advanced to `now`; returns when it next needs attention."""
-    counts = state.counts[r]
-    times = state.times[r]
-    if _idle(counts):
-        times[_START] = max(times[_START], now)
-    elif counts[_SEGMENT_STEPS] > 1 and counts[_WAITING] == 0 and _has_room(counts, need):
-        _cut(_model(state.steps[r]), counts, times, now)
-    _enqueue(counts, state.tokens, request)
-    return float(times[_END] if counts[_SEGMENT_STEPS] > 0 else times[_START])
+    if _idle(replica):
+        replica.start = max(replica.start, now)
+    elif replica.segment_steps > 1 and replica.waiting == 0:
+        need = _reserved_tokens(requests[request].prompt, requests[request].answer)
+        if _has_room(replica, need):
+            _cut(step, replica, now)
+    _enqueue(replica, requests, request)
+    return replica.end if replica.segment_steps > 0 else replica.start
 
 
 @compiled
+def _run(
+    held_steps: Sequence[StepModel],
+    held_weights: Floats,
+    held_replicas: MutableSequence[_Replica],
+    held_requests: MutableSequence[_Request],
+    held_slots: Ints,
+    held_used: Bits,
+    held_due: Floats,
+    held_loads: Floats,
+    sent: int,
+) -> int:
+    """Run all requests, of which so many are sent from outside; returns how many wait when the last one has come."""
+    steps, replicas, requests = borrowed(held_steps), borrowed(held_replicas), borrowed(held_requests)
+    slots, used = borrowed(held_slots), borrowed(held_used)
+    weights, due, loads = borrowed(held_weights), borrowed(held_due), borrowed(held_loads)
+    waiting = 0
+    for request in range(sent + 1):
+        now = np.inf
+        if request < sent:
+            now = requests[request].arrival
+        else:
+            for r in range(len(replicas)):
+                waiting += replicas[r].waiting
+        for r in range(len(replicas)):
+            if due[r] <= now:
+                due[r] = _advance(steps[r], replicas[r], requests, slots, used, r, now)
+                loads[r] = replicas[r].outstanding / weights[r]
+        if request < sent:
+            # Least outstanding requests by weight among the replicas that can hold the request.
+            tokens = requests[request].prompt + requests[request].answer
+            chosen = _NONE
+            least = np.inf
+            for r in range(len(replicas)):
+                if loads[r] < least and tokens <= replicas[r].kv_capacity:
+                    chosen = r
+                    least = loads[r]
+            if chosen != _NONE:
+                due[chosen] = _submit(steps[chosen], replicas[chosen], requests, request, now)
+                loads[chosen] = replicas[chosen].outstanding / weights[chosen]
+    return waiting
+
+
 def run_stage(
     steps: Floats, weights: Floats, arrivals: Floats, inputs: Ints, outputs: Ints, concurrency: int
-) -> tuple[Floats, Floats, int]:
+) -> StageRun:
     """Run all requests through the replicas of one stage.
 
     Args:
@@ -326,47 +394,26 @@ def run_stage(
         outputs: Answer lengths, [n], ≥ 1.
         concurrency: 0: open loop. Else the first so many requests arrive at their times and each
             finish brings the next one, to the same replica.
-
-    Returns:
-        Times of arrival, first token and finish, [n, 3], s, the latter two infinite for requests
-        that no replica can hold; busy time of each replica, s; requests waiting for admission at
-        the last arrival.
     """
     n = len(arrivals)
-    replicas = len(weights)
     sent = min(n, concurrency) if concurrency > 0 else n
-    slots = 1
-    for r in range(replicas):
-        slots = max(slots, int(steps[r, _RUNNING_FIELD]))
-    counts = np.zeros((replicas, _COUNTS), np.int64)
-    tokens = np.empty((n + 1, 3), np.int64)
-    moments = np.full((n, 3), np.inf, np.float64)
-    for r in range(replicas):
-        counts[r, _PARTIAL] = -1
-        counts[r, _COMPLETING] = -1
-        counts[r, _KV_CAPACITY] = int(steps[r, _KV_FIELD])
-        counts[r, _MAX_RUNNING] = int(steps[r, _RUNNING_FIELD])
-        counts[r, _CHUNK_TOKENS] = int(steps[r, _CHUNK_FIELD])
-    for request in range(n):
-        tokens[request, _INPUT] = inputs[request]
-        tokens[request, _OUTPUT] = outputs[request]
-        moments[request, _ARRIVAL] = arrivals[request]
-    tokens[n, _NEXT] = sent
-    times = np.zeros((replicas, _TIMES), np.float64)
-    state = _State(steps, counts, times, np.empty((replicas, slots), np.int64), tokens, moments)
-    due = np.full(replicas, np.inf)
-
-    for request in range(sent):
-        now = arrivals[request]
-        for r in range(replicas):
-            if due[r] <= now:
-                due[r] = _advance(state, r, now)
-        chosen = _choose(counts, weights, inputs[request] + outputs[request])
-        if chosen >= 0:
-            need = _reserved_tokens(inputs[request], outputs[request])
-            due[chosen] = _submit(state, chosen, request, need, now)
-    waiting = 0
-    for r in range(replicas):
-        waiting += counts[r, _WAITING]
-        _advance(state, r, np.inf)
-    return moments, times[:, _BUSY].copy(), int(waiting)
+    models: Any = steps.view(_STEP_MODEL)[:, 0]
+    replicas: Any = np.zeros(len(weights), _REPLICA)
+    replicas["partial"] = replicas["completing"] = _NONE
+    replicas["kv_capacity"] = models["kv_capacity_tokens"]
+    replicas["max_running"] = models["max_running"]
+    replicas["chunk_tokens"] = models["chunk_tokens"]
+    requests: Any = np.empty(n + 1, _REQUEST)
+    requests["prompt"][:n] = inputs
+    requests["answer"][:n] = outputs
+    requests["arrival"][:n] = arrivals
+    requests["first_token"] = requests["finish"] = np.inf
+    requests["following"][n] = sent
+    longest = min(int(outputs.max(initial=1)), int(replicas["kv_capacity"].max()))
+    window = max(_WORD, 1 << longest.bit_length())
+    slots = np.empty((len(weights), window), np.int64)
+    used = np.zeros((len(weights), window // _WORD), np.uint64)
+    due, loads = np.full(len(weights), np.inf), np.zeros(len(weights))
+    waiting = _run(models, weights, replicas, requests, slots, used, due, loads, sent)
+    arrival, first_token, finish = (requests[name][:n].copy() for name in ("arrival", "first_token", "finish"))
+    return StageRun(arrival, first_token, finish, replicas["busy"].copy(), int(waiting))

@@ -142,15 +142,15 @@ def simulate_stage(
         raise ValueError("arrivals must ascend")
     steps, weights = np.array(stage.steps, dtype=np.float64), np.array(stage.weights, dtype=np.float64)
     outside = np.average([step.first_token_seconds for step in stage.steps], weights=weights)
-    moments, busy, waiting = run_stage(steps, weights, when + outside, prompts, answers, 0)
-    first, finish = moments[:, 1].copy(), moments[:, 2].copy()
+    run = run_stage(steps, weights, when + outside, prompts, answers, 0)
+    finish = run.finish
     served = finish[np.isfinite(finish)]
     span = float(served.max() - when[0]) if len(served) else 0.0
-    utilisation = float(busy.mean()) / span if span > 0.0 else 0.0
+    utilisation = float(run.busy.mean()) / span if span > 0.0 else 0.0
     # A stable queue's length does not depend on the number of requests, and at the very limit it
     # grows as a random walk, like the square root; more than three times that is growth in proportion.
-    saturated = waiting > 3.0 * np.sqrt(len(when)) or len(served) < len(when)
-    return StageTimes(first, finish, utilisation, saturated=bool(saturated))
+    saturated = run.waiting > 3.0 * np.sqrt(len(when)) or len(served) < len(when)
+    return StageTimes(run.first_token, finish, utilisation, saturated=bool(saturated))
 
 
 def simulate_closed_loop(
@@ -184,8 +184,8 @@ def simulate_closed_loop(
         raise ValueError(f"a request exceeds the key-value cache of {step.kv_capacity_tokens:.0f} tokens")
     steps = np.array([step], dtype=np.float64)
     starts = np.arange(len(prompts), dtype=np.float64) * (ramp_seconds / concurrency)
-    moments, _, _ = run_stage(steps, np.ones(1), starts, prompts, answers, concurrency)
-    return moments[:, 0].copy(), moments[:, 1].copy(), moments[:, 2].copy()
+    run = run_stage(steps, np.ones(1), starts, prompts, answers, concurrency)
+    return run.arrival, run.first_token, run.finish
 
 
 def simulate_cascade(
