@@ -27,13 +27,11 @@ class LengthProfile(NamedTuple):
 
     Attributes:
         inputs: Mean prompt length of each class, [k], tokens.
-        input_squares: Mean squared prompt length of each class, [k].
         outputs: Mean answer length of each class, [k], tokens.
         shares: Share of the requests, [k]; sums to 1.
     """
 
     inputs: Floats
-    input_squares: Floats
     outputs: Floats
     shares: Floats
 
@@ -57,7 +55,6 @@ def length_profile(inputs: npt.ArrayLike, outputs: npt.ArrayLike) -> LengthProfi
     starts, sizes = edges[:-1], np.diff(edges).astype(np.float64)
     return LengthProfile(
         np.add.reduceat(prompts[order], starts) / sizes,
-        np.add.reduceat(prompts[order] ** 2, starts) / sizes,
         np.add.reduceat(answers[order], starts) / sizes,
         sizes / len(order),
     )
