@@ -28,7 +28,7 @@ from cascadia_cli.options import (
     Port,
     PrefixCacheHit,
     ResultFormat,
-    ScorerSecrets,
+    Secrets,
     StepTimes,
     TensorParallel,
     Trace,
@@ -244,7 +244,7 @@ def up(
     api_keys: Annotated[
         str | None, typer.Option(metavar="PATH", help="Serve only clients with a key of this file or folder.")
     ] = None,
-    scorer_secrets: ScorerSecrets = None,
+    secrets: Secrets = None,
     live: Annotated[
         str | None, typer.Option(metavar="FILE", help="Correct the cost model by what the engines showed; kept there.")
     ] = None,
@@ -274,7 +274,7 @@ def up(
         port=port,
         keep=keep,
         api_keys=api_keys,
-        scorer_secrets=scorer_secrets,
+        secrets=secrets,
         live=live,
     )
     raise typer.Exit(code)

@@ -32,6 +32,7 @@ __all__ = [
     "PrefixCacheHit",
     "ResultFormat",
     "ScorerSecrets",
+    "Secrets",
     "StepTimes",
     "TensorParallel",
     "Trace",
@@ -107,8 +108,16 @@ Calibration = Annotated[
     typer.Option(metavar="FILE", help="Calibration set (.jsonl, .csv, .parquet); else the manifest's ConfigMap."),
 ]
 ScorerSecrets = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Keys and certificates for the scorer: files SECRET.KEY.")
+]
+Secrets = Annotated[
     str | None,
-    typer.Option(metavar="FOLDER", help="Keys, headers and certificates for those whom routers ask: files SECRET.KEY."),
+    typer.Option(
+        "--secrets",
+        "--scorer-secrets",
+        metavar="FOLDER",
+        help="Keys, headers and certificates for scorers and the collector of traces: files SECRET.KEY.",
+    ),
 ]
 Format = Annotated[ResultFormat, typer.Option("--output", "-o", help="How to print the result.")]
 StepTimes = Annotated[

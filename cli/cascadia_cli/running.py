@@ -39,7 +39,7 @@ def run_up(
     port: int | None,
     keep: bool,
     api_keys: str | None,
-    scorer_secrets: str | None,
+    secrets: str | None,
     live: str | None,
 ) -> int:
     """Plan a cascade and run it on this machine; return the exit code.
@@ -50,9 +50,7 @@ def run_up(
     """
     from cascadia_local.main import up
 
-    options = _options(
-        engine, model_file, time_scale, port, keep=keep, api_keys=api_keys, scorer_secrets=scorer_secrets, live=live
-    )
+    options = _options(engine, model_file, time_scale, port, keep=keep, api_keys=api_keys, secrets=secrets, live=live)
     if trace is None and (leave or limit is not None):
         raise InputError(
             Problem("--exit" if leave else "--limit", "goes with --trace FILE: there is nothing to replay")
@@ -76,12 +74,12 @@ def _check_scorer_secrets(cascade: CascadeDeployment, options: Options) -> None:
     from cascadia_api.cascade.scorer import scorer_secrets, secret_file
 
     files = [secret_file(each) for each in scorer_secrets(cascade.spec.routing.scorer)]
-    folder = options.scorer_secrets
+    folder = options.secrets
     missing = [file for file in files if folder is None or not (folder / file).is_file()]
     if missing:
         raise InputError(
             Problem(
-                "--scorer-secrets",
+                "--secrets",
                 f"the scorer needs {', '.join(missing)}: there are no Secrets here; name a folder with "
                 f"{'that file' if len(missing) == 1 else 'those files'}",
             )
@@ -92,10 +90,10 @@ def _note_tracing_secrets(cascade: CascadeDeployment, options: Options) -> None:
     from cascadia_api.cascade.observability import tracing_secrets
     from cascadia_api.cascade.scorer import secret_file
 
-    if options.scorer_secrets is None and tracing_secrets(cascade.spec.routing.tracing):
+    if options.secrets is None and tracing_secrets(cascade.spec.routing.tracing):
         files = ", ".join(secret_file(each) for each in tracing_secrets(cascade.spec.routing.tracing))
         say(
-            f"note: the collector of traces wants {files}: --scorer-secrets names their folder, else routers take the "
+            f"note: the collector of traces wants {files}: --secrets names their folder, else routers take the "
             "headers from OTEL_EXPORTER_OTLP_HEADERS"
         )
 
@@ -140,7 +138,7 @@ def _options(
     *,
     keep: bool,
     api_keys: str | None = None,
-    scorer_secrets: str | None = None,
+    secrets: str | None = None,
     live: str | None = None,
 ) -> Options:
     from cascadia_local.session import Options
@@ -152,7 +150,7 @@ def _options(
         port=port,
         keep=keep,
         api_keys=None if api_keys is None else Path(api_keys),
-        scorer_secrets=None if scorer_secrets is None else Path(scorer_secrets),
+        secrets=None if secrets is None else Path(secrets),
         corrections=None if live is None or not Path(live).exists() else read_corrections(live),
         corrections_file=None if live is None else Path(live).absolute(),
     )

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cascadia_api.errors import InputError, Problem
+from cascadia_api.policy.text import Address, check_port
 from cascadia_local.engine_log import log
 
 __all__ = ["LlamaCppConfig", "default_model_file", "main"]
@@ -32,8 +33,6 @@ HOW_TO_GET_A_MODEL = (
     "or name a GGUF file of your own (`--gguf PATH`)"
 )
 DRAIN_POLL_SECONDS = 0.5
-
-Address = Annotated[str, Meta(pattern=r"^.{1,253}:[0-9]{1,5}$")]
 
 
 class LlamaCppConfig(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +55,10 @@ class LlamaCppConfig(Struct, frozen=True, rename="camel", kw_only=True, forbid_u
     context_tokens: Annotated[int, Meta(ge=64, le=1_048_576)] = 2048
     parallel: Annotated[int, Meta(ge=1, le=64)] = 4
     threads: Annotated[int, Meta(ge=1, le=512)] = 2
+
+    def __post_init__(self) -> None:
+        """Check the port."""
+        check_port("listen", self.listen)
 
 
 def default_model_file() -> Path:

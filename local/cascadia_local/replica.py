@@ -38,11 +38,11 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        scorer_secrets: Another one, with the scorer's keys and certificates; None if it needs none.
+        secrets: Another one, with what `RouterConfig.secrets` says; None if none is needed.
     """
 
     path: Path
-    scorer_secrets: Path | None = None
+    secrets: Path | None = None
 
     @property
     def policy(self) -> Path:
@@ -187,7 +187,7 @@ class Replica:
                 admin=admin,
                 policy_file=str(run.policy),
                 peer_secret_file=str(run.peer_secret),
-                scorer_secrets=None if run.scorer_secrets is None else str(run.scorer_secrets),
+                secrets=None if run.secrets is None else str(run.secrets),
                 clock_scale=clock.scale,
                 clock_epoch=clock.epoch,
             ),

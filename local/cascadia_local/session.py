@@ -56,7 +56,8 @@ class Options:
         port: Loopback port of the endpoint; 8080 or, if that is taken, a free one where None.
         keep: Whether the run's folder stays.
         api_keys: File or folder with the API keys that clients need; None if they need none.
-        scorer_secrets: Folder with the scorer's keys and certificates, each in a file ``SECRET.KEY``.
+        secrets: Folder with keys, headers and certificates for scorers and the collector of traces, each in a file
+            ``SECRET.KEY``.
         corrections: Of the cost model, learnt in earlier runs.
         corrections_file: Where to keep what this run learns, or None.
         replay: Whether a trace is replayed: the engines then answer as the calibration set says.
@@ -69,7 +70,7 @@ class Options:
     port: int | None = None
     keep: bool = False
     api_keys: Path | None = None
-    scorer_secrets: Path | None = None
+    secrets: Path | None = None
     corrections: LiveCorrections | None = None
     corrections_file: Path | None = None
     replay: bool = False
@@ -103,9 +104,9 @@ class Options:
             problems.append(Problem("--port", f"{self.port} is taken: name another one, or leave it to us"))
         if self.api_keys is not None and (wrong := _wrong_with_keys(self.api_keys)):
             problems.append(Problem("--api-keys", wrong))
-        if self.scorer_secrets is not None and not self.scorer_secrets.is_dir():
-            message = f"there is no folder {self.scorer_secrets}: name one with a file SECRET.KEY for each secret"
-            problems.append(Problem("--scorer-secrets", message))
+        if self.secrets is not None and not self.secrets.is_dir():
+            message = f"there is no folder {self.secrets}: name one with a file SECRET.KEY for each secret"
+            problems.append(Problem("--secrets", message))
         if problems:
             raise InputError(problems)
 
@@ -150,7 +151,7 @@ class Session:
         self.options = options
         self.console = console
         self.clock = ScaledClock(options.time_scale, time.time())
-        self.run = RunDirectory(directory, options.scorer_secrets and options.scorer_secrets.absolute())
+        self.run = RunDirectory(directory, options.secrets and options.secrets.absolute())
         self.events = EventLog(self.clock, directory / "events.jsonl")
         self.planner = PlanningProcess(directory)
         self.outcomes = directory / "outcomes.jsonl"

@@ -105,7 +105,7 @@ class Node:
         self.shadows = Shadows(self)
         self.access_log = AccessLog(LineWriter(STANDARD_OUTPUT), self.scale)
         about: dict[str, Value] = {"service.instance.id": config.replica, "cascadia.stage": config.stage}
-        self.tracer = Tracer(about, self.metrics.spans, config.scorer_secrets)
+        self.tracer = Tracer(about, self.metrics.spans, config.secrets)
         self.ladder = LadderWatch(self.policies, self.settlement.lateness, self.window, self.metrics)
         self.latch = SessionLatch()
         self.exchanges: dict[Held, None] = {}
@@ -122,7 +122,7 @@ class Node:
             now=self.now,
             scale=self.scale,
             engine=f"http://{config.engine}/v1" if config.engine is not None else None,
-            secrets=config.scorer_secrets,
+            secrets=config.secrets,
             took=lambda scorer, seconds: self.metrics.scorer_seconds[scorer].observe(seconds),
         )
 

@@ -183,7 +183,7 @@ async def test_a_service_is_sent_request_and_answer_and_returns_the_score(
             "apiKeySecretRef": {"name": "judge-key", "key": "token"},
         },
     )
-    config = {"scorer_secrets": str(tmp_path)}
+    config = {"secrets": str(tmp_path)}
     async with chain_of(tmp_path, *two_stages(), config=config, scorer=policy) as chain:
         answered = await http(chain.client("small"), CHAT, chat(), headers={"x-request-id": "abc"})
         assert answered.json["cascadia"]["score"] == 0.9
@@ -227,7 +227,7 @@ async def test_an_endpoint_with_certificates_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "judge.ca").symlink_to(pki.certificate("ca"))
     trusting = {"url": f"https://127.0.0.1:{port}/", "caSecretRef": {"name": "judge", "key": "ca"}}
     doubting = {"url": f"https://127.0.0.1:{port}/"}
-    config = {"scorer_secrets": str(tmp_path)}
+    config = {"secrets": str(tmp_path)}
     try:
         async with chain_of(
             tmp_path, *two_stages(), config=config, scorer=scorer(type="Http", id="mine", http=trusting)

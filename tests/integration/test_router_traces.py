@@ -182,7 +182,7 @@ async def test_the_collectors_headers_come_from_the_environment_and_a_watched_fi
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=seven,x-both=environment")
     file = tmp_path / "otel.headers"
     file.write_text("authorization=Basic%20c2VjcmV0LW9uZQ==\nx-both=file\n")
-    config = {"scorer_secrets": str(tmp_path)}
+    config = {"secrets": str(tmp_path)}
     async with collector() as at:
         tracing = TracingPolicy(endpoint=at.url, headers="otel.headers")
         async with chain_of(tmp_path, *stages(0.0), tracing=tracing, config=config) as chain:

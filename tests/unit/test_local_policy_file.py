@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -6,6 +7,8 @@ import pytest
 from cascadia_api.load import load_manifest
 from cascadia_api.policy import (
     AccessLogPolicy,
+    Endpoint,
+    RouterConfig,
     ShadowPolicy,
     StreamingPolicy,
     TracingPolicy,
@@ -15,6 +18,7 @@ from cascadia_api.policy import (
 from cascadia_local.abilities import abilities_of
 from cascadia_local.demo_calibration import EXAMPLE_ABILITIES, example_rows
 from cascadia_local.engines import one_replica_a_stage
+from cascadia_local.llamacpp_engine import LlamaCppConfig
 from cascadia_local.plan_words import plan_words
 from cascadia_local.policy_file import PolicyFile, build_policy
 from cascadia_local.simulated_engine.recorded import encode_rows
@@ -120,3 +124,26 @@ def test_abilities_are_read_off_a_calibration_set() -> None:
         assert read.auroc == pytest.approx(told.auroc, abs=0.03)
         assert read.verbosity == pytest.approx(told.verbosity, abs=0.05)
     assert [a.name for a in abilities_of(names, None)] == names
+
+
+@pytest.mark.parametrize(
+    ("document", "read", "field"),
+    [
+        ({"admin": "127.0.0.1:70000"}, RouterConfig, "admin"),
+        ({"admin": "127.0.0.1:1", "engine": "engine:65536"}, RouterConfig, "engine"),
+        ({"replica": "small-1", "address": "[::1]:99999"}, Endpoint, "address"),
+        ({"listen": "h:65536", "servedModelName": "small", "stage": "small"}, LlamaCppConfig, "listen"),
+    ],
+)
+def test_ports_that_no_machine_has_are_refused(document: dict[str, str], read: Any, field: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=f"{field}: .*: a port is at most 65535"):
+        msgspec.convert(document, type=read)
+    assert msgspec.convert(document | {field: "h:65535"}, type=read)
+
+
+def test_one_wrong_port_is_found_in_a_whole_policy() -> None:
+    step = next_step(PLAN, [replica("s1", "small", 1)], capacity={"h100": 8}, strategy="InPlace")
+    policy = encode_policy(build_policy(pair(), PLAN, step, {"s1": ("small", "127.0.0.1:8081")}, 1))
+    assert decode_policy(policy).stages[0].endpoints[0].address == "127.0.0.1:8081"
+    with pytest.raises(msgspec.ValidationError, match=r"address: .*:98081: a port is at most 65535"):
+        decode_policy(policy.replace(b":8081", b":98081"))

@@ -324,7 +324,7 @@ def test_routers_take_their_configuration() -> None:
         nodes=2,
         api_keys=True,
         tls=True,
-        scorer_secrets=True,
+        secrets=True,
     )
     roles = []
     for annotation in (LEADER_ANNOTATION, FOLLOWER_ANNOTATION):

@@ -161,7 +161,7 @@ def test_up_runs_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("cascadia_local.main.up", up)
     flags: dict[str, Any] = dict.fromkeys(
-        ("calibration", "trace", "limit", "model_file", "port", "api_keys", "scorer_secrets", "live")
+        ("calibration", "trace", "limit", "model_file", "port", "api_keys", "secrets", "live")
     )
     assert running.run_up(str(file), leave=False, engine="simulated", time_scale=1.0, keep=False, **flags) == 0
     assert taken[0].base == planned_cost_source(load_manifest(file.read_text(), str(file)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
-from cascadia_api.policy.text import Address, NonEmpty
+from cascadia_api.policy.text import Address, NonEmpty, check_port
 
 __all__ = ["RouterConfig", "TlsFiles"]
 
@@ -42,8 +42,8 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
         api_keys: Files, and folders of files, with the API keys of clients (``cascadia_router.api_keys`` says
             how); they are watched. None: whoever reaches the client port is served.
         tls: What the client port shows; None: it speaks plain HTTP, as the other ports always do.
-        scorer_secrets: Folder with the files that scorers' endpoints and the collector of traces name: API keys,
-            headers and certificates.
+        secrets: Folder with the files that scorers' endpoints and the collector of traces name: API keys,
+            headers and certificates. ``scorerSecrets`` in files: older routers read that, and running pods keep it.
         clock_scale: Service seconds per wall second (1 in a cluster).
         clock_epoch: See `ScaledClock.epoch`.
         max_body_bytes: Largest request body that is taken; a larger one is refused with 413.
@@ -59,9 +59,14 @@ class RouterConfig(Struct, frozen=True, rename="camel", kw_only=True):
     policy_file: str | None = None
     policy_config_map: str | None = None
     peer_secret_file: str | None = None
-    scorer_secrets: str | None = None
+    secrets: str | None = field(default=None, name="scorerSecrets")
     api_keys: Annotated[list[str], Meta(min_length=1, max_length=16)] | None = None
     tls: TlsFiles | None = None
     clock_scale: Annotated[float, Meta(gt=0)] = 1.0
     clock_epoch: float = 0.0
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 8 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Check the ports."""
+        for name in ("engine", "client", "peers", "admin"):
+            check_port(name, getattr(self, name))

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cascadia_api.policy.limits import RateLimits, RequestLimits
 from cascadia_api.policy.scorer import ScorerPolicy
-from cascadia_api.policy.text import Address, NonEmpty, SecretFile
+from cascadia_api.policy.text import Address, NonEmpty, SecretFile, check_port
 
 __all__ = [
     "POLICY_SCHEMA_VERSION",
@@ -47,6 +47,10 @@ class Endpoint(Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown
     replica: NonEmpty
     address: Address
     weight: Annotated[float, Meta(gt=0)] = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the port."""
+        check_port("address", self.address)
 
 
 class StagePolicy(Struct, frozen=True, rename="camel", kw_only=True):
@@ -153,7 +157,7 @@ class TracingPolicy(Struct, frozen=True, rename="camel", kw_only=True):
     Attributes:
         endpoint: Base URL of the collector; spans go to ``/v1/traces`` below it.
         share: Probability with which a request is traced whose caller sends no trace context.
-        headers: File with the headers that the collector wants, in `RouterConfig.scorer_secrets`.
+        headers: File with the headers that the collector wants, in `RouterConfig.secrets`.
         ca: File there with the certificates (PEM) to trust; unset: the public ones.
     """
 

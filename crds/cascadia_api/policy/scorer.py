@@ -16,7 +16,7 @@ class EndpointPolicy(Struct, frozen=True, rename="camel", kw_only=True):
 
     Attributes:
         url: Its URL; of an OpenAI-compatible endpoint the base, as in ``https://judge.example.com/v1``.
-        api_key: File with its API key, in `RouterConfig.scorer_secrets`.
+        api_key: File with its API key, in `RouterConfig.secrets`.
         ca: File there with the certificates (PEM) to trust; unset: the public ones.
     """
 

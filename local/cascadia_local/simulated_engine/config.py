@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cascadia_api.errors import InputError, Problem
+from cascadia_api.policy.text import Address, check_port
 from cascadia_local.simulated_engine.difficulty import DEFAULT_CORRELATION, ModelAbility
 from cascadia_solver.steptime import StepModel
 
 __all__ = ["SimulatedEngineConfig", "decode_config"]
 
-Address = Annotated[str, Meta(pattern=r"^.{1,253}:[0-9]{1,5}$")]
 NonNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Degree = Annotated[int, Meta(ge=1, le=1024)]
@@ -64,6 +64,10 @@ class SimulatedEngineConfig(Struct, frozen=True, rename="camel", kw_only=True, f
     tensor_parallel: Degree = 1
     pipeline_parallel: Degree = 1
     hardware: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the port."""
+        check_port("listen", self.listen)
 
     @property
     def step_model(self) -> StepModel:

@@ -20,7 +20,7 @@ __all__ = [
     "PEER_SECRET_KEY",
     "POLICY_FOLDER",
     "ROUTER_CONFIG_FOLDER",
-    "SCORER_SECRETS_FOLDER",
+    "SECRETS_FOLDER",
     "TLS_FOLDER",
     "router_annotations",
 ]
@@ -31,7 +31,7 @@ ROUTER_CONFIG_FOLDER = "/etc/cascadia/router"
 POLICY_FOLDER = "/etc/cascadia/policy"
 API_KEYS_FOLDER = "/etc/cascadia/keys"
 TLS_FOLDER = "/etc/cascadia/tls"
-SCORER_SECRETS_FOLDER = "/etc/cascadia/scorers"
+SECRETS_FOLDER = "/etc/cascadia/scorers"
 PEER_SECRET_FOLDER = "/etc/cascadia/peers"  # noqa: S105 - a folder, not a secret
 PEER_SECRET_KEY = "secret"  # noqa: S105 - the key's name
 
@@ -40,7 +40,7 @@ _ADMIN = f"0.0.0.0:{ADMIN_PORT}"
 
 
 def router_annotations(
-    *, stage: str, replica: str, policy: str, nodes: int, api_keys: bool, tls: bool, scorer_secrets: bool
+    *, stage: str, replica: str, policy: str, nodes: int, api_keys: bool, tls: bool, secrets: bool
 ) -> dict[str, str]:
     """Annotations of the pod template that hold the routers' configuration.
 
@@ -50,7 +50,7 @@ def router_annotations(
         policy: ``namespace/name`` of the policy ConfigMap.
         api_keys: Whether clients need a key.
         tls: Whether clients come over TLS.
-        scorer_secrets: Whether the scorer, or the collector of traces, needs keys or certificates.
+        secrets: Whether the scorer, or the collector of traces, needs keys or certificates.
         nodes: Pods of the replica; followers are configured only where there are any.
     """
     leader = RouterConfig(
@@ -65,7 +65,7 @@ def router_annotations(
         peer_secret_file=f"{PEER_SECRET_FOLDER}/{PEER_SECRET_KEY}",
         api_keys=[API_KEYS_FOLDER] if api_keys else None,
         tls=TlsFiles(certificate=f"{TLS_FOLDER}/tls.crt", key=f"{TLS_FOLDER}/tls.key") if tls else None,
-        scorer_secrets=SCORER_SECRETS_FOLDER if scorer_secrets else None,
+        secrets=SECRETS_FOLDER if secrets else None,
     )
     annotations = {LEADER_ANNOTATION: _document(leader)}
     if nodes > 1:

@@ -118,9 +118,7 @@ def _pod_metadata(replica: _Replica, labels: dict[str, str]) -> dict[str, Any]:
             nodes=replica.nodes,
             api_keys=cascade.spec.routing.api_keys_secret_ref is not None,
             tls=cascade.spec.routing.tls is not None,
-            scorer_secrets=bool(
-                scorer_secrets(cascade.spec.routing.scorer) or tracing_secrets(cascade.spec.routing.tracing)
-            ),
+            secrets=bool(scorer_secrets(cascade.spec.routing.scorer) or tracing_secrets(cascade.spec.routing.tracing)),
         ),
     }
 
@@ -318,7 +316,7 @@ def _secret_mounts(cascade: CascadeDeployment) -> list[dict[str, Any]]:
     folders = {
         "api-keys": router_config.API_KEYS_FOLDER,
         "tls": router_config.TLS_FOLDER,
-        "scorer-secrets": router_config.SCORER_SECRETS_FOLDER,
+        "scorer-secrets": router_config.SECRETS_FOLDER,
     }
     names = [volume["name"] for volume in _secret_volumes(cascade)]
     return [{"name": name, "mountPath": folders[name], "readOnly": True} for name in names]
