@@ -6,7 +6,6 @@ one event, so ten thousand requests take milliseconds.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -237,7 +236,10 @@ def simulate_cascade(
     live = [index for index, stage in enumerate(stages) if stage.steps]
     if answers.shape != (len(when), len(stages)) or exits.shape != when.shape:
         raise ValueError(f"outputs must have shape {(len(when), len(stages))}, not {answers.shape}")
-    if not np.isin(exits, live).all():
+    elsewhere = np.ones(len(exits), dtype=bool)
+    for index in live:
+        elsewhere &= exits != index
+    if elsewhere.any():
         raise ValueError(f"requests end at stages without replicas; those with replicas are {live}")
 
     at_stage = when.copy()
@@ -255,55 +257,66 @@ def simulate_cascade(
             end[refused] = first_byte[refused] = at_stage[refused]
             comes &= able[:, index]
         visitors = np.flatnonzero(comes)
-        visitors = visitors[np.argsort(at_stage[visitors], kind="stable")]
-        reached = np.isfinite(at_stage[visitors])
-        saturated[index] = not bool(reached.all())
-        visitors = visitors[reached]
+        came = at_stage[visitors]
+        reached = np.isfinite(came)
+        if not reached.all():
+            saturated[index] = True
+            visitors, came = visitors[reached], came[reached]
         last = index == live[-1]
         accepted = exits[visitors] == index
         lengths = answers[visitors, index]
         if gate_tokens is not None and not last:
             lengths = np.where(accepted, lengths, np.minimum(lengths, gate_tokens))
+        order = np.argsort(came, kind="stable")
         times = _simulate_crowded(
             stages[index],
-            at_stage[visitors],
-            prompts[visitors],
-            lengths,
+            came[order],
+            prompts[visitors[order]],
+            lengths[order],
             1.0 if crowd is None else crowd[index],
-            {} if known is None else known,
+            known,
         )
         utilisation[index] = times.utilisation
         saturated[index] |= times.saturated
-        in_order = np.argsort(visitors)
-        in_order = in_order[(visitors[in_order] >= margin) & (visitors[in_order] < len(when) - margin)]
-        service[index] = (times.finish - at_stage[visitors])[in_order]
-        first[index] = (times.first_token - at_stage[visitors])[in_order]
+        finish, first_token = np.empty(len(order)), np.empty(len(order))
+        finish[order], first_token[order] = times.finish, times.first_token
+        further = np.maximum(lengths - 1, 1)
         with np.errstate(invalid="ignore"):  # what never ends has no tokens either
-            per_token[index] = ((times.finish - times.first_token) / np.maximum(lengths - 1, 1))[in_order]
+            decoding = finish - first_token
+        inner = slice(*np.searchsorted(visitors, [margin, len(when) - margin]))
+        service[index] = (finish - came)[inner]
+        first[index] = (first_token - came)[inner]
+        per_token[index] = (decoding / further)[inner]
 
-        decided = times.finish if last else times.finish + scorer_seconds
-        seen = times.first_token if last else decided
+        decided = finish if last else finish + scorer_seconds
+        seen = first_token if last else decided
         if gate_tokens is not None and not last:
-            held = (np.minimum(lengths, gate_tokens) - 1) / np.maximum(lengths - 1, 1)
-            seen = times.first_token + held * (times.finish - times.first_token) + scorer_seconds
-        end[visitors[accepted]] = decided[accepted]
-        first_byte[visitors[accepted]] = seen[accepted]
-        at_stage[visitors[~accepted]] = decided[~accepted] + hop_seconds
+            seen = first_token + (np.minimum(lengths, gate_tokens) - 1) / further * decoding + scorer_seconds
+        answered, passed_on = np.flatnonzero(accepted), np.flatnonzero(~accepted)
+        end[visitors[answered]] = decided[answered]
+        first_byte[visitors[answered]] = seen[answered]
+        at_stage[visitors[passed_on]] = decided[passed_on] + hop_seconds
     measured = slice(margin, len(when) - margin)
     end_to_end, to_first_byte = (end - when)[measured], (first_byte - when)[measured]
     return CascadeTimes(end_to_end, to_first_byte, service, first, per_token, utilisation, saturated)
 
 
 def _simulate_crowded(
-    stage: StageReplicas, arrivals: Floats, prompts: Ints, answers: Ints, crowd: float, known: dict[bytes, StageTimes]
+    stage: StageReplicas,
+    arrivals: Floats,
+    prompts: Ints,
+    answers: Ints,
+    crowd: float,
+    known: dict[bytes, StageTimes] | None,
 ) -> StageTimes:
     """A stage among others' requests, unless that is known; returns the times of the given ones."""
-    given = hashlib.blake2b(digest_size=16)
-    for array in (np.array(stage.steps), np.array([*stage.weights, crowd]), arrivals, prompts, answers):
-        given.update(array.tobytes())
-    key = given.digest()
+    others = round((crowd - 1.0) * len(arrivals))
+    if known is None:
+        return _simulate_among(stage, arrivals, prompts, answers, others)
+    given = (np.array(stage.steps), np.array([*stage.weights, crowd]), arrivals, prompts, answers)
+    key = b"".join(hash(array.tobytes()).to_bytes(8, "little", signed=True) for array in given)
     if key not in known:
-        known[key] = _simulate_among(stage, arrivals, prompts, answers, round((crowd - 1.0) * len(arrivals)))
+        known[key] = _simulate_among(stage, arrivals, prompts, answers, others)
     return known[key]
 
 
@@ -318,15 +331,15 @@ def _simulate_among(stage: StageReplicas, arrivals: Floats, prompts: Ints, answe
     apart = _APART * (arrivals[-1] - arrivals[0]) * random.uniform(-1.0, 1.0, others)
     others_at = np.abs(arrivals[when] - arrivals[0] + apart)  # reflected at both ends
     others_at = arrivals[-1] - np.abs(arrivals[-1] - arrivals[0] - others_at)
-    every = np.concatenate([arrivals, others_at])
+    every = np.concatenate([arrivals, np.sort(others_at)])  # two ascending runs: argsort merges them
     order = np.argsort(every, kind="stable")
     of = np.concatenate([np.arange(count), like])[order]
     times = simulate_stage(stage, every[order], prompts[of], answers[of])
-    place = np.empty(len(every), dtype=np.int64)
-    place[order] = np.arange(len(every))
-    own = place[:count]
+    own = np.flatnonzero(order < count)  # in order of arrival, as the given ones are
     return StageTimes(times.first_token[own], times.finish[own], times.utilisation, times.saturated)
 
 
 def _lengths(tokens: npt.ArrayLike) -> Ints:
-    return np.maximum(np.rint(np.asarray(tokens, dtype=np.float64)), 1.0).astype(np.int64)
+    given = np.asarray(tokens)
+    whole: Ints = given if given.dtype == np.int64 else np.rint(given.astype(np.float64)).astype(np.int64)
+    return np.maximum(whole, 1)

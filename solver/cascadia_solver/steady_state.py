@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from cascadia_solver.workload import RequestSample
 
 __all__ = ["at_work", "replica_slice"]
 
+_Any = TypeVar("_Any", bound=np.generic)
 Integers = NDArray[np.int64]
 
 _FEWEST = 8
@@ -58,18 +60,21 @@ def at_work(
     period = n / sample.requests_per_second
     thinning = max(1.0, _PERIODS * settle_seconds / period)
     margin = min(n, math.ceil(settle_seconds / (period * thinning) * n))
-    rows = np.concatenate([np.arange(n - margin, n), np.arange(n), np.arange(margin)])
-    arrivals = sample.arrivals[rows]
+
+    def before_and_after(given: NDArray[_Any]) -> NDArray[_Any]:
+        return np.concatenate([given[n - margin :], given, given[:margin]])
+
+    arrivals = before_and_after(sample.arrivals)
     arrivals[:margin] -= period
     arrivals[n + margin :] += period
     slices = [replica_slice(stage, thinning) for stage in stages]
     return simulate_cascade(
         [stage for stage, _ in slices],
         np.maximum.accumulate((arrivals - arrivals[0]) * thinning),
-        sample.input_tokens[rows],
-        sample.output_tokens[rows],
-        exits[rows],
-        able=None if sample.able is None else sample.able[rows],
+        before_and_after(sample.input_tokens),
+        before_and_after(sample.output_tokens),
+        before_and_after(exits),
+        able=None if sample.able is None else before_and_after(sample.able),
         gate_tokens=sample.gate_tokens,
         scorer_seconds=sample.scorer_seconds,
         crowd=[crowd for _, crowd in slices],
