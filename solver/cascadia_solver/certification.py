@@ -123,16 +123,13 @@ class QualityStudy:
         if self.table.source == "Prior":
             return list(self.qualities)
         starts = np.cumsum([0, *(len(grid) for grid in self.grids)])
-        path = self._path(values, starts, floor)
+        orders = [np.lexsort((-guide[0], value)) for value, guide in zip(values, self.guides, strict=True)]
+        path = self._path(values, orders, starts, floor)
         others = np.setdiff1d(
             np.concatenate([self._singles(starts), *(k + s for k, s in zip(kept, starts, strict=False))]), path
         )
-        everyone = np.arange(len(self.table))
-        columns = np.empty((len(self.table), len(path) + len(others)))
-        columns[:, len(path) :] = self._worth(others, starts, everyone)
-        for fold in range(_FOLDS):
-            rows = np.flatnonzero(self.fold == fold)
-            columns[rows, : len(path)] = self._worth(self._rivals(path, values, starts, fold), starts, rows)
+        rivals = self._rivals(path, values, orders, starts)
+        columns = self._worth(np.concatenate([rivals, np.tile(others, (_FOLDS, 1))], axis=1), starts)
         error = 1 - confidence
         mean = self.weights @ columns / len(columns)
         # In place: with a large set this is the largest array of all.
@@ -174,14 +171,16 @@ class QualityStudy:
         spread = float((self.weights**2).mean()) * max(best * (1 - best), 1 / len(self.table))
         return math.ceil(distance**2 * spread / (best - floor) ** 2)
 
-    def _path(self, values: Sequence[Floats], starts: Integers, floor: float) -> Integers:
+    def _path(self, values: Sequence[Floats], orders: Sequence[Integers], starts: Integers, floor: float) -> Integers:
         """Vectors to test, best estimate first [L].
 
         Those of each choice of stages that none of its own of lesser value is estimated to equal, unless another
         choice does as well for much less (what is minimised is itself an estimate at this point), and the single
         models that are far above the floor.
         """
-        fronts = [_front(value, guide[0]) for value, guide in zip(values, self.guides, strict=True)]
+        fronts = [
+            _front(value, guide[0], order) for value, guide, order in zip(values, self.guides, orders, strict=True)
+        ]
         path = np.concatenate([front + start for front, start in zip(fronts, starts, strict=False)])
         guide = np.concatenate(self.estimates)[path]
         value = np.concatenate(values)[path]
@@ -222,47 +221,69 @@ class QualityStudy:
         lines[alone] = weight[alone]
         return np.asarray(guide + lines @ (mean - guide) / lines.sum(axis=1))
 
-    def _rivals(self, path: Integers, values: Sequence[Floats], starts: Integers, fold: int) -> Integers:
-        """For each vector of the path, that of the same stages and at most its value that the other folds prefer."""
+    def _rivals(
+        self, path: Integers, values: Sequence[Floats], orders: Sequence[Integers], starts: Integers
+    ) -> Integers:
+        """For each vector of the path, that of its stages and at most its value that the others of each fold prefer.
+
+        Returns:
+            Vectors [folds, L].
+        """
         place = np.searchsorted(starts, path, side="right") - 1
-        rivals = path.copy()
-        for g in np.unique(place):
-            mine = place == g
+        rivals = np.empty((_FOLDS, len(path)), dtype=np.int64)
+        for g in np.unique(place).tolist():
+            mine = np.flatnonzero(place == g)
             levels = values[g][path[mine] - starts[g]]
-            rivals[mine] = starts[g] + _best_within(values[g], self.guides[g][1 + fold], levels)
+            by_level = np.argsort(levels)
+            rivals[:, mine[by_level]] = starts[g] + _best_within(
+                values[g], orders[g], np.ascontiguousarray(self.guides[g][1:]), levels[by_level]
+            )
         return rivals
 
-    def _worth(self, vectors: Integers, starts: Integers, rows: Integers) -> Floats:
-        """Quality of each vector's answer to each of some requests [rows, vectors]."""
+    def _worth(self, vectors: Integers, starts: Integers) -> Floats:
+        """Quality of the answer to each request under each of its fold's vectors [n, L].
+
+        Args:
+            vectors: [folds, L].
+            starts: First vector of each grid.
+        """
         most = max(len(grid.stages) for grid in self.grids)
-        stages = np.zeros((len(vectors), most), dtype=np.int64)
-        thresholds = np.full((len(vectors), most), np.nan)
-        place = np.searchsorted(starts, vectors, side="right") - 1
+        flat = vectors.ravel()
+        stages = np.zeros((len(flat), most), dtype=np.int64)
+        thresholds = np.full((len(flat), most), np.nan)
+        place = np.searchsorted(starts, flat, side="right") - 1
         for g in np.unique(place).tolist():
             grid, mine = self.grids[g], np.flatnonzero(place == g)
             stages[mine, : len(grid.stages)] = grid.stages
-            position = np.unravel_index(vectors[mine] - starts[g], grid.shape) if grid.shape else ()
+            position = np.unravel_index(flat[mine] - starts[g], grid.shape) if grid.shape else ()
             for j, (levels, k) in enumerate(zip(grid.levels, position, strict=True)):
                 thresholds[mine, j] = levels[k]
-        able = self.table.able
-        taken = np.ones((len(rows), len(self.table.models)), dtype=np.bool_) if able is None else able[rows]
-        return _worth_of_answers(stages, thresholds, self.table.scores[rows], self.table.quality[rows], taken)
+        scores, quality, able = self.table.scores, self.table.quality, self.table.able
+        if able is not None:
+            scores, quality = np.where(able, scores, np.nan), quality * able
+        shape = (*vectors.shape, most)
+        return _worth_of_answers(stages.reshape(shape), thresholds.reshape(shape), self.fold, scores, quality)
 
 
 @compiled
-def _worth_of_answers(
-    stages: Integers, thresholds: Floats, scores: Floats, quality: Floats, able: NDArray[np.bool_]
-) -> Floats:
-    """Quality of the answer that is accepted, by request and vector; the last stage has a threshold of NaN [n, L]."""
-    worth = np.empty((len(scores), len(stages)))
+def _worth_of_answers(stages: Integers, thresholds: Floats, fold: Integers, scores: Floats, quality: Floats) -> Floats:
+    """Quality of the answer that is accepted, by request and vector of its fold [n, L].
+
+    Args:
+        stages: Models of each vector [folds, L, most].
+        thresholds: Theirs; that of the last stage is not a number [folds, L, most].
+        fold: Of each request [n].
+        scores: Not a number where a model cannot take a request [n, C].
+        quality: 0 there [n, C].
+    """
+    worth = np.empty((len(scores), stages.shape[1]))
     for r in range(len(scores)):
-        for v in range(len(stages)):
+        f = fold[r]
+        for v in range(stages.shape[1]):
             j = 0
-            while not np.isnan(thresholds[v, j]) and not (
-                able[r, stages[v, j]] and scores[r, stages[v, j]] >= thresholds[v, j]
-            ):
+            while not np.isnan(thresholds[f, v, j]) and not scores[r, stages[f, v, j]] >= thresholds[f, v, j]:
                 j += 1
-            worth[r, v] = quality[r, stages[v, j]] if able[r, stages[v, j]] else 0.0
+            worth[r, v] = quality[r, stages[f, v, j]]
     return worth
 
 
@@ -392,21 +413,43 @@ def _spread(path: Integers, most: int) -> Integers:
     return path[np.linspace(0, len(path) - 1, min(len(path), most)).astype(np.int64)]
 
 
-def _front(value: Floats, guide: Floats) -> Integers:
-    """Vectors of a better estimate than all of at most their value."""
-    order = np.lexsort((-guide, value))
+def _front(value: Floats, guide: Floats, order: Integers) -> Integers:
+    """Vectors of a better estimate than all of at most their value.
+
+    Args:
+        value: What is minimised [V].
+        guide: Estimates [V].
+        order: Of ascending value, the best estimate of equal ones first [V].
+    """
     order = order[np.isfinite(value[order])]
     ahead = np.concatenate([[-np.inf], np.maximum.accumulate(guide[order])])[:-1]
     return np.asarray(order[guide[order] > ahead], dtype=np.int64)
 
 
-def _best_within(value: Floats, guide: Floats, levels: Floats) -> Integers:
-    """For each level, the vector of the best estimate among those of at most that value [L]."""
-    order = np.lexsort((-guide, value))
-    better = np.concatenate([[True], guide[order][1:] > np.maximum.accumulate(guide[order])[:-1]])
-    leaders = np.flatnonzero(better)
-    last = np.searchsorted(value[order], levels, side="right") - 1
-    return np.asarray(order[leaders[np.searchsorted(leaders, last, side="right") - 1]], dtype=np.int64)
+@compiled
+def _best_within(value: Floats, order: Integers, guides: Floats, levels: Floats) -> Integers:
+    """For each of some ascending levels, the vector of the best estimate among those of at most that value.
+
+    Args:
+        value: What is minimised [V].
+        order: Of ascending value [V].
+        guides: Several estimates [G, V].
+        levels: None below the least value [L].
+
+    Returns:
+        [G, L]
+    """
+    best = np.empty((len(guides), len(levels)), dtype=np.int64)
+    for g in range(len(guides)):
+        place = 0
+        leader = order[0]
+        for k in range(len(levels)):
+            while place < len(order) and value[order[place]] <= levels[k]:
+                if guides[g, order[place]] > guides[g, leader]:
+                    leader = order[place]
+                place += 1
+            best[g, k] = leader
+    return best
 
 
 def _band(residuals: Floats, error: float, seed: int) -> float:

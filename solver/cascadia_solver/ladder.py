@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_solver.quality import QualityOfGrid
-from cascadia_solver.replay import Replay, ThresholdGrid
-from cascadia_solver.workload import RequestSample
+from cascadia_solver.replay import StageLoads, ThresholdGrid
 
 __all__ = ["Rung", "ladder"]
 
@@ -45,8 +44,9 @@ def ladder(
     capacities: Sequence[float],
     grid: ThresholdGrid,
     quality: QualityOfGrid,
-    sample: RequestSample,
+    loads: StageLoads,
     *,
+    requests_per_second: float,
     floor: float,
     overloaded: float | None = None,
 ) -> list[Rung]:
@@ -60,26 +60,19 @@ def ladder(
         capacities: Rate that each stage's replicas carry of the requests that the plan sends there, 1/s.
         grid: The grid that the plan's thresholds are from.
         quality: Of its vectors.
-        sample: The traffic.
+        loads: What those send to each stage.
+        requests_per_second: Rate that the plan is for.
         floor: Quality floor.
         overloaded: Lower floor that may be gone down to under overload, if any.
     """
-    replay = Replay(grid, sample.scores, sample.able)
-    reach = replay.reach(np.ones(len(sample)))
-    load = np.stack(
-        [
-            replay.generated(j, np.ascontiguousarray(sample.output_tokens[:, m]), sample.gate_tokens)
-            for j, m in enumerate(grid.stages)
-        ],
-        axis=1,
-    )
+    reach, load = loads.reach, loads.tokens
     own = grid.nearest(thresholds)
     capacity = np.array(capacities)
     carried = np.where(load > 0, capacity * _share(load[own], reach[own]) / np.maximum(load, 1e-12), np.inf)
     rate = carried.min(axis=1)
     strictest_first = np.lexsort((-rate, -quality.assured))
     allowed = strictest_first[(quality.assured >= floor)[strictest_first]]
-    above = _climb(allowed[(rate >= sample.requests_per_second)[allowed]], rate, 0.0, float(rate[own]) / _WORTH)
+    above = _climb(allowed[(rate >= requests_per_second)[allowed]], rate, 0.0, float(rate[own]) / _WORTH)
     below = _climb(allowed, rate, float(rate[own]) * _WORTH, np.inf)
     if overloaded is not None and overloaded < floor:
         best_first = np.lexsort((-rate, -quality.mean))

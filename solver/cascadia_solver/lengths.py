@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cascadia_solver.ordering import ascending
 from cascadia_solver.scheduling_kernel import Floats
 
-__all__ = ["LengthProfile", "length_profile"]
+__all__ = ["PROMPT_TOKENS_PER_STEP", "LengthProfile", "length_profile"]
 
 # Quantile edges of a profile's classes: finer towards the tail, where the percentiles are read.
 _EDGES = np.concatenate(
@@ -17,8 +18,8 @@ _EDGES = np.concatenate(
      np.linspace(0.9, 0.98, 8, endpoint=False), np.linspace(0.98, 1.0, 5)]
 )  # fmt: skip
 
-_STEPS_PER_PROMPT_TOKEN = 1.0 / 250.0
-"""Latency of one prompt token in decode steps: (2 operations ÷ rate) ÷ (2 bytes ÷ bandwidth), about
+PROMPT_TOKENS_PER_STEP = 250.0
+"""Prompt tokens that take as long as a decode step: (2 bytes ÷ bandwidth) ÷ (2 operations ÷ rate), about
 the same for all models and recent GPUs. It only decides which requests share a class."""
 
 
@@ -50,7 +51,7 @@ def length_profile(inputs: npt.ArrayLike, outputs: npt.ArrayLike) -> LengthProfi
     answers = np.maximum(np.asarray(outputs, dtype=np.float64), 1.0)
     if len(prompts) == 0 or prompts.shape != answers.shape:
         raise ValueError(f"need equally many prompt and answer lengths, not {prompts.shape} and {answers.shape}")
-    order = np.argsort(answers + _STEPS_PER_PROMPT_TOKEN * prompts, kind="stable")
+    order = ascending(PROMPT_TOKENS_PER_STEP * answers + prompts)
     edges = np.unique(np.rint(_EDGES * len(order)).astype(np.int64))
     starts, sizes = edges[:-1], np.diff(edges).astype(np.float64)
     return LengthProfile(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cascadia_api.plan import (
     FrontierPoint,
@@ -178,11 +178,17 @@ def demand_of_plan(traffic: Traffic, first_stage: int) -> PlanDemand:
         requests_per_second=sample.requests_per_second,
         input_tokens_mean=float(sample.input_tokens.mean()),
         output_tokens_mean=float(answers.mean()),
-        input_token_quantiles=[float(q) for q in np.quantile(sample.input_tokens, levels)],
-        output_token_quantiles=[float(q) for q in np.quantile(answers, levels)],
-        score_deciles=[float(q) for q in np.quantile(scores, np.arange(1, 10) / 10)] if known else [],
+        input_token_quantiles=_quantiles(sample.input_tokens, levels),
+        output_token_quantiles=_quantiles(answers, levels),
+        score_deciles=_quantiles(scores, np.arange(1, 10) / 10) if known else [],
         source=traffic.demand.source,
     )
+
+
+def _quantiles(values: Floats, levels: ArrayLike) -> list[float]:
+    """As `np.quantile`, which takes many times as long over ten thousand requests."""
+    last = len(values) - 1
+    return [float(q) for q in np.interp(np.asarray(levels) * last, np.arange(last + 1), np.sort(values))]
 
 
 def frontier_of_plan(

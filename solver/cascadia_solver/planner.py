@@ -27,7 +27,7 @@ from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reac
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
 from cascadia_solver.milp import MilpResult, SolverName, solve_allocation
-from cascadia_solver.replay import threshold_grids
+from cascadia_solver.replay import stage_loads, threshold_grids
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, candidates, certified, design_route, lower_bound, pool_choices, screen_all
 from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists, simulated
@@ -268,7 +268,8 @@ def _plan(
         [replicas.capacity for replicas in plan.replicas],
         problem.grids[g],
         problem.qualities[g],
-        traffic.sample,
+        stage_loads(problem.grids[g], traffic.sample),
+        requests_per_second=traffic.sample.requests_per_second,
         floor=problem.floor,
         overloaded=None if overloaded is None else float(overloaded),
     )

@@ -66,11 +66,11 @@ def thresholds_alone(inputs: PlanningInputs, in_force: Plan) -> Plan | None:
     spec = inputs.cascade.spec
     if not replicas_allowed(spec, pool_budgets(spec, inputs.available_gpus, inputs.free_by_node), in_force):
         return None
+    traffic = traffic_of(inputs)
     try:
-        found = replan_thresholds(inputs, in_force)
+        found = replan_thresholds(inputs, in_force, traffic)
     except InfeasibleError:
         return None
-    traffic = traffic_of(inputs)
     times, exits = simulate_plan(
         spec, traffic.facts, found, traffic.sample, inputs.sources, settle_seconds=found.latency.p95_ms / 1e3
     )

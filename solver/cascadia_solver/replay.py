@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from cascadia_api.errors import InputError, Problem
 from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.compiled import compiled
+from cascadia_solver.workload import RequestSample
 
-__all__ = ["Replay", "ThresholdGrid", "exit_stages", "threshold_grids"]
+__all__ = ["Replay", "StageLoads", "ThresholdGrid", "exit_stages", "stage_loads", "threshold_grids"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -96,24 +98,45 @@ def threshold_grids(
         if set(forced) <= set(choice)
     ]
     budget = min(_VECTORS, max(64, _ALL_VECTORS // max(1, len(choices))))
-    return [_grid(table, choice, set(forced), budget) for choice in choices]
+    ascending = np.sort(table.scores, axis=0)
+    return [_grid(ascending, choice, set(forced), budget) for choice in choices]
 
 
-def _grid(table: CalibrationSet, stages: tuple[int, ...], forced: set[int], budget: int) -> ThresholdGrid:
+def _grid(scores: Floats, stages: tuple[int, ...], forced: set[int], budget: int) -> ThresholdGrid:
+    """The grid of one choice of stages, from each model's scores in ascending order [n, C]."""
     thresholds = len(stages) - 1
     count = min(_MOST_LEVELS, max(2, round(budget ** (1 / thresholds)))) if thresholds else 0
     levels = []
     for place, model in enumerate(stages[:-1]):
-        scores = table.scores[:, model]
-        quantiles = np.quantile(scores, (np.arange(count) + 0.5) / count)
-        grid = np.array([float(f"{value:.6g}") for value in quantiles])
+        own = scores[:, model]
+        quantiles = np.interp((np.arange(count) + 0.5) / count * (len(own) - 1), np.arange(len(own)), own)
+        grid = np.array([float(f"{value:.6g}") for value in quantiles.tolist()])
         # Dropping a stage is another choice of stages, so these two matter for forced stages only.
         if forced & set(stages[place + 1 :]):
             grid = np.append(grid, -np.inf)
         if model in forced:
-            grid = np.append(grid, float(f"{scores.max() + max(1e-3, 1e-3 * abs(scores.max())):.6g}"))
+            grid = np.append(grid, float(f"{own[-1] + max(1e-3, 1e-3 * abs(own[-1])):.6g}"))
         levels.append(np.unique(grid))
     return ThresholdGrid(stages, tuple(levels))
+
+
+@compiled
+def _sums_by_cell(cell: Integers, rows: Floats, cells: int) -> Floats:
+    """Sum of each row's values over the requests of each cell [rows, cells]."""
+    sums = np.zeros((len(rows), cells))
+    for row in range(len(rows)):
+        for r in range(len(cell)):
+            sums[row, cell[r]] += rows[row, r]
+    return sums
+
+
+@compiled
+def _cumulate(sums: Floats) -> None:
+    """Add along the middle axis, in place."""
+    for i in range(len(sums)):
+        for k in range(1, sums.shape[1]):
+            for j in range(sums.shape[2]):
+                sums[i, k, j] += sums[i, k - 1, j]
 
 
 class Replay:
@@ -152,11 +175,9 @@ class Replay:
         shape = self.grid.shape[:stage]
         cells = int(np.prod([k + 1 for k in shape], dtype=np.int64))
         rows = values.reshape(-1, self._requests)
-        index = self._cells[stage] if len(rows) == 1 else self._cells[stage] + cells * np.arange(len(rows))[:, None]
-        sums = np.bincount(index.ravel(), rows.ravel(), minlength=cells * len(rows))
-        sums = sums.reshape((len(rows), *(k + 1 for k in shape)))
+        sums = _sums_by_cell(self._cells[stage], rows, cells).reshape((len(rows), *(k + 1 for k in shape)))
         for axis in range(1, stage + 1):
-            sums = np.cumsum(sums, axis=axis)
+            _cumulate(sums.reshape(-1, sums.shape[axis], int(np.prod(sums.shape[axis + 1 :], dtype=np.int64))))
         kept = sums[(slice(None), *(slice(k) for k in shape))]
         return kept.reshape((*values.shape[:-1], *shape))
 
@@ -177,8 +198,9 @@ class Replay:
         return np.stack(shares, axis=1)
 
     def at_stage(self, stage: int, values: Floats) -> Floats:
-        """Sum of `values` [n] over the requests that a stage serves, for every vector [V]."""
-        return self._spread(self.reaching(stage, self._served(stage, values)), stage).ravel()
+        """Sum of `values` [..., n] over the requests that a stage serves, for every vector [..., V]."""
+        sums = self._spread(self.reaching(stage, self._served(stage, values)), stage)
+        return sums.reshape((*values.shape[:-1], len(self.grid)))
 
     def generated(self, stage: int, answers: Floats, gate_tokens: int | None) -> Floats:
         """Answer tokens that a stage generates, for every vector [V].
@@ -188,11 +210,18 @@ class Replay:
             answers: Whole lengths of its answers [n].
             gate_tokens: Where rejected answers stop; None: at their end.
         """
-        whole = self.at_stage(stage, answers)
-        if gate_tokens is None or stage + 1 == len(self.grid.stages):
-            return whole
-        spared = self._served(stage, np.maximum(answers - gate_tokens, 0.0))
-        return whole - self._spread(self.reaching(stage + 1, spared), stage + 1).ravel()
+        return self.at_stage(stage, answers) - self.spared(stage, _beyond(answers, gate_tokens))
+
+    def spared(self, stage: int, beyond: Floats | None) -> Floats | float:
+        """Tokens that a stage is spared, for every vector [V].
+
+        Args:
+            stage: Place in `grid.stages`.
+            beyond: Tokens of its answers that are not generated where it rejects them [n]; None for none.
+        """
+        if beyond is None or stage + 1 == len(self.grid.stages):
+            return 0.0
+        return self._spread(self.reaching(stage + 1, self._served(stage, beyond)), stage + 1).ravel()
 
     def at_exit(self, values: Floats) -> Floats:
         """Sum over all requests of the value of the model that answers them; 0 for one that the last refuses.
@@ -203,14 +232,14 @@ class Replay:
         Returns:
             For every vector [..., V].
         """
-        stages = self.grid.stages
         lead = values.shape[:-2]
         total = np.zeros((*lead, *self.grid.shape))
-        for j, model in enumerate(stages):
-            column = self._served(j, np.ascontiguousarray(values[..., model]))
-            total += self._spread(self.reaching(j, column), j)
-            if j + 1 < len(stages):
-                total -= self._spread(self.reaching(j + 1, column), j + 1)
+        before: Floats | float = 0.0
+        for j, model in enumerate(self.grid.stages):
+            # What a stage answers is what gets there less what goes on, where the next stage's worth counts instead.
+            worth = self._served(j, np.ascontiguousarray(values[..., model]))
+            total += self._spread(self.reaching(j, worth - before), j)
+            before = worth
         return total.reshape((*lead, len(self.grid)))
 
     def _served(self, stage: int, values: Floats) -> Floats:
@@ -222,6 +251,66 @@ class Replay:
         full = self.grid.shape
         lead = sums.shape[: sums.ndim - stage]
         return np.broadcast_to(sums.reshape((*sums.shape, *(1,) * (len(full) - stage))), (*lead, *full))
+
+
+@dataclass(frozen=True, eq=False)
+class StageLoads:
+    """What every threshold vector of a grid sends to each stage, of one sample of the traffic.
+
+    Attributes:
+        reach: Share of all requests that it serves [V, stages].
+        tokens: Answer tokens that it generates, by the number of all requests [V, stages].
+        passed_by: Share of all requests that gets there and cannot be taken [V, stages].
+    """
+
+    reach: Floats
+    tokens: Floats
+    passed_by: Floats
+
+
+def stage_loads(grid: ThresholdGrid, sample: RequestSample) -> StageLoads:
+    """Replay a sample on every vector of a grid.
+
+    Requests of one calibration row have its scores, so where all models can take all requests they go one way:
+    then rows are replayed, each with the sums over its requests, which are many times fewer.
+    """
+    stages = grid.stages
+    answers = sample.output_tokens[:, stages]
+    beyond = _beyond(answers, sample.gate_tokens)
+    values = np.concatenate([np.ones((len(sample), 1)), answers, *([] if beyond is None else [beyond])], axis=1)
+    scores, able = sample.scores, sample.able
+    if able is None:
+        rows = int(sample.row.max()) + 1
+        scores = np.zeros((rows, sample.scores.shape[1]))
+        scores[sample.row] = sample.scores
+        values = _sums_by_row(sample.row, values, rows)
+    values = np.ascontiguousarray(values.T)
+    replay = Replay(grid, scores, able)
+    served = [replay.at_stage(stage, values[[0, 1 + stage]]) for stage in range(len(stages))]
+    spared = [
+        replay.spared(stage, None if beyond is None else values[1 + len(stages) + stage])
+        for stage in range(len(stages))
+    ]
+    return StageLoads(
+        reach=np.stack([of[0] for of in served], axis=1) / len(sample),
+        tokens=np.stack([of[1] - less for of, less in zip(served, spared, strict=True)], axis=1) / len(sample),
+        passed_by=replay.passed_by(),
+    )
+
+
+@compiled
+def _sums_by_row(row: Integers, values: Floats, rows: int) -> Floats:
+    """Sums over the requests of each calibration row [rows, columns]."""
+    sums = np.zeros((rows, values.shape[1]))
+    for r in range(len(row)):
+        for column in range(values.shape[1]):
+            sums[row[r], column] += values[r, column]
+    return sums
+
+
+def _beyond(answers: Floats, gate_tokens: int | None) -> Floats | None:
+    """Tokens that a rejected answer is spared; None where rejected answers are generated to their end."""
+    return None if gate_tokens is None else np.maximum(answers - gate_tokens, 0.0)
 
 
 def exit_stages(

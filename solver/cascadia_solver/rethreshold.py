@@ -27,14 +27,15 @@ from cascadia_api.plan import (
 )
 from cascadia_solver import plan_document as document
 from cascadia_solver.catalogue.manifest import gpu_of, precision_of
+from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.certification import estimate_quality
 from cascadia_solver.infeasible import quality_out_of_reach
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
-from cascadia_solver.lengths import length_profile
+from cascadia_solver.lengths import PROMPT_TOKENS_PER_STEP, length_profile
 from cascadia_solver.operating_point import load_curves
-from cascadia_solver.parallelism import latency_levels, rates_at
-from cascadia_solver.replay import Replay, ThresholdGrid, threshold_grids
+from cascadia_solver.ordering import ascending
+from cascadia_solver.replay import StageLoads, ThresholdGrid, stage_loads, threshold_grids
 from cascadia_solver.roofline import Shape
 from cascadia_solver.screening import path_latency
 from cascadia_solver.sites import pool_budgets
@@ -44,9 +45,12 @@ from cascadia_solver.workload import RequestSample
 __all__ = ["replan_thresholds"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 _REQUESTS = 2500
-_SHOWN = 256
+_AT_FIRST, _AT_LAST = 256, 1250
+_HARDLY_SLOWER = 1.1
+"""The closed form of so few requests is off by about so much."""
 _SHOWN_AT = (50, 90, 95, 99)
 _FRONTIER = 64
 _HOPELESS = 0.05
@@ -70,12 +74,13 @@ class _Placed:
     trust: Certainty
 
 
-def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
+def replan_thresholds(inputs: PlanningInputs, plan: Plan, traffic: Traffic | None = None) -> Plan:
     """Choose thresholds anew for a plan's replicas.
 
     Args:
         inputs: Manifest, calibration set and traffic as they are now.
         plan: The plan whose replicas stay.
+        traffic: What `traffic_of` says of the inputs, where the caller has it.
 
     Returns:
         A plan with the same replicas; its latencies are the closed form's, which is far off near saturation: they
@@ -90,21 +95,18 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
     names = [model.name for model in spec.models]
     if [stage.name for stage in plan.stages] != names:
         raise InputError(f"the plan is of the models {', '.join(stage.name for stage in plan.stages)}, not {names}")
-    traffic = traffic_of(inputs, requests=_REQUESTS)
-    traffic = replace(traffic, sample=_thinned(traffic.sample))
+    traffic = traffic or traffic_of(inputs)
     sample = traffic.sample
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     (grid,) = threshold_grids(traffic.table, candidates=live, forced=live, max_escalations=None)
     percentile = float(spec.objective.percentile)
-    placed = [_placed(inputs, traffic, model, plan.stages[model], percentile) for model in live]
-    replay = Replay(grid, sample.scores, sample.able)
-    every = np.ones(len(sample))
-    reach = replay.reach(every)
-    rates = _rates(replay, traffic, grid)
+    few = _thinned(sample, live[-1])
+    placed = [_placed(inputs, traffic.facts[model], few, model, plan.stages[model], percentile) for model in live]
+    loads = stage_loads(grid, sample)
+    rates = _rates(loads, sample, grid)
     study = estimate_quality(traffic.table, [grid], weights=traffic.demand.row_weights)
     floor, confidence = float(spec.objective.min_quality), float(spec.objective.confidence)
-    hopeful = study.estimates[0] >= min(floor - _HOPELESS, study.estimates[0].max())
-    latency, times_of = _latency(grid, placed, rates, hopeful, traffic, percentile)
+    latency, times_of = _latency(grid, placed, rates, study.estimates[0], few, floor, percentile)
     (quality,) = study.certified(
         [latency], [np.empty(0, dtype=np.int64)], floor=floor, confidence=confidence, seed=inputs.seed
     )
@@ -123,16 +125,17 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
             shortfalls=[Shortfall("requests/s of the tightest stage", sample.requests_per_second, carried)],
         )
     best = int(good[latency[good].argmin()])
-    times = times_of(best)
+    (times,) = times_of(np.array([best]))
     overloaded = spec.objective.min_quality_overloaded
     thresholds = grid.vector(best)
     rungs = ladder(
         thresholds,
-        [float(stage.carried[-1] * reach[best, j] * sample.requests_per_second / rates[best, j])
+        [float(stage.carried[-1] * loads.reach[best, j] * sample.requests_per_second / rates[best, j])
          if rates[best, j] > 0 else np.inf for j, stage in enumerate(placed)],
         grid,
         quality,
-        sample,
+        loads,
+        requests_per_second=sample.requests_per_second,
         floor=floor,
         overloaded=None if overloaded is None else float(overloaded),
     )  # fmt: skip
@@ -146,7 +149,7 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan) -> Plan:
             "plan_id": plan_id({"inputs": inputs_id(inputs, traffic.table, budgets), "replicasOf": origin.plan_id}),
             "replicas_of": origin,
             "thresholds": of_models,
-            "stages": _stages(plan, live, of_models, (reach[best], replay.passed_by()[best]), rates[best], placed),
+            "stages": _stages(plan, live, of_models, (loads.reach[best], loads.passed_by[best]), rates[best], placed),
             "ladder": document.ladder_of_plan(rungs, live, len(names)),
             "quality": PlanQuality(
                 mean=float(quality.mean[best]),
@@ -195,109 +198,112 @@ def _frontier(plan: Plan) -> list[FrontierPoint]:
     return sorted([own, *others[: _FRONTIER - 1]], key=lambda point: point.p95_ms)
 
 
-def _thinned(sample: RequestSample) -> RequestSample:
-    """Evenly spread requests of a sample: enough for a closed form."""
-    rows = slice(None, None, max(1, len(sample) // _REQUESTS))
-    return RequestSample(
-        requests_per_second=sample.requests_per_second,
+def _thinned(sample: RequestSample, model: int) -> RequestSample:
+    """Requests evenly spread over how long a model takes for them, in that order: enough for a closed form."""
+    order = ascending(PROMPT_TOKENS_PER_STEP * sample.output_tokens[:, model] + sample.input_tokens)
+    step = max(1, len(sample) // _REQUESTS)
+    rows = order[step // 2 :: step]
+    return replace(
+        sample,
         arrivals=sample.arrivals[rows],
         input_tokens=sample.input_tokens[rows],
         output_tokens=sample.output_tokens[rows],
         scores=sample.scores[rows],
         quality=sample.quality[rows],
         row=sample.row[rows],
+        needs=None if sample.needs is None else sample.needs[rows],
         able=None if sample.able is None else sample.able[rows],
-        gate_tokens=sample.gate_tokens,
-        scorer_seconds=sample.scorer_seconds,
     )
 
 
-def _placed(inputs: PlanningInputs, traffic: Traffic, model: int, stage: PlanStage, percentile: float) -> _Placed:
-    spec, sample = inputs.cascade.spec, traffic.sample
+def _placed(
+    inputs: PlanningInputs, facts: ModelFacts, sample: RequestSample, model: int, stage: PlanStage, percentile: float
+) -> _Placed:
+    spec = inputs.cascade.spec
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
     if pool is None:
         raise InputError(f"the plan's stage {stage.name!r} is on pool {stage.pool!r}, which the manifest does not have")
     gpu, source = gpu_of(pool), inputs.sources[model]
-    precision = precision_of(spec.models[model], traffic.facts[model])
+    precision = precision_of(spec.models[model], facts)
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
-    steps = [
-        source.step_model(traffic.facts[model], gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
-        for shape in shapes
-    ]
+    steps = [source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8) for shape in shapes]
     taken = sample.taken_by(model)
     profile = length_profile(sample.input_tokens[taken], sample.output_tokens[taken, model])
     curves = load_curves(steps, [profile], percentile)
-    levels = latency_levels([curves])
-    counts = np.array([group.count for group in stage.replicas], dtype=np.float64)
-    rates = rates_at(curves, levels)[0] * counts[:, None]
-    parts = np.zeros((len(levels), 3))
-    for r in range(len(steps)):
+    levels = np.unique(curves.latency[0])
+    carried, parts = np.zeros(len(levels)), np.zeros((len(levels), 3))
+    for r, group in enumerate(stage.replicas):
+        rate = np.interp(levels, curves.latency[0, r], curves.rate[0, r], left=0.0)
+        carried += group.count * rate
         for k in range(3):
-            parts[:, k] += rates[r] * np.interp(rates[r] / counts[r], curves.rate[0, r], curves.parts[0, r, :, k])
-    carried = rates.sum(axis=0)
+            parts[:, k] += group.count * rate * np.interp(rate, curves.rate[0, r], curves.parts[0, r, :, k])
     idle = curves.parts[0, :, 0].mean(axis=0)
     parts = np.where(carried[:, None] > 0, parts / np.maximum(carried, 1e-12)[:, None], idle)
-    trust = certainty((source, stage.name, traffic.facts[model], gpu, shape) for shape in shapes)
-    return _Placed(levels, carried, parts, trust)
+    return _Placed(levels, carried, parts, certainty((source, stage.name, facts, gpu, shape) for shape in shapes))
 
 
-def _rates(replay: Replay, traffic: Traffic, grid: ThresholdGrid) -> Floats:
+def _rates(loads: StageLoads, sample: RequestSample, grid: ThresholdGrid) -> Floats:
     """Rate at each stage in requests of its mean answer length over all requests [V, stages]."""
-    sample = traffic.sample
-    columns = []
-    for j, model in enumerate(grid.stages):
-        answers = np.ascontiguousarray(sample.output_tokens[:, model])
-        typical = answers[sample.taken_by(model)].mean() * len(sample)
-        columns.append(replay.generated(j, answers, sample.gate_tokens) / typical * sample.requests_per_second)
-    return np.stack(columns, axis=1)
+    typical = np.array([sample.output_tokens[sample.taken_by(model), model].mean() for model in grid.stages])
+    return np.asarray(loads.tokens / typical * sample.requests_per_second)
 
 
 def _latency(
     grid: ThresholdGrid,
     placed: Sequence[_Placed],
     rates: Floats,
-    hopeful: NDArray[np.bool_],
-    traffic: Traffic,
+    estimate: Floats,
+    sample: RequestSample,
+    floor: float,
     percentile: float,
-) -> tuple[Floats, Callable[[int], Floats]]:
-    """Latency of each vector on the replicas, infinite where it saturates a stage or is not hopeful.
+) -> tuple[Floats, Callable[[Integers], Floats]]:
+    """Latency of each vector that may be the best on the replicas at its quality.
+
+    All that are carried are looked at with few requests, and those that are hardly slower than every other of
+    their quality with more: which requests go how far decides on the percentile.
+
+    Args:
+        grid: V vectors.
+        placed: The stages' replicas.
+        rates: Rate at each stage [V, stages].
+        estimate: Of their quality [V].
+        sample: The traffic, evenly spread in the order of its lengths: n requests.
+        floor: Quality floor.
+        percentile: Of path latency.
 
     Returns:
-        The percentile of path latency of each vector, s [V]; and a function that gives one vector's latencies,
-        s.
+        The percentile of path latency of each vector, s, infinite where it saturates a stage or another is faster
+        [V]; and a function that gives the latencies of K vectors, s [K, n].
     """
-    sample = traffic.sample
-    shown = np.linspace(0, len(sample) - 1, min(_SHOWN, len(sample))).astype(np.int64)
+    carried = estimate >= min(floor - _HOPELESS, estimate.max())
     parts = []
-    carried = hopeful.copy()
     for j, stage in enumerate(placed):
         carried &= rates[:, j] <= stage.carried[-1]
-        at = np.interp(rates[:, j], stage.carried, np.arange(len(stage.levels), dtype=np.float64))
-        parts.append(
-            np.stack([np.interp(at, np.arange(len(stage.levels)), stage.parts[:, k]) for k in range(3)], axis=1)
-        )
+        parts.append(np.stack([np.interp(rates[:, j], stage.carried, part) for part in stage.parts.T], axis=1))
     position = np.unravel_index(np.arange(len(grid)), grid.shape) if grid.shape else ()
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
-    latency = np.full(len(grid), np.inf)
-    rows = np.flatnonzero(carried)
-    inputs, outputs, scores, able = sample.input_tokens, sample.output_tokens, sample.scores, sample.able
-    if len(rows):
-        times = path_latency(
-            grid.stages, [t[rows] for t in thresholds], [p[rows] for p in parts],
-            inputs[shown], outputs[shown], scores[shown], None if able is None else able[shown],
-            sample.gate_tokens, sample.scorer_seconds,
+
+    def times_of(vectors: Integers, shown: slice | Integers = slice(None)) -> Floats:
+        return path_latency(
+            grid.stages, [t[vectors] for t in thresholds], [p[vectors] for p in parts],
+            sample.input_tokens[shown], sample.output_tokens[shown], sample.scores[shown],
+            None if sample.able is None else sample.able[shown], sample.gate_tokens, sample.scorer_seconds,
         )  # fmt: skip
-        kth = min(len(shown) - 1, int(percentile / 100 * len(shown)))
-        latency[rows] = np.partition(times, kth, axis=1)[:, kth]
 
-    def times_of(vector: int) -> Floats:
-        one = slice(vector, vector + 1)
-        chosen = [t[one] for t in thresholds], [p[one] for p in parts]
-        seconds = path_latency(
-            grid.stages, *chosen, inputs, outputs, scores, able, sample.gate_tokens, sample.scorer_seconds
-        )
-        return np.asarray(seconds[0])
-
+    latency = np.full(len(grid), np.inf)
+    vectors = np.flatnonzero(carried)
+    for most in (_AT_FIRST, _AT_LAST):
+        count = min(most, len(sample))
+        times = times_of(vectors, ((np.arange(count) + 0.5) / count * len(sample)).astype(np.int64))
+        kth = min(count - 1, int(percentile / 100 * count))
+        seconds = np.partition(times, kth, axis=1)[:, kth]
+        if most == _AT_LAST:
+            latency[vectors] = seconds
+            break
+        best_first = np.argsort(-estimate[vectors], kind="stable")
+        least = np.empty(len(vectors))
+        least[best_first] = np.minimum.accumulate(seconds[best_first])
+        vectors = vectors[seconds <= _HARDLY_SLOWER * least]
     return latency, times_of
 
 

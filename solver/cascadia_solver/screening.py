@@ -268,20 +268,56 @@ def _paths(
     Returns:
         Seconds [K, n], and the requests that the last stage answers [K, n].
     """
-    total = np.zeros((len(parts[0]), len(inputs)))
-    here = np.ones(total.shape, dtype=bool)
-    for j, (model, part) in enumerate(zip(stages, parts, strict=True)):
-        own = part[:, 0, None] + part[:, 1, None] * inputs + part[:, 2, None] * outputs[:, model]
-        takes = np.True_ if able is None else able[:, model]
-        if j + 1 < len(stages):
-            own += scorer_seconds
-            rejected = scores[:, model] < thresholds[j][:, None]
-            if gate_tokens is not None:
-                own -= np.where(rejected, part[:, 2, None] * np.maximum(outputs[:, model] - gate_tokens, 0.0), 0.0)
-        total += np.where(here & takes, own, 0.0)
-        if j + 1 < len(stages):
-            here &= rejected | ~takes
-    return total, here & takes
+    last = np.full(len(parts[0]), np.nan)
+    taken = np.ones(outputs.shape, dtype=np.bool_) if able is None else able
+    return _along_paths(
+        np.array(stages, dtype=np.int64),
+        np.stack([*thresholds, last], axis=1),
+        np.stack(parts, axis=1),
+        inputs,
+        outputs,
+        scores,
+        taken,
+        np.inf if gate_tokens is None else float(gate_tokens),
+        scorer_seconds,
+    )
+
+
+@compiled
+def _along_paths(
+    stages: Integers,
+    thresholds: Floats,
+    parts: Floats,
+    inputs: Floats,
+    outputs: Floats,
+    scores: Floats,
+    able: NDArray[np.bool_],
+    gate_tokens: float,
+    scorer_seconds: float,
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """`_paths`, with thresholds and parts of all stages [K, stages] and [K, stages, 3]."""
+    final = len(stages) - 1
+    seconds = np.zeros((len(parts), len(inputs)))
+    last = np.zeros(seconds.shape, dtype=np.bool_)
+    for v in range(len(parts)):
+        for r in range(len(inputs)):
+            for j in range(final + 1):
+                model = stages[j]
+                if not able[r, model]:
+                    continue
+                own = parts[v, j, 0] + parts[v, j, 1] * inputs[r] + parts[v, j, 2] * outputs[r, model]
+                if j == final:
+                    seconds[v, r] += own
+                    last[v, r] = True
+                    break
+                own += scorer_seconds
+                rejected = scores[r, model] < thresholds[v, j]
+                if rejected and outputs[r, model] > gate_tokens:
+                    own -= parts[v, j, 2] * (outputs[r, model] - gate_tokens)
+                seconds[v, r] += own
+                if not rejected:
+                    break
+    return seconds, last
 
 
 def _missed(

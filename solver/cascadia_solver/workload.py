@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import TokenLengths, Workload
 from cascadia_solver.calibration import CalibrationSet
+from cascadia_solver.ordering import ascending
 from cascadia_solver.trace import Trace
 
 __all__ = [
@@ -211,9 +212,10 @@ def match(demand: Demand, table: CalibrationSet, *, seed: int = 0) -> RequestSam
     drawn = _resample(len(table), demand.row_weights, count, random)
     lengths = table.output_tokens[drawn, demand.length_model]
     row = np.empty(count, dtype=np.int64)
-    row[np.lexsort((random.random(count), demand.output_tokens))] = drawn[np.lexsort((random.random(count), lengths))]
-    ratio = table.output_tokens[row] / table.output_tokens[row, demand.length_model][:, None]
-    outputs = demand.output_tokens[:, None] * np.clip(ratio, 1 / _RATIO_LIMIT, _RATIO_LIMIT)
+    ranked = ascending(lengths, ties=random.random(count))
+    row[ascending(demand.output_tokens, ties=random.random(count))] = drawn[ranked]
+    ratio = table.output_tokens / table.output_tokens[:, [demand.length_model]]
+    outputs = demand.output_tokens[:, None] * np.clip(ratio, 1 / _RATIO_LIMIT, _RATIO_LIMIT)[row]
     return RequestSample(
         requests_per_second=demand.requests_per_second,
         arrivals=demand.arrivals,
@@ -231,5 +233,6 @@ def _resample(rows: int, weights: Floats | None, count: int, random: np.random.G
     shares = np.full(rows, 1 / rows) if weights is None else weights / weights.sum()
     order = random.permutation(rows)
     steps = (np.arange(count) + random.random()) / count
-    drawn = order[np.minimum(np.searchsorted(np.cumsum(shares[order]), steps, side="right"), rows - 1)]
-    return random.permutation(drawn).astype(np.int64)
+    ends = np.searchsorted(steps, np.cumsum(shares[order]))
+    ends[-1] = count
+    return random.permutation(np.repeat(order, np.diff(ends, prepend=0)))

@@ -14,7 +14,8 @@ from cascadia_api.policy import Endpoint, RouterPolicy, StagePolicy
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.policy_store import Cascade
 from cascadia_router.scorers.log_prob import LogProb
-from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages, threshold_grids
+from cascadia_solver.replay import Replay, ThresholdGrid, exit_stages, stage_loads, threshold_grids
+from cascadia_solver.workload import RequestSample
 from tests.support.planning import probit_table
 
 
@@ -130,3 +131,32 @@ def test_forced_stages_are_in_every_choice_and_may_be_passed_by() -> None:
     assert full.levels[1][-1] > table.scores[:, 1].max()
     with pytest.raises(InputError, match="3 models have minReplicas above 0"):
         threshold_grids(table, candidates=range(3), forced={0, 1, 2}, max_escalations=1)
+
+
+@pytest.mark.parametrize("gate", [None, 40])
+@pytest.mark.parametrize("all_able", [True, False])
+def test_loads_of_a_sample_are_those_of_its_requests_one_by_one(gate: int | None, *, all_able: bool) -> None:
+    table = probit_table(120, 3)
+    random = np.random.default_rng(4)
+    row = random.integers(0, 100, 700)
+    outputs = np.rint(random.exponential(100, (700, 3)) + 1)
+    able = None if all_able else (random.random((700, 3)) < 0.9) | np.array([False, False, True])
+    sample = RequestSample(
+        requests_per_second=2.0,
+        arrivals=np.arange(700) / 2,
+        input_tokens=np.ones(700),
+        output_tokens=outputs,
+        scores=table.scores[row],
+        quality=table.quality[row],
+        row=row,
+        able=able,
+        gate_tokens=gate,
+    )
+    for grid in threshold_grids(table, candidates=range(3), forced=(), max_escalations=None):
+        loads = stage_loads(grid, sample)
+        replay = Replay(grid, sample.scores, able)
+        assert loads.reach == pytest.approx(replay.reach(np.ones(700)))
+        assert loads.passed_by == pytest.approx(replay.passed_by())
+        for place, model in enumerate(grid.stages):
+            tokens = replay.generated(place, np.ascontiguousarray(outputs[:, model]), gate)
+            assert loads.tokens[:, place] == pytest.approx(tokens / 700)
