@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cascadia_api.plan import Plan
-from cascadia_local.measurements import Measured
+from cascadia_local.measurements import Measured, Measurements
 from cascadia_local.traffic import Progress
 
-__all__ = ["Period", "Row", "compare", "comparison_view", "overhead_words"]
+__all__ = ["Period", "Row", "compare", "comparison_view", "filling_words", "overhead_words", "period_at_work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,47 @@ class Period:
         name: In words.
         plan: The plan in force.
         measured: What was measured.
+        left_out: Requests at its ends that are not among those: engines filled, or drained, around them.
     """
 
     name: str
     plan: Plan
     measured: Measured
+    left_out: int = 0
+
+
+def period_at_work(name: str, plan: Plan, measurements: Measurements, begun: float, ended: float) -> Period:
+    """What was measured under a plan, but for what was sent while engines filled and drained.
+
+    Plans say what a cascade does at work. It fills, and drains, in about the time of a slow request. Where that would
+    leave less than half of the requests, all are measured.
+
+    Args:
+        name: In words.
+        plan: The plan in force.
+        measurements: All answers.
+        begun: From when on requests count, scaled Unix time, s.
+        ended: Until when they do.
+    """
+    settle = plan.latency.p95_ms / 1000
+    whole, part = measurements.between(begun, ended), measurements.between(begun + settle, ended - settle)
+    if 2 * part.requests < whole.requests:
+        return Period(name, plan, whole)
+    return Period(name, plan, part, whole.requests - part.requests)
+
+
+def filling_words(periods: Sequence[Period]) -> str:
+    """What is not in the periods, or what is and should not be, in words."""
+    left_out = sum(period.left_out for period in periods)
+    if left_out:
+        return (
+            f"Predictions are of a cascade at work: {left_out} requests sent while engines filled or drained are left "
+            "out, as many seconds at each end as a slow request takes."
+        )
+    return (
+        "Predictions are of a cascade at work; what was measured is too short to leave out the requests that found "
+        "engines idle."
+    )
 
 
 @dataclass(frozen=True, slots=True)

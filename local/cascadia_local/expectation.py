@@ -14,6 +14,7 @@ from cascadia_local.planning_messages import Expectation
 from cascadia_local.simulated_engine.recorded import RecordedAnswer, RecordedRequest, encode_rows
 from cascadia_local.traffic import PlannedRequest, write_requests
 from cascadia_solver.catalogue.manifest import model_of
+from cascadia_solver.evaluation import path_times
 from cascadia_solver.roofline import CostSource
 from cascadia_solver.standing import simulate_plan
 from cascadia_solver.workload import RequestSample
@@ -21,10 +22,13 @@ from cascadia_solver.workload import RequestSample
 __all__ = ["expect", "write_replay"]
 
 PERCENTILES = (50, 90, 95, 99)
+SIMULATIONS = 2
+SLOWER = 1.2
+"""A cascade is simulated again if its slow requests take this many times as long as it was given to settle."""
 
 
 def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample, sources: Sequence[CostSource]) -> Expectation:
-    """Simulate a plan under a demand.
+    """Simulate a plan under a demand, at work: as plans are, with engines that neither fill nor drain.
 
     Args:
         cascade: The manifest that the plan is for.
@@ -34,14 +38,18 @@ def expect(cascade: CascadeDeployment, plan: Plan, sample: RequestSample, source
     """
     live = [index for index, stage in enumerate(plan.stages) if stage.gpus]
     facts = [model_of(model) for model in cascade.spec.models]
-    times, answered_by = simulate_plan(cascade.spec, facts, plan, sample, sources)
+    settle = plan.latency.p95_ms / 1000
+    for _ in range(SIMULATIONS):
+        times, answered_by = simulate_plan(cascade.spec, facts, plan, sample, sources, settle_seconds=settle)
+        seen = path_times(times, sample, answered_by)
+        slow = seen.percentile(95)
+        if slow <= SLOWER * settle or not math.isfinite(slow):
+            break
+        settle = slow  # under more load than the plan was made for, it takes longer to fill
     each = np.arange(len(sample))
     taken = np.stack([sample.taken_by(model) for model in range(len(plan.stages))], axis=1)
-    seconds = np.where(np.isfinite(times.end_to_end), times.end_to_end, math.inf)
     return Expectation(
-        end_to_end_ms={
-            percent: 1000 * float(np.quantile(seconds, percent / 100, method="lower")) for percent in PERCENTILES
-        },
+        end_to_end_ms={percent: 1000 * seen.percentile(percent) for percent in PERCENTILES},
         quality=float((sample.quality[each, answered_by] * taken[each, answered_by]).mean()),
         reach={plan.stages[index].name: float(((answered_by >= index) & taken[:, index]).mean()) for index in live},
         saturated=tuple(plan.stages[index].name for index in live if times.saturated[index]),

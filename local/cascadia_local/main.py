@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import textwrap
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from rich.text import Text
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
 from cascadia_local.abilities import abilities_of
-from cascadia_local.comparison import Period, comparison_view, overhead_words
+from cascadia_local.comparison import Period, comparison_view, filling_words, overhead_words, period_at_work
 from cascadia_local.ending import INTERRUPTED, run_until_interrupted
 from cascadia_local.session import Options, Session, open_session
 from cascadia_local.traffic_process import TrafficProcess
@@ -106,6 +107,7 @@ async def _replay(session: Session, plan: Plan, trace: Trace) -> int:
     periods = _periods(session, traffic, plan, begun)
     notes = [
         session.honesty(),
+        filling_words(periods),
         overhead_words(traffic.progress, session.clock.scale),
         f"The plan is for the whole trace ({len(trace)} requests); the first {total} were replayed."
         if total < len(trace)
@@ -119,13 +121,14 @@ async def _replay(session: Session, plan: Plan, trace: Trace) -> int:
 
 def _periods(session: Session, traffic: TrafficProcess, plan: Plan, begun: float) -> list[Period]:
     """The replay, cut where a new plan came into force; what was sent during a transition counts for neither."""
-    periods = []
+    periods, measured = [], traffic.measurements
+    ended = max((answer.sent_at for answer in measured.answers), default=begun)
     moves = [] if session.controller is None else session.controller.replans
     for move in moves:
         if move.decision.verdict == "Applied":
-            periods.append(Period("the trace", plan, traffic.measurements.between(begun, move.started_at)))
+            periods.append(period_at_work("the trace", plan, measured, begun, move.started_at))
             plan, begun = move.after, move.finished_at
-    periods.append(Period("the trace", plan, traffic.measurements.between(begun)))
+    periods.append(period_at_work("the trace", plan, measured, begun, math.nextafter(ended, math.inf)))
     return [period for period in periods if period.measured.requests]
 
 

@@ -52,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a plan would do under some demand.
+    """What a plan would do under some demand, once it is at work: not what the first requests to idle engines see.
 
     Attributes:
         end_to_end_ms: Percentiles 50, 90, 95 and 99 of end-to-end latency; infinite for lost requests.

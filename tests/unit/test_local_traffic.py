@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascadia_local.comparison import filling_words, period_at_work
 from cascadia_local.measurements import Measurements, measure, percentile
 from cascadia_local.traffic import (
     ARRIVAL_CV,
@@ -19,7 +20,7 @@ from cascadia_local.traffic import (
     read_requests,
     write_requests,
 )
-from tests.support.embedded import phase
+from tests.support.embedded import phase, plan_of
 
 
 def gaps(requests: list[PlannedRequest]) -> list[float]:
@@ -105,3 +106,17 @@ def test_percentile_is_the_inclusive_quantile(values: list[float], share: float)
 def test_updates_survive_the_pipe() -> None:
     update = TrafficUpdate(answers=[answer(path="small", quality=0.5)], progress=Progress(sent=3))
     assert msgspec.json.decode(msgspec.json.encode(update), type=TrafficUpdate) == update
+
+
+def test_what_is_compared_with_a_plan_was_sent_to_a_cascade_at_work() -> None:
+    """As long as a slow request of the plan takes (9 s), engines fill; after the last request they drain."""
+    plan = plan_of([(1, 1)], [(4, 1)])
+    measurements = Measurements()
+    measurements.add([Answered(sent_at=float(t), seconds=1.0, path="small") for t in range(100)], now=100.0)
+    period = period_at_work("the trace", plan, measurements, 0.0, 100.0)
+    assert (period.measured.requests, period.left_out) == (82, 18)
+    assert "18 requests sent while engines filled or drained are left out" in filling_words([period])
+    short = period_at_work("the trace", plan, measurements, 0.0, 30.0)
+    assert (short.measured.requests, short.left_out) == (30, 0)
+    assert "too short to leave out the requests that found engines idle" in filling_words([short])
+    assert period_at_work("the trace", plan, measurements, 200.0, 300.0).measured.requests == 0
