@@ -72,6 +72,8 @@ def able_models(
         [n, C]; None if every model can take every request.
     """
     windows = np.array([model.context_window for model in facts])
+    if needs is None and input_tokens.max() + output_tokens.max() <= windows.min():
+        return None
     able = input_tokens[:, None] + output_tokens <= windows
     if needs is not None:
         can = np.array([_mask(model.capabilities) for model in facts], dtype=np.uint8)

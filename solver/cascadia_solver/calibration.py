@@ -15,7 +15,7 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import msgspec
@@ -105,6 +105,13 @@ class CalibrationSet:
         if self.needs is not None:
             state.update(self.needs.tobytes())
         return state.hexdigest()
+
+    def with_able(self, able: NDArray[np.bool_] | None) -> CalibrationSet:
+        """The set with which models can take each request [n, C]; of the same digest."""
+        known = {name: value for name, value in vars(self).items() if name == "digest"}
+        found = replace(self, able=able)
+        vars(found).update(known)
+        return found
 
 
 def parse_calibration(

@@ -33,7 +33,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -59,6 +60,7 @@ _CLOSE, _CLOSE_IF_SAFE = 1.15, 2.0
 """Vectors that another choice of stages beats by more than this factor are left off the path: each is one more
 test that may end it, but for those so far above the floor that they hardly can."""
 _BAND_DRAWS = 2000
+_DRAWN_AT_ONCE = 32
 _OWN_SLOPE, _OTHER_SLOPE = 0.9, 0.3
 """Where the coefficients are shrunk to: a model's own score tells most about its answer."""
 _SHRINKAGE = 2.0
@@ -301,17 +303,10 @@ def estimate_quality(
     count = len(table)
     weight = np.ones(count) if weights is None else weights / weights.mean()
     replays = [Replay(grid, table.scores, table.able) for grid in grids]
-    fold = np.random.default_rng((seed, 5)).permutation(count) % _FOLDS
-    if table.source == "Prior":
-        values = table.quality[None]
-    else:
-        features = _features(table.scores[:, :-1])
-        centre = _starts(features, table.quality)
-        slopes = _slopes(features, table.quality, fold >= 0, centre, centre, _NEWTON_STEPS)
-        fits = [slopes]
-        fits += [_slopes(features, table.quality, fold != k, centre, slopes, _FOLD_STEPS) for k in range(_FOLDS)]
-        estimates = [1 / (1 + np.exp(-features @ fit)) for fit in fits]
-        values = np.stack([table.quality, *estimates])
+    fold = _dealt(count, seed)
+    values = table.quality[None]
+    if table.source != "Prior":
+        values = np.concatenate([values, _expected_worth(_Answers(table.digest, table), seed)])
     sums = [replay.at_exit(values * weight[:, None]) / count for replay in replays]
     return QualityStudy(
         table=table,
@@ -321,6 +316,38 @@ def estimate_quality(
         guides=[found[min(1, len(found) - 1) :] for found in sums],
         fold=fold,
     )
+
+
+def _dealt(count: int, seed: int) -> Integers:
+    """Fold of each request [n]."""
+    return np.random.default_rng((seed, 5)).permutation(count) % _FOLDS
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A calibration set that is equal to any of the same content."""
+
+    digest: str
+    table: CalibrationSet = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _expected_worth(answers: _Answers, seed: int) -> Floats:
+    """What each answer is expected to be worth, given the scores: by all requests, then without each fold.
+
+    It is the same at any load and floor: planning again with a calibration set needs it no second time.
+
+    Returns:
+        [folds + 1, n, C]
+    """
+    scores, quality = answers.table.scores, answers.table.quality
+    fold = _dealt(len(scores), seed)
+    features = _features(scores[:, :-1])
+    centre = _starts(features, quality)
+    slopes = _slopes(features, quality, fold >= 0, centre, centre, _NEWTON_STEPS)
+    fits = [slopes]
+    fits += [_slopes(features, quality, fold != k, centre, slopes, _FOLD_STEPS) for k in range(_FOLDS)]
+    return np.stack([1 / (1 + np.exp(-features @ fit)) for fit in fits])
 
 
 def _features(scores: Floats) -> Floats:
@@ -463,7 +490,13 @@ def _band(residuals: Floats, error: float, seed: int) -> float:
     correlation = products[np.ix_(known, known)] / np.outer(scale[known], scale[known])
     size = len(correlation)
     root = np.linalg.cholesky(correlation + 1e-6 * np.eye(size)).astype(np.float32)
-    draws = np.random.default_rng((seed, 6)).standard_normal((_BAND_DRAWS, size), dtype=np.float32)
-    largest = np.sort((draws @ root.T).max(axis=1))
+    draws = _normal_draws(seed, _DRAWN_AT_ONCE * math.ceil(size / _DRAWN_AT_ONCE))[:size]
+    largest = np.sort((root @ draws).max(axis=0))
     # The order statistic at or above the quantile: rounding up is on the safe side.
     return max(least, float(largest[min(_BAND_DRAWS - 1, int(np.ceil((1 - error) * (_BAND_DRAWS + 1))) - 1)]))
+
+
+@lru_cache(maxsize=4)
+def _normal_draws(seed: int, size: int) -> NDArray[np.float32]:
+    """Standard normal deviates [size, draws]; more of them begin with the same."""
+    return np.random.default_rng((seed, 6)).standard_normal((size, _BAND_DRAWS), dtype=np.float32)

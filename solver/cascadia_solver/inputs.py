@@ -38,7 +38,7 @@ __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_
 
 Bools = NDArray[np.bool_]
 
-SOLVER_VERSION = "9"
+SOLVER_VERSION = "10"
 """Grows when the same inputs may give another plan."""
 
 
@@ -131,7 +131,7 @@ def traffic_of(inputs: PlanningInputs, *, requests: int = SAMPLE_REQUESTS) -> Tr
         gate_tokens=spec.routing.streaming.gate_tokens,
         scorer_seconds=spec.routing.scorer.planned_latency_ms / 1000,
     )
-    return Traffic(facts, replace(table, able=_able_rows(table, facts, sample)), demand, sample)
+    return Traffic(facts, table.with_able(_able_rows(table, facts, sample)), demand, sample)
 
 
 def _stated_needs(inputs: PlanningInputs, demand: Demand) -> dict[str, float]:

@@ -68,18 +68,39 @@ def load_curves(steps: Sequence[StepModel], profiles: Sequence[LengthProfile], p
         padded[:, row, : len(profile.shares)] = profile.inputs, profile.outputs, profile.shares
     inputs, outputs, shares = padded
     points = _points(np.array(steps, dtype=np.float64), inputs, outputs, shares)
-    rate, wait, prefill, decode = (points[..., column, None] for column in range(4))
-    lengths = inputs[:, None, None, :], outputs[:, None, None, :]
-    latency = wait + lengths[0] * prefill + lengths[1] * decode
-    order = np.argsort(latency, axis=-1)
-    seen = np.cumsum(np.take_along_axis(np.broadcast_to(shares[:, None, None, :], latency.shape), order, -1), axis=-1)
-    at = np.minimum((seen < percentile / 100).sum(axis=-1), classes - 1)
-    kth = np.take_along_axis(order, at[..., None], axis=-1)
+    latency = _latencies(points, inputs, outputs, shares, percentile / 100)
     return LoadCurves(
-        rate=np.maximum.accumulate(rate[..., 0], axis=-1),
-        latency=np.maximum.accumulate(np.take_along_axis(latency, kth, axis=-1)[..., 0], axis=-1),
+        rate=np.maximum.accumulate(points[..., 0], axis=-1),
+        latency=np.maximum.accumulate(latency, axis=-1),
         parts=points[..., 1:],
     )
+
+
+@compiled
+def _latencies(points: Floats, inputs: Floats, outputs: Floats, shares: Floats, share: float) -> Floats:
+    """Latency that this share of the requests does not exceed, of every profile, replica and load [P, R, LOADS]."""
+    profiles, replicas, loads, _ = points.shape
+    found = np.empty((profiles, replicas, loads))
+    classes = shares.shape[1]
+    seconds, of = np.empty(classes), np.empty(classes)
+    for p in range(profiles):
+        for r in range(replicas):
+            for g in range(loads):
+                wait, prefill, decode = points[p, r, g, 1], points[p, r, g, 2], points[p, r, g, 3]
+                for k in range(classes):
+                    # Classes come in about the order of their latency: insertion is the quickest sort.
+                    own = wait + inputs[p, k] * prefill + outputs[p, k] * decode
+                    at = k
+                    while at > 0 and seconds[at - 1] > own:
+                        seconds[at], of[at] = seconds[at - 1], of[at - 1]
+                        at -= 1
+                    seconds[at], of[at] = own, shares[p, k]
+                seen, at = of[0], 0
+                while at < classes - 1 and seen < share:
+                    at += 1
+                    seen += of[at]
+                found[p, r, g] = seconds[at]
+    return found
 
 
 @compiled

@@ -210,7 +210,8 @@ class Replay:
             answers: Whole lengths of its answers [n].
             gate_tokens: Where rejected answers stop; None: at their end.
         """
-        return self.at_stage(stage, answers) - self.spared(stage, _beyond(answers, gate_tokens))
+        beyond = None if gate_tokens is None else np.maximum(answers - gate_tokens, 0.0)
+        return self.at_stage(stage, answers) - self.spared(stage, beyond)
 
     def spared(self, stage: int, beyond: Floats | None) -> Floats | float:
         """Tokens that a stage is spared, for every vector [V].
@@ -274,43 +275,48 @@ def stage_loads(grid: ThresholdGrid, sample: RequestSample) -> StageLoads:
     Requests of one calibration row have its scores, so where all models can take all requests they go one way:
     then rows are replayed, each with the sums over its requests, which are many times fewer.
     """
-    stages = grid.stages
-    answers = sample.output_tokens[:, stages]
-    beyond = _beyond(answers, sample.gate_tokens)
-    values = np.concatenate([np.ones((len(sample), 1)), answers, *([] if beyond is None else [beyond])], axis=1)
-    scores, able = sample.scores, sample.able
-    if able is None:
-        rows = int(sample.row.max()) + 1
-        scores = np.zeros((rows, sample.scores.shape[1]))
-        scores[sample.row] = sample.scores
-        values = _sums_by_row(sample.row, values, rows)
-    values = np.ascontiguousarray(values.T)
-    replay = Replay(grid, scores, able)
-    served = [replay.at_stage(stage, values[[0, 1 + stage]]) for stage in range(len(stages))]
-    spared = [
-        replay.spared(stage, None if beyond is None else values[1 + len(stages) + stage])
-        for stage in range(len(stages))
-    ]
+    row, scores = sample.row, sample.scores
+    if sample.able is None:
+        one_of = np.zeros(int(row.max()) + 1, dtype=np.int64)
+        one_of[row] = np.arange(len(row))
+        scores = scores.take(one_of, axis=0)
+    else:
+        row = np.arange(len(row))
+    gate = np.inf if sample.gate_tokens is None else float(sample.gate_tokens)
+    sums = _sums_by_row(row, sample.output_tokens, np.array(grid.stages), gate, len(scores))
+    replay = Replay(grid, scores, sample.able)
+    stages = range(len(grid.stages))
+    served = [replay.at_stage(stage, sums[[0, 1 + stage]]) for stage in stages]
+    spared = [replay.spared(stage, None if gate == np.inf else sums[1 + len(stages) + stage]) for stage in stages]
     return StageLoads(
-        reach=np.stack([of[0] for of in served], axis=1) / len(sample),
-        tokens=np.stack([of[1] - less for of, less in zip(served, spared, strict=True)], axis=1) / len(sample),
+        reach=np.stack([of[0] for of in served], axis=1) / len(row),
+        tokens=np.stack([of[1] - less for of, less in zip(served, spared, strict=True)], axis=1) / len(row),
         passed_by=replay.passed_by(),
     )
 
 
 @compiled
-def _sums_by_row(row: Integers, values: Floats, rows: int) -> Floats:
-    """Sums over the requests of each calibration row [rows, columns]."""
-    sums = np.zeros((rows, values.shape[1]))
+def _sums_by_row(row: Integers, answers: Floats, stages: Integers, gate_tokens: float, rows: int) -> Floats:
+    """Over the requests of each row: their number, and of each stage the answer tokens and those beyond the gate.
+
+    Args:
+        row: Of each request [n].
+        answers: [n, C].
+        stages: Models.
+        gate_tokens: Where rejected answers stop.
+        rows: Number of rows.
+
+    Returns:
+        [1 + 2 stages, rows]
+    """
+    sums = np.zeros((1 + 2 * len(stages), rows))
     for r in range(len(row)):
-        for column in range(values.shape[1]):
-            sums[row[r], column] += values[r, column]
+        sums[0, row[r]] += 1.0
+        for j in range(len(stages)):
+            tokens = answers[r, stages[j]]
+            sums[1 + j, row[r]] += tokens
+            sums[1 + len(stages) + j, row[r]] += max(tokens - gate_tokens, 0.0)
     return sums
-
-
-def _beyond(answers: Floats, gate_tokens: int | None) -> Floats | None:
-    """Tokens that a rejected answer is spared; None where rejected answers are generated to their end."""
-    return None if gate_tokens is None else np.maximum(answers - gate_tokens, 0.0)
 
 
 def exit_stages(

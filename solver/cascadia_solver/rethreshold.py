@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _REQUESTS = 2500
-_AT_FIRST, _AT_LAST = 256, 1250
+_AT_FIRST, _AT_LAST = 256, 1000
 _HARDLY_SLOWER = 1.1
 """The closed form of so few requests is off by about so much."""
 _SHOWN_AT = (50, 90, 95, 99)
@@ -207,9 +207,9 @@ def _thinned(sample: RequestSample, model: int) -> RequestSample:
         sample,
         arrivals=sample.arrivals[rows],
         input_tokens=sample.input_tokens[rows],
-        output_tokens=sample.output_tokens[rows],
-        scores=sample.scores[rows],
-        quality=sample.quality[rows],
+        output_tokens=sample.output_tokens.take(rows, axis=0),
+        scores=sample.scores.take(rows, axis=0),
+        quality=sample.quality.take(rows, axis=0),
         row=sample.row[rows],
         needs=None if sample.needs is None else sample.needs[rows],
         able=None if sample.able is None else sample.able[rows],
@@ -227,7 +227,7 @@ def _placed(
     precision = precision_of(spec.models[model], facts)
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
     steps = [source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8) for shape in shapes]
-    taken = sample.taken_by(model)
+    taken = slice(None) if sample.able is None else sample.able[:, model]
     profile = length_profile(sample.input_tokens[taken], sample.output_tokens[taken, model])
     curves = load_curves(steps, [profile], percentile)
     levels = np.unique(curves.latency[0])
@@ -244,7 +244,8 @@ def _placed(
 
 def _rates(loads: StageLoads, sample: RequestSample, grid: ThresholdGrid) -> Floats:
     """Rate at each stage in requests of its mean answer length over all requests [V, stages]."""
-    typical = np.array([sample.output_tokens[sample.taken_by(model), model].mean() for model in grid.stages])
+    answers = sample.output_tokens[:, grid.stages]
+    typical = answers.mean(axis=0) if sample.able is None else answers.mean(axis=0, where=sample.able[:, grid.stages])
     return np.asarray(loads.tokens / typical * sample.requests_per_second)
 
 

@@ -14,6 +14,7 @@ is counted from the shape:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, log2
 from typing import Protocol
 
@@ -157,6 +158,7 @@ class Roofline:
         return self.factors or factors_for(gpu, self.engine)
 
 
+@lru_cache(maxsize=4096)
 def step_model(
     model: ModelFacts,
     gpu: GpuFacts,

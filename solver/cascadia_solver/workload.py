@@ -210,19 +210,19 @@ def match(demand: Demand, table: CalibrationSet, *, seed: int = 0) -> RequestSam
     random = np.random.default_rng((seed, 2))
     count = len(demand.arrivals)
     drawn = _resample(len(table), demand.row_weights, count, random)
-    lengths = table.output_tokens[drawn, demand.length_model]
+    lengths = table.output_tokens[:, demand.length_model].take(drawn)
     row = np.empty(count, dtype=np.int64)
     ranked = ascending(lengths, ties=random.random(count))
     row[ascending(demand.output_tokens, ties=random.random(count))] = drawn[ranked]
     ratio = table.output_tokens / table.output_tokens[:, [demand.length_model]]
-    outputs = demand.output_tokens[:, None] * np.clip(ratio, 1 / _RATIO_LIMIT, _RATIO_LIMIT)[row]
+    outputs = demand.output_tokens[:, None] * np.clip(ratio, 1 / _RATIO_LIMIT, _RATIO_LIMIT).take(row, axis=0)
     return RequestSample(
         requests_per_second=demand.requests_per_second,
         arrivals=demand.arrivals,
         input_tokens=demand.input_tokens,
         output_tokens=np.maximum(1.0, np.rint(outputs)),
-        scores=table.scores[row],
-        quality=table.quality[row],
+        scores=table.scores.take(row, axis=0),
+        quality=table.quality.take(row, axis=0),
         row=row,
         needs=demand.needs if demand.needs is not None or table.needs is None else table.needs[row],
     )

@@ -146,3 +146,15 @@ def test_the_size_that_is_named_is_about_the_size_that_certifies() -> None:
     error = math.sqrt(best * (1 - best) / named)
     assert float(np.mean(random.normal(best, error, 4000) - 1.7 * error > best - 0.02)) == pytest.approx(0.8, abs=0.03)
     assert small.requests_needed(best + 0.01, CONFIDENCE) is None
+
+
+def test_what_is_known_of_a_set_is_used_for_its_like_and_for_no_other() -> None:
+    table = probit_table(400, 8)
+    first = estimate_quality(table, grids_of(table))
+    same = replace(table, scores=table.scores.copy(), quality=table.quality.copy())
+    other = replace(table, quality=table.quality[::-1].copy())
+    for like, equal in ((same, True), (other, False), (same.with_able(np.ones((400, 3), dtype=np.bool_)), True)):
+        again = estimate_quality(like, grids_of(like))
+        agree = [(a == b).all() for a, b in zip(first.estimates, again.estimates, strict=True)]
+        assert all(agree) == equal
+    assert not (estimate_quality(table, grids_of(table), seed=1).guides[3] == first.guides[3]).all()
