@@ -16,12 +16,13 @@ What holds at every step:
   then the old ones stay until enough of the new replicas are ready.
 * A stage is not taken below what its load needs while GPUs can be freed elsewhere; then not to zero
   while anything is still starting or leaving; and the last stage goes to zero last of all.
+* Free GPUs go to the successor of a stage's last replicas before they go to more replicas of another.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import isfinite
 
@@ -108,7 +109,8 @@ def next_step(
     stages = {stage.name: stage for stage in policy_plan.live_stages}
 
     room = Room(capacity, observed, leaving)
-    ordered = _starts_in_order(missing, plan, {r.stage for r in [*serving, *starting]})
+    served_before = {stage.name for stage in (current_plan or plan).live_stages}
+    ordered = _starts_in_order(missing, plan, served_before, kept, candidates)
     start: list[DesiredReplica] = []
     if strategy != "Recreate" or not unwanted:
         start = room.give(ordered)
@@ -203,15 +205,35 @@ def _policy_plan(plan: Plan, current: Plan, serving: Sequence[ObservedReplica], 
     return current if to_come and isfinite(strain) and strain > bearable else plan
 
 
-def _starts_in_order(missing: Sequence[DesiredReplica], plan: Plan, manned: set[str]) -> list[DesiredReplica]:
-    """Missing replicas, most urgent first: stages that have none, then large ones, then later stages."""
+def _starts_in_order(
+    missing: Sequence[DesiredReplica],
+    plan: Plan,
+    served_before: Set[str],
+    kept: Sequence[ObservedReplica],
+    candidates: Sequence[ObservedReplica],
+) -> list[DesiredReplica]:
+    """Missing replicas, most urgent first, then large ones, then later stages.
+
+    One replica of a stage that has lost all it had; then a successor for each stage that only replicas serve which
+    have to go, the smallest: once it is ready they go without the stage going dark; then one of each new stage. Where
+    nodes are known no successor goes before a larger replica, though: it might take the node that only that one fits.
+    """
     place = {stage.name: index for index, stage in enumerate(plan.stages)}
-    first: set[int] = set()
+    staying, going = {r.stage for r in kept}, {r.stage for r in candidates}
+    by_stage: dict[str, list[int]] = defaultdict(list)
     for index, replica in enumerate(missing):
-        if replica.stage not in manned:
-            manned = manned | {replica.stage}
-            first.add(index)
-    order = sorted(range(len(missing)), key=lambda i: (i not in first, -missing[i].gpus, -place[missing[i].stage], i))
+        by_stage[replica.stage].append(index)
+    urgency: dict[int, int] = {}
+    for stage, mine in by_stage.items():
+        if stage not in staying | going:
+            urgency[mine[0]] = 0 if stage in served_before else 2
+        elif stage not in staying:
+            smallest = min(mine, key=lambda i: missing[i].gpus)
+            if not any(r.node_group and r.pool == missing[smallest].pool for r in [*kept, *candidates]):
+                urgency[smallest] = 1
+    order = sorted(
+        range(len(missing)), key=lambda i: (urgency.get(i, 3), -missing[i].gpus, -place[missing[i].stage], i)
+    )
     return [missing[i] for i in order]
 
 
