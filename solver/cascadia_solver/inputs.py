@@ -184,6 +184,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
     facts = catalogue_facts(spec)
     objective = spec.objective
     targets = [[t.metric, t.percentile, t.milliseconds] for t in objective.targets or ()]
+    overloaded = objective.min_quality_overloaded  # only the ladder depends on it
     rooms = {budget.name: budget.room for budget in budgets if budget.room is not None}
     return plan_id(
         ({"rooms": rooms} if rooms else {})
@@ -208,6 +209,7 @@ def inputs_id(inputs: PlanningInputs, table: CalibrationSet, budgets: Sequence[P
                 "minimize": objective.minimize,
                 "percentile": objective.percentile,
                 "targets": sorted(targets),
+                **({} if overloaded is None else {"minQualityOverloaded": float(overloaded)}),
             },
             "scorer": spec.routing.scorer_id,
             "scorerLatencyMs": spec.routing.scorer.planned_latency_ms,
