@@ -1,6 +1,7 @@
 """How far the cost model is off on measured engines of architectures that it was not fitted to.
 
     python benchmarks/cost_model.py [--csv FILE] [--quick] [--engine-unknown]
+    python benchmarks/cost_model.py --published [--each]
 
 Each architecture is left out once, all its checkpoints and all GPUs together; the factors are fitted
 to the rest as `fit_cost_model` does, and its rows are predicted by `prediction.predict` at the
@@ -10,6 +11,9 @@ percentiles over the architectures and over all rows. One JSON line a figure, th
 
 ``--quick`` predicts by the closed form instead of by simulation. ``--engine-unknown`` predicts all rows
 as SGLang's, as somebody would who does not know what an engine was.
+
+``--published`` holds the factors as committed against `published_runs.csv` instead: measurements of others,
+none of which is used for fitting; ``--each`` shows every one.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fit_cost_model import Fit, architectures, cell_medians, factors_at, kv_precision, left_out
+from fit_cost_model import Fit, architectures, cell_medians, factors_at, left_out
+from published_runs import PublishedRun, load_published, published_errors, published_table
 from silicon_table import GPU_NAMES, Measurement, load, table_path
 
 from cascadia_solver.catalogue.gpus import GpuFacts
 from cascadia_solver.catalogue.models import ModelFacts
+from cascadia_solver.closed_loop import closed_loop
 from cascadia_solver.factors import DEFAULT_ENGINE, Factors
 from cascadia_solver.prediction import predict
 from cascadia_solver.roofline import Roofline, Shape, step_model
@@ -81,13 +87,15 @@ class _AsMeasured(Roofline):
 
 def simulated(row: Measurement, factors: Factors) -> tuple[float, float]:
     """End-to-end latency and time to first token of a row, s: medians of `predict`."""
-    source = _AsMeasured(factors=factors, cache=kv_precision(row), clients=row.clients)
+    source = _AsMeasured(factors=factors, cache=row.cache, clients=row.clients)
     # Context windows of the catalogue are those of the configurations; some rows extend them.
     model = replace(row.model, context_window=max(row.model.context_window, row.inputs + row.outputs))
     made = predict(model, row.gpu, row.shape, row.precision, *_lengths(row), concurrency=row.clients, source=source)
     if made.e2e is None or made.ttft is None:
         raise ValueError(f"{row} does not fit")
-    return made.e2e.p50_ms / 1e3, made.ttft.p50_ms / 1e3
+    step = source.step_model(model, row.gpu, row.shape, row.precision)
+    look = row.look_seconds(closed_loop(step, row.clients, row.mean_inputs, row.mean_outputs).decode_step)
+    return made.e2e.p50_ms / 1e3 + look, made.ttft.p50_ms / 1e3 + look
 
 
 def _lengths(row: Measurement) -> tuple[Floats, Floats]:
@@ -164,12 +172,37 @@ def table(rows: Sequence[Measurement], relative: dict[str, Floats]) -> str:
     return "\n".join(lines)
 
 
+def published(*, each: bool) -> None:
+    """Print the errors on published measurements: JSON lines by GPU, tables on stderr."""
+    runs = load_published()
+    found = published_errors(runs, _as_published)
+    for gpu in dict.fromkeys(run.gpu.name for run in runs):
+        own = found[[run.gpu.name == gpu for run in runs]]
+        for column, metric in enumerate(METRICS[:2]):
+            known = np.abs(own[~np.isnan(own[:, column]), column])
+            if len(known):
+                print(
+                    json.dumps(_figure(f"published-{metric}-error-median-{gpu}", 100.0 * float(np.median(known)), None))
+                )
+    print(published_table(runs, found, each=each), file=sys.stderr)
+
+
+def _as_published(run: PublishedRun, factors: Factors) -> _AsMeasured:
+    modelopt = run.engine == "trtllm" and run.precision != "bf16"
+    return _AsMeasured(factors=factors, cache="fp8" if modelopt else "bf16", clients=run.clients or 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="silicon_sample.csv; by default that of the installed aiconfigurator-core")
     parser.add_argument("--quick", action="store_true", help="closed form instead of simulation")
     parser.add_argument("--engine-unknown", action="store_true", help="predict every row as SGLang's")
+    parser.add_argument("--published", action="store_true", help="measurements of others, by the factors as committed")
+    parser.add_argument("--each", action="store_true", help="with --published: every run")
     options: Any = parser.parse_args(arguments)
+    if options.published:
+        published(each=options.each)
+        return 0
     rows, excluded = load(table_path(options.csv))
     for reason, count in sorted(excluded.items()):
         print(f"{count} rows left out: {reason}", file=sys.stderr)

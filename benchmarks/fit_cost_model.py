@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from silicon_table import GPU_NAMES, Measurement, load, table_path
 
-from cascadia_solver.closed_loop import closed_loops
+from cascadia_solver.closed_loop import ClosedLoop, closed_loops
 from cascadia_solver.factors import ANY_GPU, ENGINES, Factors
 from cascadia_solver.roofline import step_model
 
@@ -54,6 +54,8 @@ BOUNDS = {
     "link": Bound(0.1, 0.9, 0.5),
     "dense_layer_seconds": Bound(4e-6, 40e-6, 10e-6, by_engine=True),
     "moe_layer_seconds": Bound(10e-6, 120e-6, 50e-6, by_engine=True),
+    "fp8_moe_layer_seconds": Bound(1e-6, 60e-6, 10e-6),
+    "fp4_layer_seconds": Bound(1e-6, 60e-6, 10e-6),
     "all_reduce_seconds": Bound(1e-6, 15e-6, 4e-6, by_engine=True),
     "step_seconds": Bound(0.1e-3, 3e-3, 0.5e-3, by_engine=True),
     "request_seconds": Bound(1e-6, 60e-6, 10e-6, by_engine=True),
@@ -86,12 +88,6 @@ def architectures(rows: Sequence[Measurement]) -> npt.NDArray[np.str_]:
     return np.array([row.model.name for row in rows])
 
 
-def kv_precision(row: Measurement) -> str:
-    """Of the cache: 8 bits in NVIDIA's quantised checkpoints, which TensorRT-LLM and NVFP4 runs serve."""
-    modelopt = row.precision == "fp4" and "gpt-oss" not in row.model.name
-    return "fp8" if modelopt or (row.engine == "trtllm" and row.precision != "bf16") else "bf16"
-
-
 @dataclass
 class Fit:
     """The rows, grouped by what their step model depends on.
@@ -104,13 +100,14 @@ class Fit:
     configurations: list[Measurement] = field(default_factory=list)
     which: npt.NDArray[np.int64] = field(init=False)
     settings: Floats = field(init=False)
+    look_steps: Floats = field(init=False)
     measured: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         seen: dict[tuple[object, ...], int] = {}
         which = []
         for row in self.rows:
-            key = (row.model.name, row.gpu.name, row.shape, row.precision, row.engine)
+            key = (row.model.name, row.gpu.name, row.shape, row.precision, row.engine, row.cache)
             if key not in seen:
                 seen[key] = len(self.configurations)
                 self.configurations.append(row)
@@ -119,6 +116,7 @@ class Fit:
         self.settings = np.array(
             [(row.clients, row.mean_inputs, row.mean_outputs) for row in self.rows], dtype=np.float64
         )
+        self.look_steps = np.array([row.look_seconds(1.0) for row in self.rows])
         self.measured = np.log([(row.end_to_end, row.first_token) for row in self.rows])
 
     def predict(self, steps: Floats, rows: npt.NDArray[np.int64] | None = None) -> Floats:
@@ -129,11 +127,11 @@ class Fit:
         for index in needed:
             row = self.configurations[index]
             factors = factors_at(steps, row.gpu.name, row.engine)
-            kv = kv_precision(row)
-            model = step_model(row.model, row.gpu, row.shape, row.precision, kv_precision=kv, factors=factors)
+            model = step_model(row.model, row.gpu, row.shape, row.precision, kv_precision=row.cache, factors=factors)
             models.append(model._replace(max_running=1e9))  # measured engines had no limit below the clients
-        latencies: Floats = np.log(closed_loops(models, local, *self.settings[chosen].T)[:, :2])
-        return latencies
+        loops = closed_loops(models, local, *self.settings[chosen].T)
+        looks = self.look_steps[chosen] * loops[:, ClosedLoop._fields.index("decode_step")]
+        return np.log(loops[:, :2] + looks[:, None])
 
 
 def _block(gpu: str | None = None, engine: str | None = None) -> slice:

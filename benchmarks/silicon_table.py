@@ -8,6 +8,11 @@ Lengths are labelled by their most. InferenceX draws them evenly from 80 to 100 
 (``--random-range-ratio 0.8`` of its benchmark_serving.py), so that their means are 90 % of the labels; the
 other campaigns, one file per GPU and engine, have lengths that do not vary.
 
+InferenceX's scripts (github.com/SemiAnalysisAI/InferenceX, benchmarks) say what the table does not: which runs keep
+their cache in 8 bits, and that SGLang on B200 looks for new requests only every 10 steps, or every 30 from 16 clients
+on (``--scheduler-recv-interval``), so that a prompt waits for half as many decode steps in the mean; by itself it
+looks at every step.
+
 Two labels are repaired where the row's own name shows what was run: with expert parallelism the
 table multiplies the tensor degree by the expert degree ("tp 64" is TP8 and EP8 on 8 GPUs), and a
 batch per rank is replaced by the number of clients.
@@ -21,7 +26,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cascadia_solver.catalogue.gpus import GpuFacts, gpu_facts
@@ -71,6 +76,8 @@ class Measurement:
         inputs: Longest prompt, tokens.
         outputs: Longest answer, tokens.
         least_share: Shortest prompts and answers, in the longest.
+        cache: Precision of the key-value cache.
+        look_steps: Steps from one look for new requests to the next.
         first_token: Measured time to first token, s.
         per_token: Measured time per output token, s.
         source: Which campaign.
@@ -89,6 +96,8 @@ class Measurement:
     per_token: float
     source: str
     least_share: float = 1.0
+    cache: str = "bf16"
+    look_steps: int = 1
 
     @property
     def mean_inputs(self) -> float:
@@ -99,6 +108,14 @@ class Measurement:
     def mean_outputs(self) -> float:
         """Mean answer length, tokens."""
         return self.outputs * (1.0 + self.least_share) / 2.0
+
+    def look_seconds(self, decode_step: float) -> float:
+        """Mean wait until the engine looks for new requests.
+
+        Args:
+            decode_step: Seconds of a decode step.
+        """
+        return 0.5 * (self.look_steps - 1) * decode_step
 
     @property
     def end_to_end(self) -> float:
@@ -172,12 +189,34 @@ def _measurement(row: Mapping[str, str]) -> Measurement | str:
         source=row["silicon_data_source"].split(";")[0].rsplit("/", 3)[-1],
         least_share=1.0 if _ONE_LENGTH in row["silicon_data_source"] else _LEAST_SHARE,
     )
+    measurement = replace(measurement, cache=_cache(measurement), look_steps=_look_steps(measurement))
     if model.heads % degree:
         return f"{degree} ranks do not divide the heads"
     memory = memory_use(model, gpu, measurement.shape, precision)
     if memory.kv_capacity_tokens < measurement.inputs + measurement.outputs:
         return "does not fit into memory as labelled"
     return measurement
+
+
+def _cache(row: Measurement) -> str:
+    """Precision of the cache: 8 bits in NVIDIA's checkpoints and where InferenceX's scripts say so."""
+    if row.engine == "trtllm":
+        return "fp8" if row.precision != "bf16" else "bf16"
+    if row.precision == "fp4" and "gpt-oss" not in row.model.name:
+        return "fp8"
+    hopper, name = row.gpu.name.startswith("H"), row.model.name
+    scripted = {
+        "vllm": "Llama-3.1-70B" in name or ("gpt-oss" in name and not hopper),
+        "sglang": row.precision == "fp8" and ("Qwen3.5" in name or not hopper),
+    }
+    return "fp8" if row.least_share < 1.0 and scripted[row.engine] else "bf16"
+
+
+def _look_steps(row: Measurement) -> int:
+    """SGLang's ``--scheduler-recv-interval``, as InferenceX's scripts for B200 set it; GLM-5's does not."""
+    if row.engine != "sglang" or row.least_share == 1.0 or row.gpu.name.startswith("H") or "GLM" in row.model.name:
+        return 1
+    return 30 if row.clients >= 16 else 10
 
 
 def _tensor_parallel(row: Mapping[str, str]) -> int | None:

@@ -14,6 +14,7 @@ bandwidth, common weights  0.6 … 0.95      75-90 % of the memory bandwidth
 experts' weights, cache    0.3 … 0.95      scattered reads
 dense layer                4 … 40 µs       launch gaps and small kernels
 a mixture's experts        10 … 120 µs     routing, permutation, many small products
+narrow activations         1 … 60 µs       kernels that scale and pack them, in fp8 mixtures and dense fp4
 all-reduce                 1 … 15 µs       per doubling of the ranks
 =========================  ==============  ======================================================
 
@@ -53,6 +54,8 @@ class Factors:
         link: Share of the link and network bandwidth that collectives reach.
         dense_layer_seconds: Constant per dense layer.
         moe_layer_seconds: Constant per layer in which a token passes nine experts.
+        fp8_moe_layer_seconds: Further constant per such layer with fp8 weights, whose activations are scaled in blocks.
+        fp4_layer_seconds: Further constant per dense layer with fp4 weights, whose activations are packed.
         all_reduce_seconds: Latency of one all-reduce within a node, per doubling of the ranks.
         network_all_reduce_seconds: Further latency of one all-reduce over several nodes.
         hop_seconds: Latency of one pipeline hand-over.
@@ -80,6 +83,8 @@ class Factors:
     link: float = 0.5
     dense_layer_seconds: float = 10e-6
     moe_layer_seconds: float = 50e-6
+    fp8_moe_layer_seconds: float = 10e-6
+    fp4_layer_seconds: float = 10e-6
     all_reduce_seconds: float = 4e-6
     network_all_reduce_seconds: float = 30e-6
     hop_seconds: float = 30e-6
@@ -104,7 +109,7 @@ def is_measured(gpu: GpuFacts) -> bool:
 def factors_for(gpu: GpuFacts, engine: str = DEFAULT_ENGINE) -> Factors:
     """The fitted factors of a GPU; what all share where there are no measurements of it.
 
-    PCIe cards get a slower all-reduce, MI300X lower efficiencies, as published benchmarks show.
+    PCIe cards get a slower all-reduce, MI300X that and lower efficiencies, as published benchmarks show.
 
     Raises:
         InputError: If the engine is unknown.
@@ -118,5 +123,5 @@ def factors_for(gpu: GpuFacts, engine: str = DEFAULT_ENGINE) -> Factors:
     if "PCIe" in gpu.name or family in {"L4", "L40S"}:
         return replace(factors, all_reduce_seconds=15e-6)
     if family == "MI300X":
-        return replace(factors, flops=0.45, narrow_flops=0.4, bandwidth=0.65)
+        return replace(factors, flops=0.45, narrow_flops=0.4, bandwidth=0.65, all_reduce_seconds=10e-6)
     return factors

@@ -32,6 +32,8 @@ _REQUESTS = 10_000
 _ROUNDS = 20
 """A closed loop needs fewer requests: this many per client, within the limits below."""
 _FEWEST = 200
+_FITTED_SPREAD = 0.065
+"""Answers of the measurements that bunches were fitted to vary by this standard deviation, in their mean, or less."""
 _LEAST_DECODING = 0.1
 """Share of a request's decoding that bunches leave after its first token."""
 
@@ -221,7 +223,9 @@ def predict(
 
 def _bunching(step: StepModel, clients: int, prompts: Floats, answers: Floats, simulated: Floats) -> float:
     """Seconds by which first tokens come later than simulated, since clients ask in bunches."""
-    loop = closed_loop(step, clients, float(prompts.mean()), float(answers.mean()))
+    mean = float(answers.mean())
+    spread = max(0.0, float(answers.std()) / mean - _FITTED_SPREAD)
+    loop = closed_loop(step, clients, float(prompts.mean()), mean, spread)
     measured = loop.first_token - loop.waiting - step.first_token_seconds
     return max(0.0, measured - float(np.median(simulated)))
 

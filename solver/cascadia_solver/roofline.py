@@ -232,6 +232,7 @@ def step_model(
         overhead_seconds=chosen.step_seconds
         + _plain_layers(model) * chosen.dense_layer_seconds
         + _routed_layers(model) * chosen.moe_layer_seconds
+        + _narrow_seconds(model, precision, chosen)
         + latency,
         prefill_share=prefill_share,
         decode_share=1.0 / pipeline,
@@ -261,6 +262,13 @@ def _routed_layers(model: ModelFacts) -> float:
     """Kernels of routing and experts, in those of a layer in which a token passes nine experts."""
     passed = model.experts_per_token + (1 if model.shared_intermediate else 0)
     return model.moe_layers * passed / _EXPERTS_PER_UNIT
+
+
+def _narrow_seconds(model: ModelFacts, precision: str, factors: Factors) -> float:
+    """Kernels of a step that bring activations into the weights' format, s."""
+    if precision == "fp8":
+        return _routed_layers(model) * factors.fp8_moe_layer_seconds
+    return (model.layers - model.moe_layers) * factors.fp4_layer_seconds if precision == "fp4" else 0.0
 
 
 def _token_seconds(model: ModelFacts, gpu: GpuFacts, tensor: int, precision: str, factors: Factors) -> float:

@@ -43,6 +43,23 @@ def test_bunches_move_time_but_add_none(clients: int, inputs: int, outputs: int,
     assert more.in_service >= bunched.in_service
 
 
+def test_answers_of_many_lengths_pull_bunches_apart() -> None:
+    step = STEP._replace(bunching=0.5)
+    firsts = [closed_loop(step, 64, 1000, 500, spread).first_token for spread in (0.0, 0.1, 0.5, 2.0)]
+    assert firsts == sorted(firsts, reverse=True)
+    scattered = closed_loop(step._replace(bunching=0.0), 64, 1000, 500)
+    assert firsts[-1] - scattered.first_token < 0.25 * (firsts[0] - scattered.first_token)
+    # Nor does a client whose answers vary wait as long for a first token as one whose answers do not.
+    source = _Bunching()
+    object.__setattr__(source, "share", 0.5)
+    lengths = np.linspace(1.0, 999.0, 500)
+    alike = predict(L8, H100, Shape(1, 1), "bf16", 1000, 500, concurrency=64, source=source)
+    mixed = predict(L8, H100, Shape(1, 1), "bf16", 1000, lengths, concurrency=64, source=source)
+    assert alike.ttft is not None
+    assert mixed.ttft is not None
+    assert mixed.ttft.p50_ms < 0.5 * alike.ttft.p50_ms
+
+
 def test_clients_beyond_the_cache_wait() -> None:
     small = STEP._replace(kv_capacity_tokens=10 * (1000.0 + ANSWER_SHARE * 500.0))
     fits, over = closed_loop(small, 10, 1000, 500), closed_loop(small, 30, 1000, 500)

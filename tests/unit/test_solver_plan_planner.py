@@ -213,9 +213,9 @@ def test_too_few_gpus_says_how_many_are_needed_and_what_they_would_carry() -> No
 def test_a_floor_that_what_fits_may_miss_by_a_hair_is_said_to_be_uncertain() -> None:
     """At the edge of the budget, where larger thresholds keep the floor: no bound above the floor is called too low."""
     with pytest.raises(InfeasibleError) as caught:
-        plan_cascade(PlanningInputs(cascade(gpus=24, rate="44"), TABLE))
+        plan_cascade(PlanningInputs(cascade(gpus=20, rate="33.7"), TABLE))
     assert caught.value.reason == "InsufficientGPUs"
-    assert "(24 of pool h100) can carry is not certain to keep the floor at confidence 0.95" in str(caught.value)
+    assert "(20 of pool h100) can carry is not certain to keep the floor at confidence 0.95" in str(caught.value)
 
 
 def test_a_model_that_fits_nowhere_is_planned_without_or_refused() -> None:

@@ -190,6 +190,14 @@ def _catalogue() -> dict[str, Published]:
                  for prefix in ("Llama", "Meta-Llama") for suffix in ("", "-Instruct")]  # fmt: skip
         models |= _named(repos, _dense(*shape, 8192), ())
     models |= _named(["meta-llama/Llama-3.3-70B-Instruct"], _dense(*_LLAMA_70B, 131072), _TOOLS)
+    llama2 = {
+        "7b": (4096, 32, 32, 32, 11008, 32000),
+        "13b": (5120, 40, 40, 40, 13824, 32000),
+        "70b": (8192, 80, 64, 8, 28672, 32000),
+    }
+    for size, shape in llama2.items():
+        models |= _named([f"meta-llama/Llama-2-{size}{chat}-hf" for chat in ("", "-chat")], _dense(*shape, 4096), ())
+    models |= _named(["codellama/CodeLlama-34b-Instruct-hf"], _dense(8192, 48, 64, 8, 22016, 32000, 16384), ())
 
     qwen25 = {
         "0.5B": _dense(896, 24, 14, 2, 4864, 151936, 32768, **_TIED),
@@ -240,7 +248,9 @@ def _catalogue() -> dict[str, Published]:
     )
     mixtral = {"num_local_experts": 8, "num_experts_per_tok": 2}
     models |= _named(
-        ["mistralai/Mixtral-8x7B-Instruct-v0.1"], _dense(4096, 32, 32, 8, 14336, 32000, 32768, **mixtral), ()
+        ["mistralai/Mixtral-8x7B-Instruct-v0.1", "mistralai/Mixtral-8x7B-v0.1"],
+        _dense(4096, 32, 32, 8, 14336, 32000, 32768, **mixtral),
+        (),
     )
     models |= _named(
         ["mistralai/Mixtral-8x22B-Instruct-v0.1"], _dense(6144, 56, 48, 8, 16384, 32768, 65536, **mixtral), _TOOLS
