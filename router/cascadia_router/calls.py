@@ -7,9 +7,10 @@ from typing import Protocol
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.decision import Spent
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
-from cascadia_router.http1_client import Call, Fault
+from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade
+from cascadia_router.response_sink import Fault
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Asker", "UpstreamCall"]

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from cascadia_router.arrival import Arrival
 from cascadia_router.balancing import choose
 from cascadia_router.bounds import BoundError, read_bounds
 from cascadia_router.clients import Client
@@ -252,20 +253,20 @@ class ClientPort(Port):
             client = request.client.id if request.client is not None else ""
             session = session_key(body.content, SESSION_BYTES, headers.get(SESSION), client)
             first = self._latched(cascade, session, bounds.end)
-        Exchange(
-            node,
+        arrival = Arrival(
             connection,
             request,
             body,
             cascade,
-            self._named(headers.get(b"x-request-id", b"")).decode(),
-            bounds.seconds,
-            policy.max_escalations,
+            request_id=self._named(headers.get(b"x-request-id", b"")).decode(),
+            remaining=bounds.seconds,
+            escalations_left=policy.max_escalations,
             pinned=pinned is not None,
             end=bounds.end,
             session=session,
             trace=trace,
-        ).enter(pinned, first)
+        )
+        Exchange(node, arrival).enter(pinned, first)
 
     def _latched(self, cascade: Cascade, session: int, end: int) -> int:
         """Index of the stage that a conversation stays with; 0 if it is free."""

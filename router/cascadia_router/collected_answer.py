@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from cascadia_router.http1_client import Fault
+from abc import ABC, abstractmethod
+
+from cascadia_router.response_sink import Fault
 
 __all__ = ["CollectedAnswer"]
 
 
-class CollectedAnswer:
+class CollectedAnswer(ABC):
     """A `ResponseSink` that is told of an answer once it is there.
 
     Args:
@@ -20,13 +22,13 @@ class CollectedAnswer:
         self._parts: list[bytes] = []
         self._size = 0
 
+    @abstractmethod
     def answered(self, status: int, body: bytes) -> None:
         """The answer is complete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def too_long(self, *, complete: bool) -> None:
         """The answer is over the limit; where it is not complete, more is on its way."""
-        raise NotImplementedError
 
     def response_whole(self, message: bytes, body: bytes) -> None:  # noqa: ARG002
         """See `ResponseSink`."""
@@ -56,6 +58,6 @@ class CollectedAnswer:
         else:
             self.answered(self._status, b"".join(self._parts))
 
+    @abstractmethod
     def response_fault(self, fault: Fault) -> None:
         """See `ResponseSink`."""
-        raise NotImplementedError

@@ -10,8 +10,9 @@ from cascadia_router.balancing import Replica
 from cascadia_router.calls import Asker, UpstreamCall
 from cascadia_router.completion_body import CompletionRequest, Usage
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
-from cascadia_router.http1_client import Call, Fault
+from cascadia_router.http1_client import Call
 from cascadia_router.http1_head import header_fields
+from cascadia_router.response_sink import Fault
 from cascadia_router.stage import Stage
 from cascadia_router.whole_answer import WholeAnswer
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from cascadia_router.http1_client import Fault, Upstream
+from cascadia_router.http1_client import Upstream
 from cascadia_router.http1_head import header_fields
 from cascadia_router.json_log import fields
 from cascadia_router.node import Node
+from cascadia_router.response_sink import Fault
 
 __all__ = ["EngineProbe", "fetch"]
 

@@ -13,23 +13,20 @@ that may reject come here only where something is not as usual: see `express`.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
-from cascadia_router.completion_body import CompletionRequest, Usage
-from cascadia_router.decision import Spent
+from cascadia_router.arrival import Arrival
+from cascadia_router.completion_body import Usage
 from cascadia_router.engine_call import EngineCall
 from cascadia_router.event_stream import GatedStream, HeldStream, StraightStream
-from cascadia_router.http1_client import Fault
-from cascadia_router.http1_request import Answering, Request
 from cascadia_router.judging import Rejected
 from cascadia_router.node import Node
 from cascadia_router.observed import Observed
 from cascadia_router.openai_errors import engine_error
 from cascadia_router.peer_call import PeerCall
-from cascadia_router.policy_store import Cascade
+from cascadia_router.response_sink import Fault
 from cascadia_router.shadow import Accepted
 from cascadia_router.stage import Stage
-from cascadia_router.trace import Trace
 from cascadia_router.whole_answer import WholeAnswer
 
 __all__ = ["Exchange"]
@@ -47,49 +44,15 @@ class Exchange(Observed):
 
     __slots__ = ("_last_status", "_lost_before", "_repeating", "_shown", "_skips", "lost")
 
-    def __init__(
-        self,
-        node: Node,
-        connection: Answering,
-        http: Request,
-        request: CompletionRequest,
-        cascade: Cascade,
-        request_id: str,
-        remaining: float,
-        escalations_left: int,
-        port: Literal["client", "peer", "shadow"] = "client",
-        path: tuple[str, ...] = (),
-        lost: int = 0,
-        pinned: bool = False,
-        end: int | None = None,
-        spent: tuple[Spent, ...] = (),
-        session: int | None = None,
-        trace: Trace | None = None,
-    ) -> None:
-        super().__init__(
-            node,
-            connection,
-            http,
-            request,
-            cascade,
-            request_id,
-            remaining,
-            escalations_left,
-            port,
-            path,
-            pinned,
-            end,
-            spent,
-            session,
-            trace,
-        )
+    def __init__(self, node: Node, arrival: Arrival) -> None:
+        super().__init__(node, arrival)
         self._skips = False  # stages before the first one asked are still to be asked
-        self.lost = self._lost_before = lost
+        self.lost = self._lost_before = arrival.lost
         self._repeating = False
         self._last_status = 0
         self._shown: list[bytes] | None = None  # what was sent, if it is to be compared
         node.took_on(self)
-        connection.in_flight = self
+        arrival.connection.in_flight = self
 
     # -- beginning --------------------------------------------------------------------------------
 

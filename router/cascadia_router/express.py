@@ -13,13 +13,14 @@ from time import monotonic
 
 import msgspec
 
+from cascadia_router.arrival import Arrival
 from cascadia_router.balancing import Replica
 from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.exchange import Exchange
-from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Answering, Request
 from cascadia_router.node import Node
 from cascadia_router.policy_store import Cascade
+from cascadia_router.response_sink import Fault
 from cascadia_router.shadow import Accepted
 from cascadia_router.stage import Stage
 from cascadia_router.whole_answer import WholeAnswer
@@ -194,16 +195,16 @@ class Express:
     def _hand_over(self) -> Exchange:
         """Let an exchange take this one's place."""
         policy = self._cascade.policy
-        exchange = Exchange(
-            self._node,
+        arrival = Arrival(
             self._connection,
             self._http,
             self._request,
             self._cascade,
-            self._request_id.decode(),
-            policy.request_timeout_seconds,
-            policy.max_escalations,
+            request_id=self._request_id.decode(),
+            remaining=policy.request_timeout_seconds,
+            escalations_left=policy.max_escalations,
         )
+        exchange = Exchange(self._node, arrival)
         self._node.let_go(self)
         exchange.take_over(self._stage, self._replica, self._asked_at)
         return exchange

@@ -8,18 +8,18 @@ task; kept connections make that rare.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import ssl
 from time import monotonic
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import httptools
 
 from cascadia_router.http1_head import PLAIN_ANSWER
 from cascadia_router.outbox import Outbox
+from cascadia_router.response_sink import Fault, ResponseSink
 
-__all__ = ["Call", "Fault", "ResponseSink", "Upstream"]
+__all__ = ["Call", "Upstream"]
 
 log = logging.getLogger("cascadia.router.http")
 
@@ -31,45 +31,6 @@ closes after 5, and a request that meets the closing is lost."""
 MAX_IDLE: Final = 256
 MAX_HEAD_BYTES: Final = 64 * 1024
 _match_plain_answer: Final = PLAIN_ANSWER.match
-
-
-class Fault(enum.Enum):
-    """How a call failed."""
-
-    UNREACHABLE = "unreachable"
-    """No connection: the request was not sent."""
-    LOST = "lost"
-    """The connection was lost before the answer's head: the request may have been worked on."""
-    SILENT = "silent"
-    """The server accepts connections and does not answer: the request may have been worked on."""
-    BROKEN = "broken"
-    """The connection was lost within the answer."""
-    MALFORMED = "malformed"
-    """What came is not HTTP, or not what was asked for."""
-    STATUS = "status"
-    """The answer says that the server failed: 5xx, or 429 from a peer."""
-
-
-class ResponseSink(Protocol):
-    """Takes one answer as it arrives: whole; or head, pieces of the body, end; or a fault at any point."""
-
-    def response_whole(self, message: bytes, body: bytes) -> None:
-        """A whole 200 answer; `http1_head.header_fields` reads its head. Nothing else follows."""
-
-    def response_head(self, status: int, headers: dict[bytes, bytes], length: int | None) -> None:
-        """The head: status, headers by lower-case name, and the body's length if it is announced."""
-
-    def response_body(self, data: bytes) -> None:
-        """A piece of the body."""
-
-    def response_pump(self) -> None:
-        """All of one read has been handed over, the head was before or in it, and the answer goes on."""
-
-    def response_end(self) -> None:
-        """The answer is complete."""
-
-    def response_fault(self, fault: Fault) -> None:
-        """The call failed; nothing else follows."""
 
 
 class Upstream:

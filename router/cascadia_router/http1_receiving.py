@@ -11,6 +11,7 @@ HTTP/1.1; no message both offers an upgrade and is chunked; and only HTTP/1.0 an
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from time import monotonic
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class Refusal(NamedTuple):
     given_id: bytes
 
 
-class Receiving:
+class Receiving(ABC):
     """The receiving half of a connection.
 
     Raises nothing at bad bytes: they become a `Refusal`, and nothing after that is read as a request.
@@ -165,9 +166,9 @@ class Receiving:
         elif not self._refused and headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
             self._outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    @abstractmethod
     def _expects_body(self) -> bool:
         """Whether the body of the request is worth receiving, by its head."""
-        raise NotImplementedError
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""

@@ -6,13 +6,13 @@ deadline and a scorer's failure are looked after as ever.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
-from cascadia_router.completion_body import CompletionRequest, Usage
-from cascadia_router.decision import Spent
+from cascadia_router.arrival import Arrival
+from cascadia_router.completion_body import Usage
 from cascadia_router.event_stream import GatedStream, HeldStream
 from cascadia_router.node import Node
-from cascadia_router.policy_store import Cascade
 from cascadia_router.routing import Routed
 from cascadia_router.scorers.protocol import Outcome, Pending, Unscored
 from cascadia_router.stage import Stage
@@ -57,24 +57,12 @@ class Judged(Routed):
         "spent",
     )
 
-    def __init__(
-        self,
-        node: Node,
-        request: CompletionRequest,
-        cascade: Cascade,
-        escalations_left: int,
-        pinned: bool,
-        end: int | None,
-        request_id: str,
-        path: tuple[str, ...],
-        spent: tuple[Spent, ...],
-        deadline: float,
-    ) -> None:
-        super().__init__(node, request, cascade, escalations_left, pinned, end)
-        self.request_id = request_id
-        self.path = path
-        self.spent = spent
-        self.deadline = deadline
+    def __init__(self, node: Node, arrival: Arrival) -> None:
+        super().__init__(node, arrival)
+        self.request_id = arrival.request_id
+        self.path = arrival.path
+        self.spent = arrival.spent
+        self.deadline = arrival.http.arrived * node.scale + arrival.remaining
         self._rejected: Rejected | None = None
         self._dropped: Stage | None = None  # whose answer was rejected by its beginning, and is not at hand
         self._fallback = False  # the answer that goes on is under its threshold, and no later stage could answer
@@ -83,6 +71,7 @@ class Judged(Routed):
         self._answered_at = 0.0
         self._scoring: tuple[WholeAnswer | HeldStream, Pending] | None = None  # our engine has answered
 
+    @abstractmethod
     def _serve(self, answer: WholeAnswer | HeldStream, stage: Stage, score: float | None, reason: str = "") -> None:
         """Send a held answer; the reason says why it is served although it is not good enough."""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from abc import abstractmethod
+from typing import Final
 
 from cascadia_router.access_log import decision_at_end, status_of
+from cascadia_router.arrival import Arrival
 from cascadia_router.clients import Client
-from cascadia_router.completion_body import CompletionRequest, Usage
-from cascadia_router.decision import Spent, tokens_said
-from cascadia_router.http1_request import Answering, Request
+from cascadia_router.completion_body import Usage
+from cascadia_router.decision import tokens_said
 from cascadia_router.judging import Judged
 from cascadia_router.node import Node
-from cascadia_router.policy_store import Cascade
 from cascadia_router.reply import Reply
 from cascadia_router.trace import CLIENT, Trace, Value, operation
 
@@ -45,37 +45,18 @@ class Observed(Judged):
         "answered_by",
     )
 
-    def __init__(
-        self,
-        node: Node,
-        connection: Answering,
-        http: Request,
-        request: CompletionRequest,
-        cascade: Cascade,
-        request_id: str,
-        remaining: float,
-        escalations_left: int,
-        port: Literal["client", "peer", "shadow"],
-        path: tuple[str, ...],
-        pinned: bool,
-        end: int | None,
-        spent: tuple[Spent, ...],
-        session: int | None,
-        trace: Trace | None,
-    ) -> None:
-        self._arrived = arrived = http.arrived * node.scale
-        super().__init__(
-            node, request, cascade, escalations_left, pinned, end, request_id, path, spent, arrived + remaining
-        )
-        self._connection = connection
-        self._http = http
-        self._port = port
-        self._session = session  # key of its conversation, if that is to stay with a stage
+    def __init__(self, node: Node, arrival: Arrival) -> None:
+        super().__init__(node, arrival)
+        self._arrived = arrival.http.arrived * node.scale
+        self._connection = arrival.connection
+        self._http = arrival.http
+        self._port = arrival.port
+        self._session = arrival.session
         self.answered_by = ""
         self._taken: int | None = None
         self._tail = b""
-        self._trace = trace
-        self._watched = cascade.access_log is not None or trace is not None  # somebody is told what was decided
+        # Somebody is told what was decided.
+        self._watched = arrival.cascade.access_log is not None or arrival.trace is not None
         self._status = 200  # of the answer
         self._decision = b""  # the `cascadia` object of the answer, once it is complete
         self._reply_begun: Reply | None = None
@@ -100,9 +81,9 @@ class Observed(Judged):
         """See `Entered`."""
         return self._arrived if self._port == "client" and not self.pinned else None
 
+    @abstractmethod
     def tick(self, now: float) -> None:
         """See `Held`."""
-        raise NotImplementedError
 
     def traced_lines(self) -> bytes:
         """Header lines that go with the request to engines and routers."""

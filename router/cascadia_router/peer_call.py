@@ -8,9 +8,9 @@ from typing import Final
 from cascadia_router.balancing import Replica
 from cascadia_router.calls import Asker, UpstreamCall
 from cascadia_router.event_stream import KEEP_ALIVE
-from cascadia_router.http1_client import Fault
 from cascadia_router.http1_head import header_fields
 from cascadia_router.openai_errors import DEADLINE_CODE, ERROR_EVENT
+from cascadia_router.response_sink import Fault
 from cascadia_router.signing import Hop
 from cascadia_router.stage import Stage
 

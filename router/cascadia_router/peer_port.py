@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from cascadia_router.arrival import Arrival
 from cascadia_router.completion_body import BodyError, CompletionRequest
 from cascadia_router.exchange import Exchange
 from cascadia_router.http1_request import Answering, Request
@@ -57,20 +58,20 @@ class PeerPort(Port):
         except BodyError as error:
             self._refuse_body(connection, request, error)
         else:
-            Exchange(
-                node,
+            arrival = Arrival(
                 connection,
                 request,
                 body,
                 cascade,
-                hop.request_id,
-                hop.remaining,
-                hop.escalations_left,
-                "shadow" if hop.shadow else "peer",
-                hop.path,
-                hop.lost,
-                hop.pinned,
-                last.index + 1 if last is not None else None,
-                hop.spent,
+                request_id=hop.request_id,
+                remaining=hop.remaining,
+                escalations_left=hop.escalations_left,
+                port="shadow" if hop.shadow else "peer",
+                path=hop.path,
+                spent=hop.spent,
+                lost=hop.lost,
+                pinned=hop.pinned,
+                end=last.index + 1 if last is not None else None,
                 trace=node.tracer.begin(cascade.tracing, request, enters=False),
-            ).process(stage, node.own)
+            )
+            Exchange(node, arrival).process(stage, node.own)

@@ -7,17 +7,15 @@ reports its failure. So one request meets at most two replicas of a stage.
 from __future__ import annotations
 
 from cascadia_router.affinity import nearest
+from cascadia_router.arrival import Arrival
 from cascadia_router.balancing import Replica, choose
 from cascadia_router.calls import Asker
-from cascadia_router.completion_body import CompletionRequest
 from cascadia_router.conversation import beginning_key
 from cascadia_router.engine_call import EngineCall
 from cascadia_router.http1_client import Call
 from cascadia_router.node import Node
 from cascadia_router.peer_call import PeerCall, remaining_for_peer
-from cascadia_router.policy_store import Cascade
 from cascadia_router.stage import Stage
-from cascadia_router.trace import Trace
 
 __all__ = ["Routed"]
 
@@ -55,25 +53,17 @@ class Routed(Asker):
         "request",
     )
 
-    def __init__(
-        self,
-        node: Node,
-        request: CompletionRequest,
-        cascade: Cascade,
-        escalations_left: int,
-        pinned: bool,
-        end: int | None,
-    ) -> None:
+    def __init__(self, node: Node, arrival: Arrival) -> None:
         self.node = node
-        self.request = request
-        self.cascade = cascade
-        self.escalations_left = escalations_left
-        self.pinned = pinned
-        self.end = len(cascade.stages) if end is None else end
+        self.request = arrival.request
+        self.cascade = arrival.cascade
+        self.escalations_left = arrival.escalations_left
+        self.pinned = arrival.pinned
+        self.end = len(arrival.cascade.stages) if arrival.end is None else arrival.end
         self._assigned = False
         self._attempts = 0
         self._beginning: int | None = None
-        self._trace: Trace | None = None  # if it is traced
+        self._trace = arrival.trace
         self._tried: tuple[Replica, ...] = ()
         self._stage: Stage | None = None
         self._replica: Replica | None = None

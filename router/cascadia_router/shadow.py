@@ -20,9 +20,10 @@ from cascadia_router.agreement import agreement, answer_text
 from cascadia_router.balancing import Replica, least_loaded
 from cascadia_router.collected_answer import CollectedAnswer
 from cascadia_router.completion_body import CompletionRequest, Usage
-from cascadia_router.http1_client import Call, Fault
+from cascadia_router.http1_client import Call
 from cascadia_router.metrics import Metrics
 from cascadia_router.policy_store import Cascade
+from cascadia_router.response_sink import Fault
 from cascadia_router.signing import Hop, PeerSecrets
 from cascadia_router.stage import Stage
 from cascadia_router.whole_answer import WholeAnswer

@@ -10,11 +10,12 @@ import h11
 
 from cascadia_api.policy import Endpoint, RouterConfig, RouterPolicy, StagePolicy, encode_policy
 from cascadia_router.client_port import ClientPort
-from cascadia_router.http1_client import Call, Fault, Upstream
+from cascadia_router.http1_client import Call, Upstream
 from cascadia_router.http1_request import Limits, Request, Room
 from cascadia_router.http1_server import ServerConnection
 from cascadia_router.node import Node
 from cascadia_router.peer_port import PeerPort
+from cascadia_router.response_sink import Fault
 from cascadia_router.signing import PeerSecrets
 from tests.fuzz.messages import cut
 from tests.support.wire import Sink, Wire, serve

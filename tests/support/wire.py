@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from cascadia_router.http1_client import Fault
 from cascadia_router.http1_request import Limits, Request, Room
 from cascadia_router.http1_server import ServerConnection
+from cascadia_router.response_sink import Fault
 
 __all__ = ["LIMITS", "Echo", "Sink", "Wire", "serve", "statuses_of"]
 

@@ -6,7 +6,8 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascadia_router.http1_client import Call, Fault, Upstream
+from cascadia_router.http1_client import Call, Upstream
+from cascadia_router.response_sink import Fault
 from tests.support.wire import LIMITS, Sink, Wire, serve, statuses_of
 
 GOOD = b"POST /x?y=1 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cascadia_router.http1_client import Call, Fault, Upstream
+from cascadia_router.http1_client import Call, Upstream
+from cascadia_router.response_sink import Fault
 from tests.support.wire import Sink, Wire, serve, statuses_of
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from cascadia_api.policy import EndpointPolicy
 from cascadia_router.balancing import Breaker
 from cascadia_router.collected_answer import CollectedAnswer
-from cascadia_router.http1_client import Call, Fault, Upstream
+from cascadia_router.http1_client import Call, Upstream
+from cascadia_router.response_sink import Fault
 from cascadia_router.scorers.surroundings import Surroundings
 
 __all__ = ["MAX_ANSWER_BYTES", "Endpoint", "Reply"]
