@@ -139,6 +139,17 @@ def test_a_small_successor_goes_before_a_large_addition_unless_it_might_take_its
         assert dark == nodes_known
 
 
+def test_the_demos_move_to_all_gpus_keeps_its_first_stage() -> None:
+    """18 GPUs are free for 28: with the large ones first, 2 would be left for a small successor of 4."""
+    old = plan_of(A, load=0.8, small=[(2, 1, 1)], medium=[(4, 1, 1)], large=[(8, 1, 1)])
+    new = plan_of(B, load=0.8, small=[(4, 1, 1)], medium=[(4, 1, 1), (8, 1, 1)], large=[(8, 1, 2)])
+    world = World({"h100": 32}, nodes_known=False)
+    world.settle(old)
+    steps = drive(world, new, old, "InPlace")
+    assert Counter(d.stage for d in steps[0].start) == {"small": 1, "large": 1}
+    assert not any("no replica serves" in step.waiting_for for step in steps)
+
+
 def test_make_before_break_waits_for_what_starts() -> None:
     old, new = plan_of(A, large=[(4, 1, 4)]), plan_of(B, large=[(8, 1, 2)])
     world = World({"h100": 24})
