@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import TokenLengths, Workload
 from cascadia_solver.calibration import CalibrationSet
-from cascadia_solver.lengths import PROMPT_TOKENS_PER_STEP
 from cascadia_solver.ordering import ascending
 from cascadia_solver.trace import Trace
 
@@ -112,12 +111,12 @@ class RequestSample:
 
     @cached_property
     def by_length(self) -> list[Integers]:
-        """Requests of each model in ascending order of about how long it takes for them [C][n].
+        """Requests of each model in ascending order of answer length, then of prompt length [C][n].
 
         Length profiles sort their requests: taken in this order they hardly have to.
         """
-        answers = PROMPT_TOKENS_PER_STEP * self.output_tokens
-        return [ascending(own + self.input_tokens) for own in answers.T]
+        keys = self.output_tokens + self.input_tokens[:, None] / 250
+        return list(np.argsort(keys, axis=0, kind="stable").T)
 
 
 def demand_of_manifest(workload: Workload, models: int, *, requests: int = SAMPLE_REQUESTS, seed: int = 0) -> Demand:
