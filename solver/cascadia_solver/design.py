@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,10 +15,11 @@ from cascadia_solver.packing import gpus_by_pod_size
 from cascadia_solver.parallelism import ReplicaSet, StageTable, latency_levels
 from cascadia_solver.path_allocation import Ceiling, PathStage, allocate_path, trim_allocation
 from cascadia_solver.replay import exit_stages
+from cascadia_solver.roofline import Shape
 from cascadia_solver.sites import Site
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Design", "Route", "Routed", "StageMade", "design", "fits_pools", "redesigned", "rerouted", "routed"]
+__all__ = ["Design", "Route", "Routed", "StageMade", "design", "fits_pools", "rerouted", "routed", "with_sets"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -59,6 +60,7 @@ class Routed:
         tables: Of each stage, for the requests that get there: one profile.
         latencies: Of each stage's best replicas by number of GPUs, s [S][F + 1].
         steps: What the allocation may choose from.
+        gpus_per_node: Of a node of each stage's pool [S].
     """
 
     route: Route
@@ -68,6 +70,7 @@ class Routed:
     tables: tuple[StageTable, ...]
     latencies: tuple[Floats, ...]
     steps: tuple[PathStage, ...]
+    gpus_per_node: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ class Design:
         bound: By the closed form, no allocation of the same route within the limits has less of what is
             minimised: a percentile in s, or a price.
         exhaustive: Whether all allocations were tried.
+        sets: Replicas that the simulation prefers to those of the choice, by stage.
     """
 
     routed: Routed
@@ -88,6 +92,7 @@ class Design:
     estimate: float
     bound: float
     exhaustive: bool
+    sets: Mapping[int, ReplicaSet] = field(default_factory=dict)
 
     @property
     def route(self) -> Route:
@@ -102,21 +107,31 @@ class Design:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for designs that are the same plan."""
-        return self.route.stages, self.route.thresholds, self.route.pools, self.gpus
+        return self.route.stages, self.route.thresholds, self.route.pools, tuple(map(_shapes, self.replicas))
 
     @cached_property
     def replicas(self) -> tuple[ReplicaSet, ...]:
         """Replicas of each stage."""
+        of_choice = zip(self.routed.tables, self.routed.rates, self.routed.steps, self.choice, strict=True)
         return tuple(
-            table.replicas(0, rate, int(step.gpus[k]))
-            for table, rate, step, k in zip(
-                self.routed.tables, self.routed.rates, self.routed.steps, self.choice, strict=True
-            )
+            self.sets[j] if j in self.sets else table.replicas(0, rate, int(step.gpus[k]))
+            for j, (table, rate, step, k) in enumerate(of_choice)
+        )
+
+    @cached_property
+    def held(self) -> tuple[Integers, ...]:
+        """GPUs that each stage holds in pods of at least each of `packing.POD_SIZES` [S][sizes]."""
+        return tuple(
+            gpus_by_pod_size([(o.gpus, n) for o, n in zip(of.options, of.counts, strict=True)], per_node)
+            for of, per_node in zip(self.replicas, self.routed.gpus_per_node, strict=True)
         )
 
     def path_percentile(self, percentile: float) -> float:
         """Closed-form percentile of end-to-end latency of this allocation, s."""
-        total = np.sum([step.seconds[k] for step, k in zip(self.routed.steps, self.choice, strict=True)], axis=0)
+        total = np.zeros(1)
+        for j, (step, k) in enumerate(zip(self.routed.steps, self.choice, strict=True)):
+            by_choice = self.routed.latencies[j][step.gpus[k]]
+            total = total + step.seconds[k] * (self.sets[j].latency / by_choice if j in self.sets else 1.0)
         return float(np.percentile(total, percentile))
 
     def cost(self, prices: Sequence[float]) -> float:
@@ -191,6 +206,7 @@ def routed(
         tuple(stage.table for stage in stages),
         tuple(stage.latency for stage in stages),
         tuple(stage.step for stage in stages),
+        tuple(site.gpus_per_node for site in sites),
     )
 
 
@@ -268,9 +284,7 @@ def fits_pools(plan: Design, limits: Sequence[int], rooms: Sequence[Sequence[int
         if sum(plan.gpus[j] for j in mine) > limit:
             return False
         room = rooms[pool]
-        helds = [(plan.routed.steps[j].held, plan.choice[j]) for j in mine]
-        used = [held[k] for held, k in helds if held is not None]
-        if room is not None and used and (np.sum(used, axis=0) > np.array(room)).any():
+        if room is not None and mine and (np.sum([plan.held[j] for j in mine], axis=0) > np.array(room)).any():
             return False
     return True
 
@@ -282,6 +296,10 @@ def rerouted(plan: Design, sample: RequestSample) -> Design:
     return replace(plan, routed=replace(plan.routed, exits=exits))
 
 
-def redesigned(plan: Design, choice: Sequence[int]) -> Design:
-    """The same route with another allocation."""
-    return replace(plan, choice=tuple(choice))
+def with_sets(plan: Design, sets: Mapping[int, ReplicaSet]) -> Design:
+    """The same route with other replicas of some stages."""
+    return replace(plan, sets={**plan.sets, **sets})
+
+
+def _shapes(replicas: ReplicaSet) -> tuple[tuple[Shape, int], ...]:
+    return tuple(sorted((o.shape, n) for o, n in zip(replicas.options, replicas.counts, strict=True)))

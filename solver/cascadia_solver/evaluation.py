@@ -111,6 +111,7 @@ def evaluate(
     *,
     settle_seconds: float,
     known: dict[bytes, StageTimes] | None = None,
+    until: int | None = None,
 ) -> Evaluation:
     """Simulate a design on the whole sample.
 
@@ -120,12 +121,13 @@ def evaluate(
         models: Number of models of the cascade.
         settle_seconds: As for `steady_state.at_work`.
         known: As for `simulation.simulate_cascade`.
+        until: As for `simulation.simulate_cascade`.
     """
     stages = [StageReplicas([], []) for _ in range(models)]
     for model, replicas in zip(design.route.stages, stage_replicas(design), strict=True):
         stages[model] = replicas
     exits = design.routed.exits
-    times = at_work(stages, sample, exits, settle_seconds=settle_seconds, known=known)
+    times = at_work(stages, sample, exits, settle_seconds=settle_seconds, known=known, until=until)
     each = stage_times(times)
     seen = path_times(times, sample, exits)
     return Evaluation(

@@ -9,13 +9,13 @@ interpolation. It does not increase with f.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_solver.compiled import compiled
+from cascadia_solver.knapsack import best_counts, most_carried, replica_mixes
 from cascadia_solver.lengths import LengthProfile
 from cascadia_solver.operating_point import LoadCurves, load_curves
 from cascadia_solver.shapes import ReplicaOption
@@ -137,7 +137,7 @@ class StageTable:
             by_gpus[option.gpus] = np.maximum(by_gpus[option.gpus], rate) if option.gpus in by_gpus else rate
         self._best = by_gpus
         self._room = None if room is None else {gpus: room[gpus] for gpus in by_gpus}
-        self.carried = _knapsack(by_gpus, most_gpus, self._least_replicas, self._room)
+        self.carried = most_carried(by_gpus, most_gpus, self._least_replicas, self._room)
         self.parts = self._typical_parts()
         self._blocks: dict[int, tuple[Floats, float, float]] = {}
 
@@ -183,16 +183,56 @@ class StageTable:
             raise ValueError(f"{gpus} GPUs carry {carried[-1]:.3g} requests/s, not {rate:.3g}")
         counts = self._chosen(profile, int(np.searchsorted(carried, rate, side="left")), gpus)
         split = self._split(profile, rate, counts)
-        busy = {
-            option: count
-            for option, count in counts.items()
-            if split.rates[option] * split.gpus >= _IDLE * rate * self.options[option].gpus
-        }
+        busy = self._busy(rate, counts, split)
         if busy and len(busy) < len(counts) and sum(busy.values()) >= self._least_replicas:
             # A group that hardly takes load would only hold GPUs, unless the others are at their limit.
             without = self._split(profile, rate, busy)
             if without.latency <= split.latency * _LITTLE_SLOWER:
                 counts, split = busy, without
+        return self._set(profile, counts, split)
+
+    def alternatives(self, profile: int, rate: float, gpus: int, most: int) -> list[ReplicaSet]:
+        """Sets on at most so many GPUs that carry a rate, fastest first by the closed form.
+
+        Of any shapes where GPUs are few, else of one or two shapes (and one more to fill what these leave).
+
+        Args:
+            profile: Which length profile.
+            rate: Arrival rate at the stage, 1/s.
+            gpus: Most GPUs; sets that leave as many idle as a smallest replica takes are left out.
+            most: Number of sets.
+        """
+        counts = replica_mixes(tuple(option.gpus for option in self.options), gpus)
+        kept = counts.sum(axis=1) >= self._least_replicas
+        for size, room in (self._room or {}).items():
+            sizes = np.array([option.gpus for option in self.options])
+            kept &= counts @ np.where(sizes >= size, sizes, 0) <= room
+        counts = counts[kept]
+        together = counts @ self._rates[profile]
+        carry = np.flatnonzero(together[:, -1] >= rate)
+        level = (together[carry] < rate).sum(axis=1)
+        below = np.maximum(level - 1, 0)
+        low, high = together[carry, below], together[carry, level]
+        share = np.where(level > 0, (rate - low) / np.maximum(high - low, 1e-12), 0.0)
+        found: list[ReplicaSet] = []
+        for row in counts[carry[np.argsort(below + share, kind="stable")]]:
+            mix = {int(k): int(row[k]) for k in np.flatnonzero(row)}
+            split = self._split(profile, rate, mix)
+            if len(self._busy(rate, mix, split)) == len(mix):
+                found.append(self._set(profile, mix, split))
+            if len(found) == most:
+                break
+        return found
+
+    def _busy(self, rate: float, counts: Mapping[int, int], split: _Split) -> dict[int, int]:
+        """The groups of replicas that get a fair part of the load for their GPUs."""
+        return {
+            option: count
+            for option, count in counts.items()
+            if split.rates[option] * split.gpus >= _IDLE * rate * self.options[option].gpus
+        }
+
+    def _set(self, profile: int, counts: Mapping[int, int], split: _Split) -> ReplicaSet:
         parts = np.array([self._parts_at(profile, option, split.rates[option]) for option in counts])
         weight = np.array([max(split.rates[option], 1e-12) * count for option, count in counts.items()])
         return ReplicaSet(
@@ -224,7 +264,7 @@ class StageTable:
             best = option_of.get(option.gpus)
             if best is None or self._rates[profile, index, level] > self._rates[profile, best, level]:
                 option_of[option.gpus] = index
-        counts = _best_counts(value, gpus, self._least_replicas, self._room)
+        counts = best_counts(value, gpus, self._least_replicas, self._room)
         return {option_of[size]: count for size, count in counts.items()}
 
     def _parts_at(self, profile: int, option: int, rate: float) -> Floats:
@@ -258,152 +298,3 @@ def _blocks(carried: Floats) -> tuple[Floats, float, float]:
     most = float(rates.max())
     width = most + 2.0
     return (rates + width * np.arange(len(rates))[:, None]).ravel(), width, most
-
-
-def _knapsack(
-    best: dict[int, Floats], most_gpus: int, least_replicas: int, room: Mapping[int, int] | None = None
-) -> Floats:
-    """Most rate on f GPUs with at least so many replicas, -inf where they do not fit [F + 1, P, LEVELS]."""
-    shape = next(iter(best.values())).shape
-    sizes = np.array(sorted(best), dtype=np.int64)
-    rates = np.stack([best[size] for size in sizes.tolist()]).reshape(len(sizes), -1)
-    if room is not None:
-        room_of = np.array([room[size] for size in sizes.tolist()], dtype=np.int64)
-        *_, in_room = _tables_in_room(sizes, rates, room_of, most_gpus, least_replicas)
-        return np.asarray(in_room[-1].reshape(most_gpus + 1, *shape))
-    return _most_carried(sizes, rates, most_gpus, least_replicas).reshape(most_gpus + 1, *shape)
-
-
-@compiled
-def _most_carried(sizes: Integers, rates: Floats, most_gpus: int, least_replicas: int) -> Floats:
-    """`_knapsack` for replicas of these sizes, ascending, and their rates in any number of cases [S, K]."""
-    cases = rates.shape[1]
-    table = np.zeros((most_gpus + 1, cases))
-    for _ in range(least_replicas):
-        layer = np.full((most_gpus + 1, cases), -np.inf)
-        for f in range(most_gpus + 1):
-            for s in range(len(sizes)):
-                if sizes[s] <= f:
-                    before, row = table[f - sizes[s]], layer[f]
-                    for k in range(cases):
-                        row[k] = max(row[k], before[k] + rates[s, k])
-        table = layer
-    for f in range(1, most_gpus + 1):
-        row, less = table[f], table[f - 1]
-        for k in range(cases):
-            row[k] = max(row[k], less[k])
-        for s in range(len(sizes)):
-            if sizes[s] <= f:
-                before = table[f - sizes[s]]
-                for k in range(cases):
-                    row[k] = max(row[k], before[k] + rates[s, k])
-    return table
-
-
-def _tables_in_room(
-    sizes: Integers, rates: Floats, room: Integers, most_gpus: int, least_replicas: int
-) -> Iterator[Floats]:
-    """`_most_carried` where replicas of each size and above together hold at most `room` GPUs [S].
-
-    Larger replicas are added first, and each size's table is cut at its room, which does not grow with size.
-
-    Yields:
-        Before any and after each size, largest first: most rate with c replicas (the last: or more) on f GPUs
-        [least + 1, F + 1, K]. It is one array, changed in place.
-    """
-    table = np.full((least_replicas + 1, most_gpus + 1, rates.shape[1]), -np.inf)
-    table[0] = 0.0
-    yield table
-    for s in range(len(sizes) - 1, -1, -1):
-        _add_size(table, int(sizes[s]), rates[s], min(most_gpus, int(room[s])))
-        yield table
-
-
-@compiled
-def _add_size(table: Floats, size: int, rates: Floats, room: int) -> None:
-    least, most = len(table) - 1, table.shape[1] - 1
-    for f in range(size, room + 1):
-        for c in range(least + 1):
-            to = min(c + 1, least)
-            for k in range(len(rates)):
-                table[to, f, k] = max(table[to, f, k], table[c, f - size, k] + rates[k])
-    for f in range(room + 1, most + 1):
-        table[:, f] = table[:, room]
-
-
-def _counts_in_room(sizes: Integers, value: Floats, room: Integers, gpus: int, least_replicas: int) -> Integers:
-    """The set behind one entry of `_tables_in_room`: replicas of each size [S]."""
-    steps = _tables_in_room(sizes, value.reshape(-1, 1), room, gpus, least_replicas)
-    table = np.stack([step[..., 0] for step in (layer.copy() for layer in steps)])[::-1]
-    counts = np.zeros(len(sizes), dtype=np.int64)
-    c, f = least_replicas, gpus
-    for s in range(len(sizes)):
-        while True:
-            f = min(f, int(room[s]))
-            if table[s, c, f] == table[s + 1, c, f]:
-                break
-            befores = [b for b in (c, c - 1) if b >= 0 and min(b + 1, least_replicas) == c]
-            c = next(b for b in befores if table[s, b, f - sizes[s]] + value[s] == table[s, c, f])
-            f -= int(sizes[s])
-            counts[s] += 1
-    return counts
-
-
-def _best_counts(
-    value: dict[int, float], gpus: int, least_replicas: int, room: Mapping[int, int] | None = None
-) -> dict[int, int]:
-    """The set behind one entry of `_knapsack`: replicas by size.
-
-    Args:
-        value: Rate of one replica by its GPUs.
-        gpus: Most GPUs; the least number of replicas fits.
-        least_replicas: Fewest replicas.
-        room: As for `StageTable`.
-    """
-    sizes = sorted(value)
-    of, each = np.array(sizes, dtype=np.int64), np.array([value[size] for size in sizes])
-    if room is None:
-        counts = _replica_counts(of, each, gpus, least_replicas)
-    else:
-        counts = _counts_in_room(of, each, np.array([room[size] for size in sizes]), gpus, least_replicas)
-    return {size: int(count) for size, count in zip(sizes, counts, strict=True) if count}
-
-
-@compiled
-def _replica_counts(sizes: Integers, value: Floats, gpus: int, least_replicas: int) -> Integers:
-    """Replicas of each size in the best set [S]."""
-    one = value.copy().reshape(-1, 1)
-    fixed = np.empty((least_replicas + 1, gpus + 1))
-    fixed[0] = 0.0
-    for layer in range(1, least_replicas + 1):
-        fixed[layer] = -np.inf
-        for s in range(len(sizes)):
-            for f in range(sizes[s], gpus + 1):
-                fixed[layer, f] = max(fixed[layer, f], fixed[layer - 1, f - sizes[s]] + value[s])
-    free = _most_carried(sizes, one, gpus, least_replicas)[:, 0]
-    counts = np.zeros(len(sizes), dtype=np.int64)
-    remaining = gpus
-    # Walk back: idle GPUs first, then the free replicas, then the fixed ones; equal values end the walk soonest.
-    while True:
-        if remaining > 0 and free[remaining - 1] == free[remaining]:
-            remaining -= 1
-        elif free[remaining] == fixed[least_replicas, remaining]:
-            break
-        else:
-            last = _last_replica(sizes, value, free, free[remaining], remaining)
-            counts[last] += 1
-            remaining -= sizes[last]
-    for layer in range(least_replicas, 0, -1):
-        last = _last_replica(sizes, value, fixed[layer - 1], fixed[layer, remaining], remaining)
-        counts[last] += 1
-        remaining -= sizes[last]
-    return counts
-
-
-@compiled
-def _last_replica(sizes: Integers, value: Floats, before: Floats, total: float, gpus: int) -> int:
-    """The smallest size whose replica makes the total out of what the other GPUs carried before it."""
-    for s in range(len(sizes)):
-        if sizes[s] <= gpus and before[gpus - sizes[s]] + value[s] == total:
-            return s
-    return -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice, product
 
 import numpy as np
@@ -19,7 +20,7 @@ from cascadia_solver.replay import ThresholdGrid
 from cascadia_solver.screening import Screened, screen
 from cascadia_solver.simulation import StageTimes
 from cascadia_solver.sites import PoolBudget, Site, Sites
-from cascadia_solver.workload import RequestSample
+from cascadia_solver.workload import RequestSample, first_requests
 
 __all__ = ["Problem", "candidates", "certified", "design_route", "lower_bound", "pool_choices", "routes", "screen_all"]
 
@@ -37,6 +38,7 @@ _LEAST_POOL_CHOICES = 4
 _CANDIDATES = 10
 _PER_CHOICE = 5
 _WIDTHS = 64
+_PREVIEWED = 1500
 _MOST_TRIED = 60
 """Routes looked at until one fits on partly used nodes, of which the screening knows stage by stage only."""
 """Candidates of one choice of stages and pools."""
@@ -113,6 +115,11 @@ class Problem:
     def targets(self) -> Sequence[LatencyTarget]:
         """Latency targets."""
         return self.objective.targets or []
+
+    @cached_property
+    def preview(self) -> RequestSample:
+        """The first requests of the sample, at its rate: enough to tell which of two like designs is better."""
+        return first_requests(self.sample, _PREVIEWED)
 
     @property
     def ceilings(self) -> list[Ceiling]:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascadia_solver.design import Design, design, fits_pools, redesigned, rerouted
+from cascadia_solver.design import Design, design, rerouted
 from cascadia_solver.evaluation import Evaluation, evaluate
 from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.search import Problem
+from cascadia_solver.variations import variations
 from cascadia_solver.workload import RequestSample
 
 __all__ = ["best_of", "confirmed", "improve", "simulate_finalists", "simulated"]
@@ -20,7 +21,7 @@ _MOST_FINALISTS, _MOST_FOR_TOKENS = 12, 30
 _ATTEMPTS = 4
 """Simulations of one route at the finals."""
 _MOST_STEPS = 4
-_NEIGHBOURS = 4
+_NEIGHBOURS = 2
 _MOST_STEPS_TO_TARGETS = 12
 """Where targets decide, so many moves of GPUs: the closed form can lead astray further there."""
 _CONFIRMED = 6
@@ -139,7 +140,7 @@ def _improved(
     found = list(evaluations)
     for _ in range(_MOST_STEPS_TO_TARGETS if problem.targets else _MOST_STEPS):
         best = best_of(problem, found)
-        fresh = [d for d in _neighbours(problem, best) if d.key not in known]
+        fresh = [d for d in variations(problem, best, models, _NEIGHBOURS) if d.key not in known]
         if not fresh or expired():
             break
         for candidate in fresh:
@@ -188,7 +189,9 @@ def confirmed(
         done.add(best.design.key)
         found[found.index(best)] = again
         if again.saturated or _excess(problem, again) > 0:
-            fresh = [d for d in _neighbours(problem, again) if d.key not in {e.design.key for e in found}]
+            fresh = [
+                d for d in variations(problem, again, models, _NEIGHBOURS) if d.key not in {e.design.key for e in found}
+            ]
             found += [simulated(problem, d, models) for d in fresh]
             # The next best may have been of no interest beside the best, and can be better still.
             found = _improved(problem, found, models, expired)
@@ -222,29 +225,3 @@ def simulated(problem: Problem, plan: Design, models: int) -> Evaluation:
 
 def _excess(problem: Problem, evaluation: Evaluation) -> float:
     return evaluation.excess(problem.targets, deviations=evaluation.deviations)
-
-
-def _neighbours(problem: Problem, best: Evaluation) -> list[Design]:
-    """Allocations one step away that might be better, at most four, best first by the closed form."""
-    plan = best.design
-    steps = plan.routed.steps
-    unit = np.eye(len(steps), dtype=np.int64)
-    up, down = list(unit), list(-unit)
-    swaps = [a - b for a in unit for b in unit if (a != b).any()]
-    missed = best.saturated or _excess(problem, best) > 0
-    moves = up + swaps if missed or not problem.cheapest else down + swaps
-    result = []
-    for move in moves:
-        choice = np.array(plan.choice) + move
-        if (choice < 0).any() or any(k >= len(step.gpus) for k, step in zip(choice, steps, strict=True)):
-            continue
-        moved = redesigned(plan, tuple(int(k) for k in choice))
-        if fits_pools(moved, problem.limits, problem.rooms):
-            result.append(moved)
-    if problem.cheapest:
-        spent = plan.cost(problem.prices)
-        useful = result if missed else [d for d in result if d.cost(problem.prices) < spent]
-        return sorted(useful, key=lambda d: (d.cost(problem.prices), d.path_percentile(problem.percentile)))[
-            :_NEIGHBOURS
-        ]
-    return sorted(result, key=lambda d: d.path_percentile(problem.percentile))[:_NEIGHBOURS]

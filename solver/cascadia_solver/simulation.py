@@ -200,6 +200,7 @@ def simulate_cascade(
     crowd: Sequence[float] | None = None,
     margin: int = 0,
     known: dict[bytes, StageTimes] | None = None,
+    until: int | None = None,
 ) -> CascadeTimes:
     """Simulate requests on their way through a cascade.
 
@@ -225,6 +226,7 @@ def simulate_cascade(
             cascade at work: n is without them in what is returned.
         known: What stages did in other simulations: cascades that begin alike need those stages once. Those of
             this one are added.
+        until: Stages after this one are left out: requests end where they are passed on to those.
 
     Raises:
         ValueError: If some request's exit stage has no replicas, or shapes disagree.
@@ -251,6 +253,10 @@ def simulate_cascade(
     utilisation = [0.0] * len(stages)
     saturated = [False] * len(stages)
     for index in live:
+        if until is not None and index > until:
+            going_on = exits > until
+            end[going_on] = first_byte[going_on] = at_stage[going_on]
+            break
         comes = exits >= index
         if able is not None:
             refused = (exits == index) & ~able[:, index]

@@ -42,6 +42,7 @@ def at_work(
     *,
     settle_seconds: float,
     known: dict[bytes, StageTimes] | None = None,
+    until: int | None = None,
 ) -> CascadeTimes:
     """Simulate a cascade in its steady state.
 
@@ -52,6 +53,7 @@ def at_work(
         settle_seconds: Time that the cascade is given to fill, and goes on afterwards: about the latency of a
             slow request. 0: starts idle, and ends with the last request.
         known: As for `simulate_cascade`.
+        until: As for `simulate_cascade`.
 
     Returns:
         Times of the n requests.
@@ -80,6 +82,7 @@ def at_work(
         crowd=[crowd for _, crowd in slices],
         margin=margin,
         known=known,
+        until=until,
     )
 
 

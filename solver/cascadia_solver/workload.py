@@ -9,7 +9,7 @@ ones where the calibration set says so, while lengths themselves are those of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Literal
@@ -28,6 +28,7 @@ __all__ = [
     "RequestSample",
     "demand_of_manifest",
     "demand_of_trace",
+    "first_requests",
     "log_normal_lengths",
     "match",
     "poisson_arrivals",
@@ -117,6 +118,26 @@ class RequestSample:
         """
         keys = self.output_tokens + self.input_tokens[:, None] / 250
         return list(np.argsort(keys, axis=0, kind="stable").T)
+
+
+def first_requests(sample: RequestSample, count: int) -> RequestSample:
+    """The first requests of a sample, in as much time as so many take on average."""
+    rows = slice(0, count)
+    arrivals = sample.arrivals[rows]
+    n = len(arrivals)
+    span = float(arrivals[-1] - arrivals[0])
+    period = (n - 1) / sample.requests_per_second
+    return replace(
+        sample,
+        arrivals=(arrivals - arrivals[0]) * (period / span if span > 0 else 1.0),
+        input_tokens=sample.input_tokens[rows],
+        output_tokens=sample.output_tokens[rows],
+        scores=sample.scores[rows],
+        quality=sample.quality[rows],
+        row=sample.row[rows],
+        needs=None if sample.needs is None else sample.needs[rows],
+        able=None if sample.able is None else sample.able[rows],
+    )
 
 
 def demand_of_manifest(workload: Workload, models: int, *, requests: int = SAMPLE_REQUESTS, seed: int = 0) -> Demand:

@@ -15,8 +15,8 @@ from cascadia_api.errors import InfeasibleError, InputError
 from cascadia_api.plan import Plan
 from cascadia_solver.design import Route, design, routed
 from cascadia_solver.inputs import PlanningInputs, traffic_of
+from cascadia_solver.knapsack import _tables_in_room, best_counts
 from cascadia_solver.packing import POD_SIZES, gpus_by_pod_size, pod_gpus, replica_nodes, room_on
-from cascadia_solver.parallelism import _best_counts, _tables_in_room
 from cascadia_solver.planner import _problem, plan_cascade
 from cascadia_solver.search import _widths, lower_bound
 from cascadia_solver.sites import pool_budgets
@@ -82,7 +82,7 @@ def test_the_best_replicas_on_partly_used_nodes_equal_brute_force(
     *_, table = _tables_in_room(of, rates, np.array([room[size] for size in sizes]), gpus, least)
     assert table[least, gpus, 0] == best
     if np.isfinite(best):
-        counts = _best_counts(values, gpus, least, room)
+        counts = best_counts(values, gpus, least, room)
         assert sum(counts.values()) >= least
         assert sum(count * values[size] for size, count in counts.items()) == best
         assert (gpus_by_pod_size(list(counts.items()), 8) <= room_on(free)).all()

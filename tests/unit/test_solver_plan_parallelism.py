@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from cascadia_api.cascade import TokenLengths
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
+from cascadia_solver.knapsack import best_counts
 from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
-from cascadia_solver.parallelism import StageTable, _best_counts, latency_levels, useful_options
+from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
 from cascadia_solver.shapes import replica_options
 from cascadia_solver.simulation import StageReplicas, simulate_stage
 from cascadia_solver.workload import log_normal_lengths, poisson_arrivals
@@ -142,7 +143,7 @@ def test_the_knapsack_equals_brute_force(values: dict[int, float], gpus: int, le
             best = max(best, sum(n * values[s] for n, s in zip(counts, sizes, strict=True)))
     if not np.isfinite(best):
         return
-    found = _best_counts(values, gpus, least)
+    found = best_counts(values, gpus, least)
     assert sum(size * n for size, n in found.items()) <= gpus
     assert sum(found.values()) >= least
     assert sum(values[size] * n for size, n in found.items()) == pytest.approx(best)
