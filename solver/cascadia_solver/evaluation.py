@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from cascadia_api.cascade import LatencyTarget
 from cascadia_solver.design import Design
+from cascadia_solver.parallelism import ReplicaSet
 from cascadia_solver.simulation import CascadeTimes, StageReplicas, StageTimes
 from cascadia_solver.steady_state import at_work
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "stage_replicas", "stage_times"]
+__all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "replicas_of_set", "stage_replicas", "stage_times"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -164,9 +165,11 @@ def path_times(times: CascadeTimes, sample: RequestSample, exits: Integers) -> P
 
 def stage_replicas(design: Design) -> list[StageReplicas]:
     """The replicas of each live stage as the simulation wants them."""
-    result = []
-    for replicas in design.replicas:
-        steps = [o.step for o, count in zip(replicas.options, replicas.counts, strict=True) for _ in range(count)]
-        rates = [rate for rate, count in zip(replicas.rates, replicas.counts, strict=True) for _ in range(count)]
-        result.append(StageReplicas(steps, rates if min(rates) > 0 else [1.0] * len(steps)))
-    return result
+    return [replicas_of_set(replicas) for replicas in design.replicas]
+
+
+def replicas_of_set(replicas: ReplicaSet) -> StageReplicas:
+    """A stage's replicas as the simulation wants them."""
+    steps = [o.step for o, count in zip(replicas.options, replicas.counts, strict=True) for _ in range(count)]
+    rates = [rate for rate, count in zip(replicas.rates, replicas.counts, strict=True) for _ in range(count)]
+    return StageReplicas(steps, rates if min(rates) > 0 else [1.0] * len(steps))

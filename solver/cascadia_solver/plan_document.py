@@ -22,11 +22,10 @@ from cascadia_api.plan import (
 )
 from cascadia_solver.design import Design
 from cascadia_solver.evaluation import Evaluation, PathTimes
-from cascadia_solver.frontier import frontier_picks
+from cascadia_solver.frontier_simulation import FrontierPlan
 from cascadia_solver.inputs import Traffic
 from cascadia_solver.ladder import Rung
 from cascadia_solver.operating_point import LOAD_LIMIT
-from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem
 from cascadia_solver.sources import Certainty
 
@@ -46,7 +45,6 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-_FRONTIER = 63
 _SENTENCES = 16
 
 
@@ -192,48 +190,33 @@ def _quantiles(values: Floats, levels: ArrayLike) -> list[float]:
 
 
 def frontier_of_plan(
-    problem: Problem, screened: Sequence[Screened], best: Evaluation, traffic: Traffic
+    problem: Problem, others: Sequence[FrontierPlan], best: Evaluation, traffic: Traffic
 ) -> list[FrontierPoint]:
-    """Non-dominated points of the screening that some weighting of the three criteria prefers, and the plan.
-
-    Latencies are the closed form's, scaled by what the simulation of the plan says of it.
-    """
+    """The plan among those that no other beats, by latency."""
     models = len(traffic.facts)
     prior = traffic.table.source == "Prior"
     design = best.design
-    estimate = design.path_percentile(problem.percentile)
-    simulated = best.percentile(95)
-    scale = simulated / estimate if estimate > 0 and np.isfinite(simulated) else 1.0
     own = FrontierPoint(
         thresholds=thresholds_of_plan(design.route.stages, design.route.thresholds, models),
         gpus=_gpus_of_models(design.route.stages, design.gpus, models),
-        p95_ms=simulated * 1e3,
+        p95_ms=best.percentile(95) * 1e3,
         cost_per_hour=design.cost(problem.prices) if problem.priced else None,
         quality_mean=design.route.mean,
         quality_lower_bound=None if prior else design.route.assured,
         chosen=True,
     )
-    points = np.concatenate([np.stack([s.latency * scale, s.cost, s.assured], axis=1) for s in screened])
-    origin = np.concatenate([np.full(len(s.vector), k) for k, s in enumerate(screened)])
-    index = np.concatenate([np.arange(len(s.vector)) for s in screened])
-    chosen = np.array([simulated, design.cost(problem.prices), design.route.assured])
-    beaten = (points[:, :2] >= chosen[:2]).all(axis=1) & (points[:, 2] <= chosen[2])
-    kept = np.flatnonzero(~beaten & (points[:, 2] > 0))
-    picks = kept[frontier_picks(points[kept])]
-    result = [own]
-    for row in picks[:_FRONTIER]:
-        s, k = screened[int(origin[row])], int(index[row])
-        result.append(
-            FrontierPoint(
-                thresholds=thresholds_of_plan(s.grid.stages, s.grid.vector(int(s.vector[k])), models),
-                gpus=_gpus_of_models(s.grid.stages, [int(g) for g in s.gpus[k]], models),
-                p95_ms=float(s.latency[k]) * scale * 1e3,
-                cost_per_hour=float(s.cost[k]) if problem.priced else None,
-                quality_mean=float(s.mean[k]),
-                quality_lower_bound=None if prior else float(s.assured[k]),
-            )
+    result = [
+        FrontierPoint(
+            thresholds=thresholds_of_plan(plan.stages, plan.thresholds, models),
+            gpus=_gpus_of_models(plan.stages, plan.gpus, models),
+            p95_ms=plan.p95 * 1e3,
+            cost_per_hour=plan.cost if problem.priced else None,
+            quality_mean=plan.mean,
+            quality_lower_bound=None if prior else plan.assured,
         )
-    return sorted(result, key=lambda point: point.p95_ms)
+        for plan in others
+    ]
+    return sorted([own, *result], key=lambda point: point.p95_ms)
 
 
 def alternative(name: str, problem: Problem, other: Evaluation, best: Evaluation) -> PlanAlternative:

@@ -23,12 +23,12 @@ from cascadia_solver.allocation import max_stage_allocation
 from cascadia_solver.certification import QualityStudy, estimate_quality
 from cascadia_solver.design import Design, Route
 from cascadia_solver.evaluation import Evaluation
+from cascadia_solver.frontier_simulation import FrontierPlan, simulated_frontier
 from cascadia_solver.infeasible import latency_out_of_reach, quality_out_of_reach, too_few_gpus
 from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inputs_id, traffic_of
 from cascadia_solver.ladder import ladder
 from cascadia_solver.milp import MilpResult, SolverName, solve_allocation
 from cascadia_solver.replay import stage_loads, threshold_grids
-from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, candidates, certified, design_route, lower_bound, pool_choices, screen_all
 from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists, simulated
 from cascadia_solver.sites import find_sites, pool_budgets
@@ -111,9 +111,11 @@ def plan_cascade(
     tell("certifying", 0.9)
     certificate = _certify(best.design, problem, max(_LEAST_SOLVER_SECONDS, ends - time.monotonic()), solver)
     alternatives = _alternatives(problem, evaluations, best, [m.name for m in spec.models], expired)
-    tell("writing the plan", 0.97)
     timed_out = expired()
-    plan = _plan(inputs, traffic, problem, screened, best, alternatives)
+    tell("simulating the frontier", 0.95)
+    frontier = simulated_frontier(problem, screened, evaluations, best, models, expired)
+    tell("writing the plan", 0.99)
+    plan = _plan(inputs, traffic, problem, frontier, best, alternatives)
     found = _solver(best.design, problem, certificate, timed_out, _cpu_seconds() - started)
     warnings = _warnings(inputs, traffic, problem, best, certificate, timed_out)
     tell("done", 1.0)
@@ -255,7 +257,7 @@ def _plan(
     inputs: PlanningInputs,
     traffic: Traffic,
     problem: Problem,
-    screened: Sequence[Screened],
+    frontier: Sequence[FrontierPlan],
     best: Evaluation,
     alternatives: Sequence[PlanAlternative],
 ) -> Plan:
@@ -291,7 +293,7 @@ def _plan(
         latency=document.latency_of_plan(best, inputs.cost.name, trust),
         cost_per_hour=plan.cost(problem.prices) if problem.priced else None,
         demand=document.demand_of_plan(traffic, plan.route.stages[0]),
-        frontier=document.frontier_of_plan(problem, screened, best, traffic),
+        frontier=document.frontier_of_plan(problem, frontier, best, traffic),
         alternatives=list(alternatives),
         solver=PlanSolver(
             status="Feasible",

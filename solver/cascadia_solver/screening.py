@@ -45,6 +45,8 @@ class Screened:
         grid: The vectors.
         pools: Pool index of each stage.
         quality: Of the grid's vectors.
+        rates: Rate at each stage in requests of the profile's mean answer length, 1/s [V, stages].
+        profiles: Length profile of each stage [V, stages].
         vector: Flat index of the threshold vector [K].
         gpus: GPUs of each stage [K, stages].
         latency: Estimated percentile of end-to-end latency, s [K].
@@ -55,6 +57,8 @@ class Screened:
     grid: ThresholdGrid
     pools: tuple[int, ...]
     quality: QualityOfGrid
+    rates: Floats
+    profiles: Integers
     vector: Integers
     gpus: Integers
     latency: Floats
@@ -128,6 +132,8 @@ def screen(
         grid=grid,
         pools=tuple(int(pool) for pool in pools),
         quality=quality,
+        rates=rates,
+        profiles=profiles,
         vector=vector,
         gpus=gpus,
         latency=latency,
