@@ -25,6 +25,7 @@ __all__ = ["SIMULATED_REQUESTS", "FrontierPlan", "simulated_frontier"]
 SIMULATED_REQUESTS = 2000
 """Requests that each point is simulated with: the same for all and for the plan that was chosen, so that their figures
 can be set in proportion to its larger simulation."""
+_SETTLED = 0.5
 _MOST = 63
 
 
@@ -136,7 +137,7 @@ def _simulated(
     of_models = [StageReplicas([], [])] * models
     for model, of in zip(stages, replicas, strict=True):
         of_models[model] = replicas_of_set(of)
-    times = at_work(of_models, sample, exits, settle_seconds=problem.settle_seconds, known=problem.known)
+    times = at_work(of_models, sample, exits, settle_seconds=problem.settle_seconds * _SETTLED, known=problem.known)
     return path_times(times, sample, exits)
 
 
