@@ -10,22 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascadia_solver.evaluation import Evaluation, PathTimes, path_times, replicas_of_set
+from cascadia_solver.evaluation import Evaluation
 from cascadia_solver.frontier import frontier_picks, non_dominated
-from cascadia_solver.parallelism import ReplicaSet
-from cascadia_solver.replay import exit_stages
+from cascadia_solver.screened_simulation import simulate_point, simulate_replicas
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem
-from cascadia_solver.simulation import StageReplicas
-from cascadia_solver.steady_state import at_work
-from cascadia_solver.workload import RequestSample, first_requests
+from cascadia_solver.workload import first_requests
 
 __all__ = ["SIMULATED_REQUESTS", "FrontierPlan", "simulated_frontier"]
 
 SIMULATED_REQUESTS = 2000
 """Requests that each point is simulated with: the same for all and for the plan that was chosen, so that their figures
 can be set in proportion to its larger simulation."""
-_SETTLED = 0.5
 _MOST = 63
 
 
@@ -74,30 +70,34 @@ def simulated_frontier(
     """
     sample = first_requests(problem.sample, SIMULATED_REQUESTS)
     route = best.design.route
-    seen = _simulated(problem, sample, route.stages, route.thresholds, best.design.replicas, models)
+    seen = simulate_replicas(
+        problem,
+        sample,
+        route.stages,
+        route.thresholds,
+        best.design.replicas,
+        models,
+        settle_seconds=best.percentile(95.0),
+    )
     latency_by, p95_by = (
         best.percentile(p) / seen.percentile(p) if 0 < seen.percentile(p) < np.inf else 1.0
         for p in (problem.percentile, 95.0)
     )
     found = [_of_evaluation(problem, e) for e in evaluations if not e.saturated and e.design.key != best.design.key]
-    for points, k in _worth_simulating(problem, screened, best):
+    estimate = best.design.path_percentile(problem.percentile)
+    slower = best.percentile(problem.percentile) / estimate if estimate > 0 else 1.0
+    for points, k in _worth_simulating(problem, screened, best, slower):
         if expired():
             break
-        vector = int(points.vector[k])
-        stages, thresholds = points.grid.stages, points.grid.vector(vector)
-        replicas = [
-            problem.sites.at[model, pool].table.replicas(
-                int(points.profiles[vector, j]), float(points.rates[vector, j]), int(points.gpus[k, j])
-            )
-            for j, (model, pool) in enumerate(zip(stages, points.pools, strict=True))
-        ]
-        times = _simulated(problem, sample, stages, thresholds, replicas, models)
+        settle = float(points.latency[k]) * slower
+        point = simulate_point(problem, sample, points, k, models, settle_seconds=settle)
+        times, replicas = point.times, point.replicas
         if times.saturated:
             continue  # the closed form took it for a plan, and it is none
         found.append(
             FrontierPlan(
-                stages,
-                thresholds,
+                point.stages,
+                point.thresholds,
                 tuple(of.gpus for of in replicas),
                 times.percentile(problem.percentile) * latency_by,
                 times.percentile(95.0) * p95_by,
@@ -125,28 +125,12 @@ def _of_evaluation(problem: Problem, evaluation: Evaluation) -> FrontierPlan:
     )
 
 
-def _simulated(
-    problem: Problem,
-    sample: RequestSample,
-    stages: Sequence[int],
-    thresholds: Sequence[float],
-    replicas: Sequence[ReplicaSet],
-    models: int,
-) -> PathTimes:
-    exits = exit_stages(stages, thresholds, sample.scores, sample.able)
-    of_models = [StageReplicas([], [])] * models
-    for model, of in zip(stages, replicas, strict=True):
-        of_models[model] = replicas_of_set(of)
-    times = at_work(of_models, sample, exits, settle_seconds=problem.settle_seconds * _SETTLED, known=problem.known)
-    return path_times(times, sample, exits)
-
-
-def _worth_simulating(problem: Problem, screened: Sequence[Screened], best: Evaluation) -> list[tuple[Screened, int]]:
+def _worth_simulating(
+    problem: Problem, screened: Sequence[Screened], best: Evaluation, slower: float
+) -> list[tuple[Screened, int]]:
     """Screened points that some weighting of the three criteria prefers and the chosen plan does not beat."""
     design, simulated = best.design, best.percentile(problem.percentile)
-    estimate = design.path_percentile(problem.percentile)
-    scale = simulated / estimate if estimate > 0 and np.isfinite(simulated) else 1.0
-    points = np.concatenate([np.stack([s.latency * scale, s.cost, s.assured], axis=1) for s in screened])
+    points = np.concatenate([np.stack([s.latency * slower, s.cost, s.assured], axis=1) for s in screened])
     origin = np.concatenate([np.full(len(s.vector), k) for k, s in enumerate(screened)])
     index = np.concatenate([np.arange(len(s.vector)) for s in screened])
     chosen = np.array([simulated, design.cost(problem.prices), design.route.assured])

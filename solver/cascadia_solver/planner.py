@@ -29,6 +29,7 @@ from cascadia_solver.inputs import SOLVER_VERSION, PlanningInputs, Traffic, inpu
 from cascadia_solver.ladder import ladder
 from cascadia_solver.milp import MilpResult, SolverName, solve_allocation
 from cascadia_solver.replay import stage_loads, threshold_grids
+from cascadia_solver.screened_simulation import corrected
 from cascadia_solver.search import Problem, candidates, certified, design_route, lower_bound, pool_choices, screen_all
 from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists, simulated
 from cascadia_solver.sites import find_sites, pool_budgets
@@ -85,6 +86,7 @@ def plan_cascade(
     problem = _problem(inputs, traffic)
     tell("screening", 0.3)
     screened = screen_all(problem, expired, lambda share: tell("screening", 0.3 + 0.3 * share))
+    problem = corrected(problem, screened, len(spec.models))
     problem, screened = certified(problem, screened)
     designs = candidates(problem, screened, expired, lambda share: tell("allocating GPUs", 0.6 + 0.2 * share))
     if not designs:

@@ -50,7 +50,7 @@ class Screened:
         vector: Flat index of the threshold vector [K].
         gpus: GPUs of each stage [K, stages].
         latency: Estimated percentile of end-to-end latency, s [K].
-        missed: How far the worst missed target is missed by that estimate, as a share of it [K].
+        targeted: Estimate of what each target is on, over the target [K, targets].
         cost: Per hour, or the number of GPUs where there are no prices [K].
     """
 
@@ -62,8 +62,17 @@ class Screened:
     vector: Integers
     gpus: Integers
     latency: Floats
-    missed: Floats
+    targeted: Floats
     cost: Floats
+
+    def missed(self, slower: Floats) -> Floats:
+        """How far the worst missed target is missed, as a share of it; 0 where all are kept [K].
+
+        Args:
+            slower: By which factor the closed form is too fast at what each target is on [targets].
+        """
+        missed: Floats = np.max(self.targeted * slower - 1, axis=1, initial=0.0)
+        return missed
 
     @property
     def mean(self) -> Floats:
@@ -127,7 +136,7 @@ def screen(
     vector, level = distinct[:, 0], distinct[:, 1:]
     gpus = needed[vector[:, None], stages, level]
     parts = [site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)]
-    latency, missed = _estimates(grid, vector, parts, sample, percentile, targets)
+    latency, targeted = _estimates(grid, vector, parts, sample, percentile, targets)
     return Screened(
         grid=grid,
         pools=tuple(int(pool) for pool in pools),
@@ -137,7 +146,7 @@ def screen(
         vector=vector,
         gpus=gpus,
         latency=latency,
-        missed=missed,
+        targeted=targeted,
         cost=gpus @ price,
     )
 
@@ -326,10 +335,10 @@ def _along_paths(
     return seconds, last
 
 
-def _missed(
+def _targeted(
     targets: Sequence[LatencyTarget], times: Floats, last: NDArray[np.bool_], part: Floats, answers: Floats
 ) -> Floats:
-    """How far the worst missed target is missed by the closed form, as a share of it; 0 where all are kept [K].
+    """What each target is on by the closed form, over the target [K, targets].
 
     Answers that may be rejected are held back until they are complete; those of the last stage stream. The closed
     form is far too fast at first tokens, so this is for ranking: what is kept is for the simulation to say.
@@ -341,8 +350,8 @@ def _missed(
         part: Wait, prefill and decode of the last stage [K, 3].
         answers: Answer lengths of the last stage [n].
     """
-    missed = np.zeros(len(times))
-    for target in targets:
+    result = np.empty((len(times), len(targets)))
+    for place, target in enumerate(targets):
         decode = part[:, 2, None] * last
         if target.metric == "TimePerOutputToken":
             values = decode
@@ -350,8 +359,8 @@ def _missed(
             values = times if target.metric == "EndToEnd" else times - decode * np.maximum(answers - 1, 0)
         kth = min(values.shape[1] - 1, int(target.percentile / 100 * values.shape[1]))
         seconds = np.partition(values, kth, axis=1)[:, kth]
-        missed = np.maximum(missed, seconds * 1e3 / target.milliseconds - 1)
-    return missed
+        result[:, place] = seconds * 1e3 / target.milliseconds
+    return result
 
 
 def _stage_loads(replay: Replay, sites: Sequence[Site], sample: RequestSample) -> tuple[Floats, Integers]:
@@ -398,7 +407,7 @@ def _estimates(
     percentile: float,
     targets: Sequence[LatencyTarget],
 ) -> tuple[Floats, Floats]:
-    """The percentile of end-to-end latency, s, and how far targets are missed [K]."""
+    """The percentile of end-to-end latency, s [K], and what targets are on over the targets [K, targets]."""
     # Evenly spread over the lengths of the last stage's answers, which most of a high percentile is due to.
     count = min(_SUBSAMPLE_FOR_TARGETS if targets else _SUBSAMPLE, len(sample))
     places = ((np.arange(count) + 0.5) / count * len(sample)).astype(np.int64)
@@ -407,7 +416,7 @@ def _estimates(
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     inputs, outputs, scores = sample.input_tokens[rows], sample.output_tokens[rows], sample.scores[rows]
     able = None if sample.able is None else sample.able[rows]
-    latency, missed = np.empty(len(vector)), np.empty(len(vector))
+    latency, targeted = np.empty(len(vector)), np.empty((len(vector), len(targets)))
     for start in range(0, len(vector), 512):
         block = slice(start, start + 512)
         times, last = _paths(
@@ -423,5 +432,5 @@ def _estimates(
         )
         kth = min(len(rows) - 1, int(percentile / 100 * len(rows)))
         latency[block] = np.partition(times, kth, axis=1)[:, kth]
-        missed[block] = _missed(targets, times, last, parts[-1][block], outputs[:, grid.stages[-1]])
-    return latency, missed
+        targeted[block] = _targeted(targets, times, last, parts[-1][block], outputs[:, grid.stages[-1]])
+    return latency, targeted

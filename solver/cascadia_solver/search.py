@@ -58,6 +58,7 @@ class Problem:
         study: Quality of the threshold vectors of every choice of stages.
         qualities: Of the vectors of each grid, bounded where that was asked for.
         seed: Seed of what is drawn.
+        corrections: By which factor the closed form was found to be too fast at what each target is on [targets].
         settle_seconds: Time that simulated cascades are given to fill: the latency of a slow request.
         made: Tables of stages, kept for other routes with the same stage.
         known: Simulated stages, kept for other designs that begin alike.
@@ -72,6 +73,7 @@ class Problem:
     study: QualityStudy
     qualities: Sequence[QualityOfGrid]
     seed: int
+    corrections: Sequence[float] = ()
     settle_seconds: float = 0.0
     made: dict[tuple[object, ...], StageMade] = field(default_factory=dict)
     known: dict[bytes, StageTimes] = field(default_factory=dict)
@@ -115,6 +117,11 @@ class Problem:
     def targets(self) -> Sequence[LatencyTarget]:
         """Latency targets."""
         return self.objective.targets or []
+
+    @property
+    def slower(self) -> Floats:
+        """By which factor the closed form is taken to be too fast at what each target is on [targets]."""
+        return np.array(self.corrections) if self.corrections else np.ones(len(self.targets))
 
     @cached_property
     def preview(self) -> RequestSample:
@@ -199,7 +206,7 @@ def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, 
 def _ranking(problem: Problem, points: Screened, per_miss: float) -> tuple[Floats, Floats]:
     """What is minimised, with what missed targets add to it, and what decides ties [K]."""
     primary, ties = (points.cost, points.latency) if problem.cheapest else (points.latency, points.cost)
-    return primary * (1 + per_miss * points.missed), ties
+    return primary * (1 + per_miss * points.missed(problem.slower)), ties
 
 
 def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cascadia_api.cascade import TokenLengths
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
-from cascadia_solver.knapsack import best_counts
+from cascadia_solver.knapsack import best_counts, replica_mixes
 from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
@@ -158,3 +158,28 @@ def test_the_gpus_needed_are_the_fewest_that_carry_the_rate() -> None:
         for rate, gpus in zip(rates, row, strict=True):
             enough = np.flatnonzero(carried >= rate)
             assert gpus == (enough[0] if len(enough) else len(carried))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.sampled_from([1, 2, 4, 8, 16]), min_size=1, max_size=5), gpus=st.integers(1, 200))
+def test_mixes_of_replicas_fill_the_gpus(sizes: list[int], gpus: int) -> None:
+    mixes = replica_mixes(tuple(sizes), gpus)
+    used = mixes @ np.array(sizes)
+    assert (used <= gpus).all()
+    assert (gpus - used < min(sizes)).all()
+    assert len(np.unique(mixes, axis=0)) == len(mixes)
+    for place, size in enumerate(sizes):
+        if gpus >= size and gpus % size < min(sizes):  # of one shape alone
+            assert (mixes[:, place] == gpus // size)[np.delete(mixes, place, axis=1).sum(axis=1) == 0].any()
+
+
+@pytest.mark.parametrize("gpus", [16, 24, 32])
+def test_alternatives_carry_the_rate_and_the_first_is_the_best_set(gpus: int) -> None:
+    table = stage(32, 2)
+    rate = 0.6 * float(table.carried[gpus, 0, -1])
+    sets = table.alternatives(0, rate, gpus, 5)
+    assert len({(s.options, s.counts) for s in sets}) == len(sets) > 1
+    assert all(s.gpus <= gpus and s.capacity >= rate and sum(s.counts) >= 2 for s in sets)
+    assert all(sum(n * r for n, r in zip(s.counts, s.rates, strict=True)) == pytest.approx(rate) for s in sets)
+    assert sets[0].latency == pytest.approx(table.replicas(0, rate, gpus).latency, rel=0.02)
+    assert [s.latency for s in sets] == sorted(s.latency for s in sets)
