@@ -20,24 +20,24 @@ _AUGMENTATION = 1e-3
 """Weight of the sum of all deviations: keeps weakly dominated points from being picked."""
 
 
-def frontier_picks(points: Floats) -> Integers:
+def frontier_picks(points: Floats, steps: int = _WEIGHT_STEPS) -> Integers:
     """The non-dominated points that some weighting of the three criteria prefers.
 
     Args:
         points: Rows of (latency, cost, quality), finite [n, 3].
+        steps: Into which a criterion's weight is divided: (steps + 1)(steps + 2) / 2 weightings.
 
     Returns:
         Indices, at most as many as there are weightings.
     """
     front = non_dominated(points)
-    return front[np.unique(tchebycheff_picks(points[front], _weights()))] if len(front) else front
+    return front[np.unique(tchebycheff_picks(points[front], _weights(steps)))] if len(front) else front
 
 
-def _weights() -> Floats:
+def _weights(steps: int) -> Floats:
     """Weights of three criteria on a triangular lattice, each at least a little."""
-    steps = range(_WEIGHT_STEPS + 1)
-    rows = [(a, b, _WEIGHT_STEPS - a - b) for a in steps for b in steps if a + b <= _WEIGHT_STEPS]
-    return (np.array(rows, dtype=np.float64) + 0.05) / (_WEIGHT_STEPS + 0.15)
+    rows = [(a, b, steps - a - b) for a in range(steps + 1) for b in range(steps + 1) if a + b <= steps]
+    return (np.array(rows, dtype=np.float64) + 0.05) / (steps + 0.15)
 
 
 def non_dominated(points: Floats) -> Integers:

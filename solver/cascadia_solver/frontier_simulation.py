@@ -22,6 +22,8 @@ __all__ = ["SIMULATED_REQUESTS", "FrontierPlan", "simulated_frontier"]
 SIMULATED_REQUESTS = 2000
 """Requests that each point is simulated with: the same for all and for the plan that was chosen, so that their figures
 can be set in proportion to its larger simulation."""
+_WEIGHT_STEPS = 6
+"""Of the choice of points: 28 weightings."""
 _MOST = 63
 
 
@@ -136,5 +138,5 @@ def _worth_simulating(
     chosen = np.array([simulated, design.cost(problem.prices), design.route.assured])
     beaten = (points[:, :2] >= chosen[:2]).all(axis=1) & (points[:, 2] <= chosen[2])
     kept = np.flatnonzero(~beaten & (points[:, 2] > 0))
-    picks = kept[frontier_picks(points[kept])]
+    picks = kept[frontier_picks(points[kept], _WEIGHT_STEPS)]
     return [(screened[int(origin[row])], int(index[row])) for row in picks]
