@@ -103,7 +103,7 @@ def plan_cascade(
     evaluations = confirmed(problem, evaluations, lambda: _larger_sample(inputs), models, expired)
     best = best_of(problem, evaluations)
     if best.excess(problem.targets, deviations=best.deviations) > 0:
-        missed = latency_out_of_reach(best, spec.objective.targets or [])
+        missed = latency_out_of_reach(best, problem.targets, deviations=best.deviations)
         if expired():
             raise PlanningTimeoutError(
                 f"no plan within the latency targets was found in {deadline_seconds:g} s; there may be one "

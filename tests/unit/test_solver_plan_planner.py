@@ -186,57 +186,6 @@ def test_a_prior_claims_no_bound_and_says_so() -> None:
     assert any("prior" in warning for warning in plan.warnings)
 
 
-def test_quality_out_of_reach_says_what_is_reachable_and_which_set_would_do() -> None:
-    with pytest.raises(InfeasibleError) as caught:
-        plan_cascade(PlanningInputs(cascade(objective={"minQuality": "0.89"}), probit_table(300, 7)))
-    assert caught.value.reason == "QualityOutOfReach"
-    shortfall, requests = caught.value.shortfalls
-    assert shortfall.what == "quality lower bound"
-    assert shortfall.available < 0.89 == shortfall.needed
-    assert requests.available == 300 < requests.needed
-    assert f"too small: it has 300 requests, and about {requests.needed:,} would do" in str(caught.value)
-    assert caught.value.nearest.startswith("minQuality 0.8")
-
-
-def test_too_few_gpus_says_how_many_are_needed_and_what_they_would_carry() -> None:
-    with pytest.raises(InfeasibleError) as caught:
-        plan_cascade(PlanningInputs(cascade(gpus=8, rate="30"), TABLE))
-    assert caught.value.reason == "InsufficientGPUs"
-    (shortfall,) = caught.value.shortfalls
-    assert (shortfall.what, shortfall.available) == ("GPUs of pool h100", 8)
-    assert shortfall.needed > 8
-    # What it says is needed is enough.
-    assert plan_cascade(PlanningInputs(cascade(gpus=int(shortfall.needed), rate="30"), TABLE)).gpus <= shortfall.needed
-    assert "requests/s on the GPUs that there are" in caught.value.nearest
-
-
-def test_a_floor_that_what_fits_may_miss_by_a_hair_is_said_to_be_uncertain() -> None:
-    """At the edge of the budget, where larger thresholds keep the floor: no bound above the floor is called too low."""
-    with pytest.raises(InfeasibleError) as caught:
-        plan_cascade(PlanningInputs(cascade(gpus=20, rate="33.7"), TABLE))
-    assert caught.value.reason == "InsufficientGPUs"
-    assert "(20 of pool h100) can carry is not certain to keep the floor at confidence 0.95" in str(caught.value)
-
-
-def test_a_model_that_fits_nowhere_is_planned_without_or_refused() -> None:
-    small = plan_cascade(PlanningInputs(cascade(gpus=4, rate="5", objective={"minQuality": "0.8"}), TABLE))
-    assert small.stages[2].gpus == 0
-    assert any(warning.startswith("planned without large") for warning in small.warnings)
-    with pytest.raises(InfeasibleError, match="GPUs of pool h100, has 4"):
-        plan_cascade(PlanningInputs(cascade(gpus=4, rate="5"), TABLE))
-    with pytest.raises(InfeasibleError, match="no GPU is available: pool h100 has 0"):
-        plan_cascade(PlanningInputs(cascade(), TABLE, available_gpus={"h100": 0}))
-
-
-def test_a_latency_target_out_of_reach_gives_the_best_figure() -> None:
-    target = {"metric": "EndToEnd", "percentile": 95, "milliseconds": 900}
-    with pytest.raises(InfeasibleError) as caught:
-        plan_cascade(PlanningInputs(cascade(objective={"targets": [target]}), TABLE))
-    assert caught.value.reason == "LatencyOutOfReach"
-    assert caught.value.shortfalls[0].what == "EndToEnd p95 ms"
-    assert caught.value.shortfalls[0].available > 5000
-
-
 def test_inputs_that_do_not_belong_together_are_refused() -> None:
     two = cascade(models=("small", "large"))
     with pytest.raises(InputError, match="of the models small, medium, large, the manifest has small, large"):

@@ -1,0 +1,97 @@
+"""Why there is no plan: with the numbers that are missing, and a nearest plan that really is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cascadia_api.cascade import LatencyTarget
+from cascadia_api.errors import InfeasibleError
+from cascadia_solver.evaluation import PathTimes
+from cascadia_solver.infeasible import latency_out_of_reach
+from cascadia_solver.planner import PlanningInputs, plan_cascade
+from tests.support.planning import cascade, probit_table
+
+TABLE = probit_table(1500, 7)
+
+
+def test_quality_out_of_reach_says_what_is_reachable_and_which_set_would_do() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(PlanningInputs(cascade(objective={"minQuality": "0.89"}), probit_table(300, 7)))
+    assert caught.value.reason == "QualityOutOfReach"
+    shortfall, requests = caught.value.shortfalls
+    assert shortfall.what == "quality lower bound"
+    assert shortfall.available < 0.89 == shortfall.needed
+    assert requests.available == 300 < requests.needed
+    assert f"too small: it has 300 requests, and about {requests.needed:,} would do" in str(caught.value)
+    assert caught.value.nearest.startswith("minQuality 0.8")
+
+
+def test_too_few_gpus_says_how_many_are_needed_and_what_they_would_carry() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(PlanningInputs(cascade(gpus=8, rate="30"), TABLE))
+    assert caught.value.reason == "InsufficientGPUs"
+    (shortfall,) = caught.value.shortfalls
+    assert (shortfall.what, shortfall.available) == ("GPUs of pool h100", 8)
+    assert shortfall.needed > 8
+    # What it says is needed is enough.
+    assert plan_cascade(PlanningInputs(cascade(gpus=int(shortfall.needed), rate="30"), TABLE)).gpus <= shortfall.needed
+    rate, _, words = caught.value.nearest.partition(" ")
+    assert words == "requests/s on the GPUs that there are"
+    assert plan_cascade(PlanningInputs(cascade(gpus=8, rate=rate), TABLE)).gpus <= 8
+
+
+def test_a_floor_that_what_fits_may_miss_by_a_hair_is_said_to_be_uncertain() -> None:
+    """At the edge of the budget, where larger thresholds keep the floor: no bound above the floor is called too low."""
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(PlanningInputs(cascade(gpus=20, rate="33.7"), TABLE))
+    assert caught.value.reason == "InsufficientGPUs"
+    assert "(20 of pool h100) can carry is not certain to keep the floor at confidence 0.95" in str(caught.value)
+    rate = caught.value.nearest.removesuffix(" requests/s on the GPUs that there are")
+    assert plan_cascade(PlanningInputs(cascade(gpus=20, rate=rate), TABLE)).gpus <= 20
+
+
+def test_a_model_that_fits_nowhere_is_planned_without_or_refused() -> None:
+    small = plan_cascade(PlanningInputs(cascade(gpus=4, rate="5", objective={"minQuality": "0.8"}), TABLE))
+    assert small.stages[2].gpus == 0
+    assert any(warning.startswith("planned without large") for warning in small.warnings)
+    with pytest.raises(InfeasibleError, match="GPUs of pool h100, has 4"):
+        plan_cascade(PlanningInputs(cascade(gpus=4, rate="5"), TABLE))
+    with pytest.raises(InfeasibleError, match="no GPU is available: pool h100 has 0"):
+        plan_cascade(PlanningInputs(cascade(), TABLE, available_gpus={"h100": 0}))
+
+
+def test_a_latency_target_out_of_reach_gives_the_best_figure() -> None:
+    target = {"metric": "EndToEnd", "percentile": 95, "milliseconds": 900}
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(PlanningInputs(cascade(objective={"targets": [target]}), TABLE))
+    assert caught.value.reason == "LatencyOutOfReach"
+    assert caught.value.shortfalls[0].what == "EndToEnd p95 ms"
+    assert caught.value.shortfalls[0].available > 5000
+
+
+@pytest.mark.parametrize(
+    ("metric", "milliseconds", "minimize"), [("EndToEnd", 900, "Latency"), ("TimeToFirstToken", 100, "Cost")]
+)
+def test_the_nearest_target_that_is_named_can_be_planned(metric: str, milliseconds: int, minimize: str) -> None:
+    target = {"metric": metric, "percentile": 95, "milliseconds": milliseconds}
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(PlanningInputs(cascade(objective={"targets": [target], "minimize": minimize}), TABLE))
+    what, _, nearest = caught.value.nearest.rpartition(" ")
+    assert what == f"{metric} p95 ms"
+    within = target | {"milliseconds": int(nearest)}
+    plan_cascade(PlanningInputs(cascade(objective={"targets": [within], "minimize": minimize}), TABLE))
+
+
+def test_a_target_that_is_met_too_narrowly_is_told_with_the_error_it_is_met_by() -> None:
+    seconds = np.random.default_rng(3).normal(1.0, 0.2, 40_000)
+    times = PathTimes(seconds, seconds, seconds, saturated=False)
+    found = times.percentile(95) * 1e3
+    target = LatencyTarget(metric="EndToEnd", percentile=95, milliseconds=int(found) + 1)
+    kept = target.model_copy(update={"metric": "TimeToFirstToken", "milliseconds": 5000})
+    refusal = latency_out_of_reach(times, [kept, target], deviations=1.645)
+    assert f"p95 ms {int(found) + 1} is asked, the best found is {found:.0f} ± " in str(refusal)
+    [missing] = refusal.shortfalls
+    assert missing.available > missing.needed
+    missed = target.model_copy(update={"milliseconds": int(found)})
+    assert f"is asked, {int(found) + 1} is the best found" in str(latency_out_of_reach(times, [missed], deviations=0))
