@@ -86,7 +86,7 @@ def plan_cascade(
     problem = _problem(inputs, traffic)
     tell("screening", 0.3)
     screened = screen_all(problem, expired, lambda share: tell("screening", 0.3 + 0.3 * share))
-    problem = corrected(problem, screened, len(spec.models))
+    screened = corrected(problem, screened, len(spec.models))
     problem, screened = certified(problem, screened)
     designs = candidates(problem, screened, expired, lambda share: tell("allocating GPUs", 0.6 + 0.2 * share))
     if not designs:

@@ -18,10 +18,11 @@ from cascadia_solver.workload import RequestSample
 
 __all__ = ["SimulatedPoint", "corrected", "simulate_point", "simulate_replicas"]
 
-_CHECKED = 5
-"""Points at which the closed form is held against the simulation."""
-_MOST_SLOWER = 2.0
-"""What is further off is saturated, and tells nothing of points that are not."""
+_CHECKED = 3
+"""Points of each choice of stages and pools at which the closed form is held against the simulation."""
+_SLACK = 0.1
+_FURTHEST = 4.0
+"""What is further off than this factor tells nothing of other points: it is saturated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,41 +42,39 @@ class SimulatedPoint:
     times: PathTimes
 
 
-def corrected(problem: Problem, screened: Sequence[Screened], models: int) -> Problem:
-    """Find out how far the closed form is off where targets are, so that what misses them is not taken for cheap.
+def corrected(problem: Problem, screened: Sequence[Screened], models: int) -> list[Screened]:
+    """Put right by how much the closed form is off at targets, so that what misses them is not taken for cheap.
 
-    Of the vectors that seem to keep the targets, each at the least cost at which it seems to, some are simulated,
-    evenly spread over what they cost. Which ones does not depend on the answers' quality: bounds that are made
-    afterwards stay valid.
+    It is off by much the same for one choice of stages, and by something else for another (of first tokens above all:
+    whether they stream depends on the stage). So some vectors of each that seem to keep the targets, each at the least
+    cost at which it seems to, are simulated, evenly spread over what they cost. Which ones does not depend on the
+    answers' quality: bounds that are made afterwards stay valid.
     """
     if not problem.targets:
-        return problem
-    rows = [
-        (float(points.cost[k]), place, int(k))
-        for place, points in enumerate(screened)
-        for k in _cheapest_within(points)
-    ]
-    rows.sort()
+        return list(screened)
+    return [_corrected(problem, points, models) if len(points.vector) else points for points in screened]
+
+
+def _corrected(problem: Problem, points: Screened, models: int) -> Screened:
     ratios = []
-    for at in np.unique(np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(np.int64)):
-        _, place, k = rows[at]
-        points = screened[place]
+    for k in _to_check(points):
         settle = float(points.latency[k])
         times = simulate_point(problem, problem.preview, points, k, models, settle_seconds=settle).times
         measured = [times.percentile(t.percentile, t.metric) * 1e3 / t.milliseconds for t in problem.targets]
         ratios.append(np.array(measured) / np.maximum(points.targeted[k], 1e-9))
-    if not ratios:
-        return problem
-    slower = np.clip(np.median(np.nan_to_num(ratios, nan=1.0, posinf=_MOST_SLOWER), axis=0), 1.0, _MOST_SLOWER)
-    return replace(problem, corrections=tuple(slower.tolist()))
+    off = np.median(np.nan_to_num(ratios, nan=1.0, posinf=_FURTHEST), axis=0)
+    return replace(points, targeted=points.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
 
 
-def _cheapest_within(points: Screened) -> list[int]:
-    """The cheapest point of each vector that seems to keep the targets."""
-    within = np.flatnonzero((points.targeted <= 1).all(axis=1))
+def _to_check(points: Screened) -> list[int]:
+    """Some of the vectors' cheapest points that seem to keep the targets; those that miss them least where none do."""
+    worst = points.targeted.max(axis=1)
+    within = np.flatnonzero(worst <= max(1.0, float(worst.min()) * (1 + _SLACK)))
     order = within[np.lexsort((points.cost[within], points.vector[within]))]
-    first = np.flatnonzero(np.diff(points.vector[order], prepend=-1))
-    return [int(k) for k in order[first]]
+    first = order[np.diff(points.vector[order], prepend=-1) > 0]
+    by_cost = first[np.argsort(points.cost[first], kind="stable")]
+    share = (np.arange(_CHECKED) + 0.5) / _CHECKED
+    return [int(k) for k in np.unique(by_cost[(share * len(by_cost)).astype(np.int64)])]
 
 
 def simulate_point(

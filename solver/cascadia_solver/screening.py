@@ -65,14 +65,10 @@ class Screened:
     targeted: Floats
     cost: Floats
 
-    def missed(self, slower: Floats) -> Floats:
-        """How far the worst missed target is missed, as a share of it; 0 where all are kept [K].
-
-        Args:
-            slower: By which factor the closed form is too fast at what each target is on [targets].
-        """
-        missed: Floats = np.max(self.targeted * slower - 1, axis=1, initial=0.0)
-        return missed
+    @property
+    def missed(self) -> Floats:
+        """How far the worst missed target is missed, as a share of it; 0 where all are kept [K]."""
+        return np.asarray(np.max(self.targeted - 1, axis=1, initial=0.0))
 
     @property
     def mean(self) -> Floats:

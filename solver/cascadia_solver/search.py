@@ -35,7 +35,7 @@ _POOL_CHOICES = 256
 """About the most assignments of stages to pools, all choices of stages together: none is left out for up to
 four models on two pools or three models on three."""
 _LEAST_POOL_CHOICES = 4
-_CANDIDATES = 10
+_CANDIDATES, _CANDIDATES_FOR_TOKENS = 10, 35
 _PER_CHOICE = 5
 _WIDTHS = 64
 _PREVIEWED = 1500
@@ -58,7 +58,6 @@ class Problem:
         study: Quality of the threshold vectors of every choice of stages.
         qualities: Of the vectors of each grid, bounded where that was asked for.
         seed: Seed of what is drawn.
-        corrections: By which factor the closed form was found to be too fast at what each target is on [targets].
         settle_seconds: Time that simulated cascades are given to fill: the latency of a slow request.
         made: Tables of stages, kept for other routes with the same stage.
         known: Simulated stages, kept for other designs that begin alike.
@@ -73,7 +72,6 @@ class Problem:
     study: QualityStudy
     qualities: Sequence[QualityOfGrid]
     seed: int
-    corrections: Sequence[float] = ()
     settle_seconds: float = 0.0
     made: dict[tuple[object, ...], StageMade] = field(default_factory=dict)
     known: dict[bytes, StageTimes] = field(default_factory=dict)
@@ -117,11 +115,6 @@ class Problem:
     def targets(self) -> Sequence[LatencyTarget]:
         """Latency targets."""
         return self.objective.targets or []
-
-    @property
-    def slower(self) -> Floats:
-        """By which factor the closed form is taken to be too fast at what each target is on [targets]."""
-        return np.array(self.corrections) if self.corrections else np.ones(len(self.targets))
 
     @cached_property
     def preview(self) -> RequestSample:
@@ -206,7 +199,7 @@ def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, 
 def _ranking(problem: Problem, points: Screened, per_miss: float) -> tuple[Floats, Floats]:
     """What is minimised, with what missed targets add to it, and what decides ties [K]."""
     primary, ties = (points.cost, points.latency) if problem.cheapest else (points.latency, points.cost)
-    return primary * (1 + per_miss * points.missed(problem.slower)), ties
+    return primary * (1 + per_miss * points.missed), ties
 
 
 def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
@@ -313,15 +306,16 @@ def candidates(
 ) -> list[Design]:
     """Designs worth simulating, best first by the closed form."""
     designs: list[Design] = []
+    wanted = _CANDIDATES_FOR_TOKENS if problem.token_targets else _CANDIDATES
     for done, route in enumerate(islice(routes(problem, screened), _MOST_TRIED)):
-        if designs and (expired() or done >= _CANDIDATES):
+        if designs and (expired() or done >= wanted):
             break
-        if done >= _CANDIDATES and not any(problem.rooms):
+        if done >= wanted and not any(problem.rooms):
             break
         found = design_route(problem, route)
         if found is not None:
             designs.append(found)
-        progress(min(1.0, (done + 1) / _CANDIDATES))
+        progress(min(1.0, (done + 1) / wanted))
     if problem.token_targets:
         return designs  # those of each choice of stages first: what the closed form says here tells little
     if problem.cheapest:

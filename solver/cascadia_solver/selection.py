@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascadia_solver.design import Design, design, rerouted
+from cascadia_solver.design import Design, Route, design, rerouted
 from cascadia_solver.evaluation import Evaluation, evaluate
 from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.search import Problem
@@ -24,6 +24,8 @@ _MOST_STEPS = 4
 _NEIGHBOURS = 2
 _MOST_STEPS_TO_TARGETS = 12
 """Where targets decide, so many moves of GPUs: the closed form can lead astray further there."""
+_ROUTES = 3
+"""Routes of each choice of stages whose GPUs are moved around, where targets decide."""
 _CONFIRMED = 6
 """Most designs whose targets are looked at twice."""
 _SURE = 1.645
@@ -119,7 +121,8 @@ def improve(
 ) -> list[Evaluation]:
     """Move GPUs around the best design, by simulation, while that makes it better.
 
-    Where the least cost within targets is looked for, around the best design of each choice of stages.
+    Where the least cost within targets is looked for, around the best design of each of the best routes of each choice
+    of stages: which thresholds are cheapest shows only once each has no more GPUs than it needs.
 
     Returns:
         The evaluations, with those made here.
@@ -128,9 +131,20 @@ def improve(
         return _improved(problem, evaluations, models, expired)
     found = []
     for stages in sorted({e.design.route.stages for e in evaluations}):
-        alike = [e for e in evaluations if e.design.route.stages == stages]
-        found += _improved(problem, alike, models, expired)
+        of_route: dict[Route, list[Evaluation]] = {}
+        for evaluation in evaluations:
+            if evaluation.design.route.stages == stages:
+                of_route.setdefault(evaluation.design.route, []).append(evaluation)
+        best = {route: best_of(problem, alike) for route, alike in of_route.items()}
+        ranked = sorted(best, key=lambda route, best=best: _rank(problem, best[route]))  # type: ignore[misc]
+        for place, route in enumerate(ranked):
+            alike = of_route[route]
+            found += _improved(problem, alike, models, expired) if place < _ROUTES else alike
     return found
+
+
+def _rank(problem: Problem, evaluation: Evaluation) -> tuple[bool, float, float]:
+    return evaluation.saturated, _excess(problem, evaluation), evaluation.design.cost(problem.prices)
 
 
 def _improved(

@@ -48,7 +48,7 @@ FAMILIES = [
 ACCURACIES = {2: [0.72, 0.90], 3: [0.72, 0.84, 0.90]}
 LEVEL = 0.015
 """Plans within 1 % of each other count as equal, and the one of fewer GPUs is taken."""
-SURE = 0.04
+SURE = 0.08
 """Targets are kept by a margin that the noise of the simulation asks for: what keeps them by less may be refused."""
 
 
