@@ -107,7 +107,14 @@ class QualityStudy:
         )
 
     def certified(
-        self, values: Sequence[Floats], kept: Sequence[Integers], *, floor: float, confidence: float, seed: int = 0
+        self,
+        values: Sequence[Floats],
+        kept: Sequence[Integers],
+        *,
+        floor: float,
+        confidence: float,
+        seed: int = 0,
+        aims: int = 1,
     ) -> list[QualityOfGrid]:
         """Bound the quality of the path, of single models and of other kept vectors.
 
@@ -118,6 +125,8 @@ class QualityStudy:
             floor: Quality floor.
             confidence: Probability with which all that is said holds.
             seed: Of the band's draws.
+            aims: The grids are given so many times over, each time with another thing to be minimised: the vectors
+                that are best for one or the other make one path.
 
         Returns:
             Of each grid: bounds of the vectors that were looked at, 0 for the others; none under a prior.
@@ -126,7 +135,7 @@ class QualityStudy:
             return list(self.qualities)
         starts = np.cumsum([0, *(len(grid) for grid in self.grids)])
         orders = [np.lexsort((-guide[0], value)) for value, guide in zip(values, self.guides, strict=True)]
-        path = self._path(values, orders, starts, floor)
+        path = self._path(values, orders, starts, floor, aims)
         others = np.setdiff1d(
             np.concatenate([self._singles(starts), *(k + s for k, s in zip(kept, starts, strict=False))]), path
         )
@@ -173,7 +182,9 @@ class QualityStudy:
         spread = float((self.weights**2).mean()) * max(best * (1 - best), 1 / len(self.table))
         return math.ceil(distance**2 * spread / (best - floor) ** 2)
 
-    def _path(self, values: Sequence[Floats], orders: Sequence[Integers], starts: Integers, floor: float) -> Integers:
+    def _path(
+        self, values: Sequence[Floats], orders: Sequence[Integers], starts: Integers, floor: float, aims: int
+    ) -> Integers:
         """Vectors to test, best estimate first [L].
 
         Those of each choice of stages that none of its own of lesser value is estimated to equal, unless another
@@ -190,7 +201,10 @@ class QualityStudy:
         path, guide, value = path[order], guide[order], value[order]
         error = np.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
         safe = guide > floor + _FAR * error
-        least = np.minimum.accumulate(value)
+        aim = (np.searchsorted(starts, path, side="right") - 1) // (len(values) // aims)
+        least = np.empty(len(path))
+        for of in range(aims):  # what is minimised under one aim cannot be compared with that under another
+            least[aim == of] = np.minimum.accumulate(value[aim == of])
         far = path[safe & (value <= _CLOSE_IF_SAFE * least)]
         hopeful = np.arange(len(path)) <= (guide >= floor - _HOPELESS * error).sum()
         near = path[~safe & hopeful & (value <= _CLOSE * least)]

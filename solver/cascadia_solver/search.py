@@ -187,13 +187,34 @@ def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, 
         vector = np.concatenate([s.vector for s in screened])
         picks = frontier_picks(np.concatenate(rows))
         kept = [np.unique(vector[picks][origin[picks] == g]) for g in range(len(kept))]
-    qualities = problem.study.certified(
-        values, kept, floor=problem.floor, confidence=float(problem.objective.confidence), seed=problem.seed
-    )
+    study, aims = problem.study, 1
+    if problem.cheapest and problem.targets:
+        # Beside the cheapest vectors the fastest: where little more than one keeps the targets, it costs what it costs.
+        # They are tested in one sequence with the others, at their level.
+        study, aims = study.of([*range(len(values))] * 2), 2
+        values, kept = values + _by_targets(problem, screened), [*kept, *(k[:0] for k in kept)]
+    confidence = float(problem.objective.confidence)
+    qualities = study.certified(values, kept, floor=problem.floor, confidence=confidence, seed=problem.seed, aims=aims)
+    if aims > 1:
+        both = zip(qualities, qualities[len(problem.grids) :], strict=False)
+        qualities = [_better_bound(one, other) for one, other in both]
     return (
         replace(problem, qualities=qualities),
         [replace(points, quality=qualities[place[points.grid.stages]]) for points in screened],
     )
+
+
+def _by_targets(problem: Problem, screened: Sequence[Screened]) -> list[Floats]:
+    """The worst of what targets are on, over the target, where each vector has the GPUs that keep it least [V]."""
+    place = {grid.stages: g for g, grid in enumerate(problem.grids)}
+    nearest = [np.full(len(grid), np.inf) for grid in problem.grids]
+    for points in screened:
+        np.minimum.at(nearest[place[points.grid.stages]], points.vector, points.targeted.max(axis=1))
+    return nearest
+
+
+def _better_bound(one: QualityOfGrid, other: QualityOfGrid) -> QualityOfGrid:
+    return one if one.bound is None or other.bound is None else replace(one, bound=np.maximum(one.bound, other.bound))
 
 
 def _ranking(problem: Problem, points: Screened, per_miss: float) -> tuple[Floats, Floats]:
