@@ -137,9 +137,7 @@ def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> F
         for r in range(len(steps)):
             step = StepModel(*to_fixed_tuple(steps[r], _FIELDS))  # type: ignore[call-arg]  # as in scheduling_kernel
             most = LOAD_LIMIT * min(step.max_running, step.kv_capacity_tokens / held)
-            least = min(0.05, 0.5 * most)
-            growth = (most / least) ** (1.0 / (LOADS - 2))
-            decoding = 0.0
+            least, growth, decoding = 0.0, 1.0, 0.0
             for g in range(LOADS):
                 extra = 0.0
                 square = 0.0
@@ -149,6 +147,10 @@ def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> F
                     square += shares[p, k] * added * added
                 batch = decoding + 1.0
                 decode = _step_seconds(step, 0.0, 0.0, batch, batch * context)
+                if g == 0:
+                    # Answers of a token or two hardly decode: prompts fill a replica before 0.05 requests do.
+                    least = min(0.05, 0.5 * most, 0.05 * decode_steps * decode / max(extra, 1e-12))
+                    growth = (most / least) ** (1.0 / (LOADS - 2))
                 rate = decoding / (decode_steps * decode + decoding * extra)
                 if g > 0 and rate * extra > LOAD_LIMIT:
                     points[p, r, g] = points[p, r, g - 1]

@@ -121,6 +121,29 @@ def test_estimates_agree_with_simulation_up_to_sixty_percent_of_the_load(rate: f
     assert found.latency == pytest.approx(np.percentile(seconds, 95), rel=0.08)
 
 
+def test_answers_of_one_token_have_operating_points() -> None:
+    """As of a classifier: the time of a request is its prompt, whatever little it decodes."""
+    profile = length_profile(INPUTS, np.ones_like(OUTPUTS))
+    options = useful_options(
+        replica_options(
+            model_facts("meta-llama/Llama-3.1-8B-Instruct"), gpu_facts("H100-SXM-80GB"), "bf16", max_gpus=2
+        ),
+        profile,
+        95,
+    )
+    curves = load_curves([option.step for option in options], [profile], 95)
+    assert (curves.rate[..., -1] > 0).all()
+    table = StageTable(options, curves, latency_levels([curves]), 1, 1)
+    for load in (0.1, 0.8):
+        rate = load * float(curves.rate[0, 0, -1])
+        arrivals = poisson_arrivals(rate, len(INPUTS), np.random.default_rng(1))
+        times = simulate_stage(StageReplicas([options[0].step], [1.0]), arrivals, INPUTS, np.ones_like(OUTPUTS))
+        assert not times.saturated
+        if load < 0.5:
+            seconds = float(np.percentile(times.finish - arrivals, 95))
+            assert table.replicas(0, rate, 1).latency == pytest.approx(seconds, rel=0.15)
+
+
 def test_least_replicas_are_kept() -> None:
     table = stage(32, 3)
     latency = table.latency_by_gpus(0, 5.0)

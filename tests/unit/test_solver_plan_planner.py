@@ -186,6 +186,19 @@ def test_a_prior_claims_no_bound_and_says_so() -> None:
     assert any("prior" in warning for warning in plan.warnings)
 
 
+def test_answers_of_one_token_are_planned() -> None:
+    manifest = cascade(
+        models=("small", "medium"),
+        gpus=4,
+        objective={"minQuality": "0.7"},
+        workload={"outputTokens": {"mean": 1, "p95": 1}},
+    )
+    plan = plan_cascade(PlanningInputs(manifest))
+    assert plan.live_stages[0].name == "small"
+    assert plan.ladder[-1].max_requests_per_second > 10
+    assert 0 < plan.latency.p50_ms < 1000
+
+
 def test_inputs_that_do_not_belong_together_are_refused() -> None:
     two = cascade(models=("small", "large"))
     with pytest.raises(InputError, match="of the models small, medium, large, the manifest has small, large"):
