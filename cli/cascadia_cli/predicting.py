@@ -72,7 +72,9 @@ def print_prediction(
         document = prediction.to_json() | {"engine": cost[1], "precision": precision or facts.native_precision}
         sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     else:
-        sys.stdout.write(_words(facts.name, accelerator.name, tensor_parallel, pipeline_parallel, prediction, cost[1]))
+        sys.stdout.write(
+            _words(facts.name, accelerator.name, tensor_parallel, pipeline_parallel, prediction, cost[1], concurrency)
+        )
 
 
 def gpu_named(name: str, spec: str | None) -> GpuFacts:
@@ -120,7 +122,13 @@ def model_named(name: str) -> ModelFacts:
 
 
 def _words(
-    model: str, gpu: str, tensor_parallel: int, pipeline_parallel: int, prediction: Prediction, engine: str
+    model: str,
+    gpu: str,
+    tensor_parallel: int,
+    pipeline_parallel: int,
+    prediction: Prediction,
+    engine: str,
+    clients: int | None,
 ) -> str:
     shape = f"TP{tensor_parallel}" + (f" PP{pipeline_parallel}" if pipeline_parallel > 1 else "")
     lines = [f"{model} on {tensor_parallel * pipeline_parallel} {gpu} ({shape})", f"memory       {prediction.reason}"]
@@ -134,8 +142,11 @@ def _words(
             if latency is not None:
                 lines.append(f"{name:<12} {', '.join(f'p{p} {duration(ms)}' for p, ms in latency.by_percentile())}")
         lines.append(f"throughput   {prediction.output_tokens_per_second:,.0f} output tokens/s")
-        if prediction.saturated:
+        if prediction.saturated and clients is None:
             lines.append("saturated    it cannot keep up: these latencies grow with time; lower the load or add GPUs")
+        elif prediction.saturated:
+            waits = f"not all of {clients:,} clients fit in a batch: the others wait, which these latencies include"
+            lines.append(f"saturated    {waits}; more clients add waiting, not throughput")
         lines.append(
             f"source       {prediction.source} ({engine}), median error about {prediction.uncertainty_percent:.0f} %"
         )

@@ -204,6 +204,9 @@ def predict(
         bunched = _bunching(step, clients, prompts, answers, first[counted] - arrivals[counted])
         first = np.minimum(first + bunched, np.maximum(finish - _LEAST_DECODING * (finish - first), first))
         first, finish = first + step.first_token_seconds, finish + step.first_token_seconds
+        # Clients ask again so much later too (Little's law).
+        cycle = float((finish - arrivals)[counted].mean())
+        throughput *= (cycle - step.first_token_seconds) / cycle
     several = counted[answers[counted] > 1]
     token_times = (finish[several] - first[several]) / (answers[several] - 1.0)
     return Prediction(

@@ -158,6 +158,17 @@ def test_predict_prints_the_contract(capsys: pytest.CaptureFixture[str]) -> None
     assert {"outputTokensPerSecond", "saturated", "source", "uncertaintyPercent"} <= document.keys()
 
 
+def test_predict_says_what_overload_means(capsys: pytest.CaptureFixture[str]) -> None:
+    """Arrivals that nobody holds back pile up; clients wait for each other."""
+    flags = "predict --model meta-llama/Llama-3.1-8B-Instruct --gpu H100-SXM-80GB --tensor-parallel 1 --input 1024"
+    assert main([*flags.split(), "--output", "8", "--concurrency", "1500"]) == 0
+    closed = capsys.readouterr().out
+    assert "not all of 1,500 clients fit in a batch: the others wait" in closed
+    assert "grow" not in closed
+    assert main([*flags.split(), "--output", "8", "--rate", "500"]) == 0
+    assert "it cannot keep up: these latencies grow with time" in capsys.readouterr().out
+
+
 def test_predict_says_its_source_and_what_it_extrapolates(capsys: pytest.CaptureFixture[str]) -> None:
     flags = (
         "predict --model openai/gpt-oss-20b --gpu H20-96GB --gpu-spec 96,4000,148,296,450 --tensor-parallel 2 "

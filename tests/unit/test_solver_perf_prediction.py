@@ -54,6 +54,14 @@ def test_closed_loop_obeys_littles_law() -> None:
     assert on_one_h100(concurrency=2000).saturated
 
 
+@pytest.mark.parametrize(("clients", "outputs"), [(1, 1), (1, 64), (8, 2), (16, 256), (64, 1)])
+def test_throughput_counts_the_time_outside_the_engine(clients: int, outputs: int) -> None:
+    """Of a client that asks for one token, that is most of the time."""
+    made = on_one_h100(inputs=8, outputs=outputs, concurrency=clients)
+    cycle = made.e2e.p50_ms / 1e3
+    assert made.output_tokens_per_second == pytest.approx(clients * outputs / cycle, rel=0.1)
+
+
 def test_one_client_sees_bare_steps() -> None:
     made = on_one_h100(concurrency=1)
     assert made.e2e.p50_ms == pytest.approx(made.ttft.p50_ms + 255 * made.tpot.p50_ms)
