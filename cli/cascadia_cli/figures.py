@@ -21,7 +21,13 @@ def duration(milliseconds: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """``45 %``, ``0.4 %``."""
+    """``45 %``, ``0.4 %``, ``99.9 %``; only nothing is ``0 %``, and only all but a billionth ``100 %``."""
+    if 0 < share < 1e-4:
+        return "< 0.01 %"
+    if 0.995 <= share < 1:
+        return next(
+            (f"{words} %" for d in range(1, 8) if not (words := f"{share * 100:.{d}f}").startswith("1")), "100 %"
+        )
     return f"{share * 100:.0f} %" if share == 0 or share >= 0.0095 else f"{share * 100:.1g} %"
 
 

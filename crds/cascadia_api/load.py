@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,8 @@ def problems_of(error: ValidationError, root: str = "", explained_by: str = "") 
             message = f"{item['input']!r} does not match {context.get('pattern')}"
             if context.get("pattern") == DECIMAL_PATTERN:
                 message = f"{item['input']!r} is not a decimal number of at least 0, as in '12.5'"
+                if re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(item["input"])):
+                    message = f"{item['input']!r} has too many digits: use at most 9 before the point and 6 after it"
         elif kind == "literal_error":
             message = f"{item['input']!r} is not one of {context.get('expected')}"
         problem = Problem(field_path(location, root), message)

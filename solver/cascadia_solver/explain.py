@@ -60,8 +60,9 @@ def _quality(plan: Plan, floor: float) -> str:
     quality = plan.quality
     if quality.lower_bound is None:
         return f"Quality is {quality.mean:.3f} by a published prior, against a floor of {floor:g}; nothing bounds it."
+    sure = f"{100 * (quality.confidence or 0):.9g}%"
     return (
-        f"Mean quality is {quality.mean:.3f} on {quality.requests} calibration requests; with {quality.confidence:.0%} "
+        f"Mean quality is {quality.mean:.3f} on {quality.requests} calibration requests; with {sure} "
         f"confidence it is at least {quality.lower_bound:.3f}, against a floor of {floor:g}."
     )
 

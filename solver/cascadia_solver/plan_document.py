@@ -42,10 +42,13 @@ __all__ = [
     "thresholds_of_plan",
     "unfit_alternative",
     "utilization",
+    "what_decided",
 ]
 
 Floats = NDArray[np.float64]
 _SENTENCES = 16
+_LEVEL_WITH = 0.01
+"""Latencies this close count as equal (see `selection`)."""
 
 
 def thresholds_of_plan(stages: Sequence[int], thresholds: Sequence[float], models: int) -> list[float | None]:
@@ -256,11 +259,47 @@ def _worse(problem: Problem, other: Evaluation, best: Evaluation) -> str:
         return "its queues grow without bound"
     if other.excess(problem.objective.targets or []) > 0:
         return f"it misses a latency target, with a p95 of {other.percentile(95):.1f} s"
-    if problem.cheapest:
-        cost, own = other.design.cost(problem.prices), best.design.cost(problem.prices)
-        return f"it costs {cost:.2f} an hour against {own:.2f}"
-    percentile, slow, own = problem.percentile, *(e.percentile(problem.percentile) for e in (other, best))
-    return f"its p{percentile:.0f} is {slow:.1f} s against {own:.1f} s"
+    percentile = problem.percentile
+    return what_decided(
+        f"p{percentile:.0f}",
+        (other.percentile(percentile), best.percentile(percentile)),
+        (other.design.cost(problem.prices), best.design.cost(problem.prices)),
+        (sum(other.design.gpus), sum(best.design.gpus)),
+        cheapest=problem.cheapest,
+    )
+
+
+def what_decided(
+    name: str,
+    seconds: tuple[float, float],
+    costs: tuple[float, float],
+    gpus: tuple[int, int],
+    *,
+    cheapest: bool,
+) -> str:
+    """In which figure a plan is worse than the chosen one; a tie in what is minimised is decided by the next.
+
+    Args:
+        name: Of the percentile.
+        seconds: That percentile of both, s.
+        costs: Of both, per hour.
+        gpus: Of both.
+        cheapest: Whether cost is minimised, not latency.
+    """
+    decimals = next((d for d in (1, 2, 3) if f"{seconds[0]:.{d}f}" != f"{seconds[1]:.{d}f}"), 1)
+    slower = f"its {name} is {seconds[0]:.{decimals}f} s against {seconds[1]:.{decimals}f} s"
+    dearer = f"it costs {costs[0]:.2f} an hour against {costs[1]:.2f}"
+    if cheapest:
+        return dearer if f"{costs[0]:.2f}" != f"{costs[1]:.2f}" else f"it costs as much; {slower}"
+    if seconds[0] > seconds[1] * (1 + _LEVEL_WITH):
+        return slower
+    if f"{costs[0]:.2f}" != f"{costs[1]:.2f}":
+        return f"{slower}, within {_LEVEL_WITH:.0%}; {dearer}"
+    return (
+        f"{slower}, within {_LEVEL_WITH:.0%}; it takes {gpus[0]} GPUs against {gpus[1]}"
+        if gpus[0] != gpus[1]
+        else slower
+    )
 
 
 def route_name(stages: Sequence[int], names: Sequence[str]) -> str:

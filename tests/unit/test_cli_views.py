@@ -87,6 +87,10 @@ def test_durations(milliseconds: float | None, words: str) -> None:
 
 def test_shares_and_money() -> None:
     assert [percent(s) for s in (0, 0.004, 0.45, 1)] == ["0 %", "0.4 %", "45 %", "100 %"]
+    assert [percent(s) for s in (1e-7, 0.0004, 0.994, 0.998, 0.999999)] == [
+        "< 0.01 %", "0.04 %", "99 %", "99.8 %", "99.9999 %",
+    ]  # fmt: skip
+    assert percent(1 - 1e-12) == "100 %"  # a sum of shares
     assert [money(m) for m in (None, 79.68, 1234.5)] == ["–", "79.68", "1,234.50"]
 
 

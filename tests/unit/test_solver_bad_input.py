@@ -121,6 +121,11 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         InputError,
         "spec.workload.requestsPerSecond: '-3' is not a decimal number of at least 0",
     ),
+    "a rate of too many digits": (
+        manifest(workload__requestsPerSecond="1000000000"),
+        InputError,
+        "requestsPerSecond: '1000000000' has too many digits: use at most 9 before the point and 6 after it",
+    ),
     "no rate in the manifest": (
         manifest(workload__requestsPerSecond="0.0"), InputError, "requestsPerSecond must be above 0",
     ),

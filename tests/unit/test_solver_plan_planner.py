@@ -19,6 +19,7 @@ from cascadia_solver.explain import explain
 from cascadia_solver.importers import import_zeroeval
 from cascadia_solver.inputs import traffic_of
 from cascadia_solver.observed import ObservedDemand
+from cascadia_solver.plan_document import what_decided
 from cascadia_solver.planner import PlanningInputs, plan_cascade
 from cascadia_solver.replay import exit_stages
 from cascadia_solver.trace import parse_trace
@@ -277,6 +278,38 @@ def test_the_explanation_names_the_stages_the_floor_and_the_single_models() -> N
     assert "What quality costs in p95, against 0.84 at" in text
     assert re.search(r"One GPU fewer: (p95 \d|changes nothing)", text)
     assert re.search(r"One (GPU more: |more GPU is there and would not help)", text)
+
+
+LEVEL = "its p95 is 1.68 s against 1.67 s, within 1%"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "costs", "gpus", "cheapest", "words"),
+    [
+        ((9.8, 7.1), (10.0, 20.0), (4, 8), False, "its p95 is 9.8 s against 7.1 s"),
+        ((0.068, 0.054), (1.0, 1.0), (4, 4), False, "its p95 is 0.07 s against 0.05 s"),
+        (
+            (1.68, 1.67),
+            (3.0, 2.0),
+            (4, 4),
+            False,
+            f"{LEVEL}; it costs 3.00 an hour against 2.00",
+        ),
+        (
+            (1.68, 1.67),
+            (2.0, 2.0),
+            (5, 4),
+            False,
+            f"{LEVEL}; it takes 5 GPUs against 4",
+        ),
+        ((1.0, 2.0), (3.0, 2.0), (4, 4), True, "it costs 3.00 an hour against 2.00"),
+        ((1.74, 1.66), (1.0, 1.0), (1, 1), True, "it costs as much; its p95 is 1.74 s against 1.66 s"),
+    ],
+)
+def test_an_alternative_is_told_by_what_decided(
+    seconds: tuple[float, float], costs: tuple[float, float], gpus: tuple[int, int], cheapest: bool, words: str
+) -> None:
+    assert what_decided("p95", seconds, costs, gpus, cheapest=cheapest) == words
 
 
 def test_the_price_of_a_limit_is_what_planning_without_it_gives() -> None:
