@@ -148,6 +148,15 @@ def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeplo
         f"quality floor {cascade.spec.objective.min_quality}", (0, floor), xycoords=("axes fraction", "data"),
         xytext=(6, 4), textcoords="offset points", ha="left", fontsize=9,
     )  # fmt: skip
+    targets = [t for t in cascade.spec.objective.targets or [] if (t.metric, t.percentile) == ("EndToEnd", 95)]
+    for target in targets:
+        limit = target.milliseconds / 1000
+        seconds.append(limit)
+        axes.axvline(limit, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
+        axes.annotate(
+            f"p95 target {duration(target.milliseconds)}", (limit, 1), xycoords=("data", "axes fraction"),
+            xytext=(-4, -6), textcoords="offset points", ha="right", va="top", rotation=90, fontsize=9,
+        )  # fmt: skip
     if max([*seconds, x]) > 8 * min([*seconds, x]):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

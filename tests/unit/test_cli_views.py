@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.cascade import CascadeDeployment, LatencyTarget
 from cascadia_api.crd import crds
 from cascadia_api.load import load_manifest
 from cascadia_api.plan import Plan
@@ -19,7 +19,7 @@ from cascadia_cli.figures import duration, money, percent
 from cascadia_cli.main import main
 from cascadia_cli.plan_table import plan_view, print_view
 from cascadia_cli.planning import with_gpus
-from cascadia_cli.plot import write_plot
+from cascadia_cli.plot import plan_figure, write_plot
 from cascadia_cli.status_view import status_view
 from tests.support.manifests import cascade_manifest
 from tests.support.plans import example_plan
@@ -102,6 +102,17 @@ def test_the_picture_names_the_stages_and_the_promise(chat: CascadeDeployment, t
     for word in ("small", "medium", "large", "this plan", "quality floor 0.86", "2 × TP8 + 1 × TP4"):
         assert word in words
     assert ET.fromstring(path.read_text()).tag.endswith("svg")
+
+
+def test_the_picture_draws_the_target_on_its_axis(chat: CascadeDeployment) -> None:
+    """Of several, the one of end-to-end p95: that is the axis."""
+    wanted = [("EndToEnd", 95, 15000), ("EndToEnd", 50, 4000), ("TimeToFirstToken", 95, 2000)]
+    targets = [LatencyTarget(metric=m, percentile=p, milliseconds=ms) for m, p, ms in wanted]  # type: ignore[arg-type]
+    objective = chat.spec.objective.model_copy(update={"targets": targets})
+    cascade = chat.model_copy(update={"spec": chat.spec.model_copy(update={"objective": objective})})
+    above = plan_figure(example_plan(), cascade).axes[0]
+    assert [words for text in above.texts if "target" in (words := text.get_text())] == ["p95 target 15 s"]
+    assert above.get_xlim()[0] < 15 < above.get_xlim()[1]
 
 
 def test_the_picture_as_png_without_prices_prior_or_dropped_stages(chat: CascadeDeployment, tmp_path: Path) -> None:
