@@ -6,7 +6,8 @@ testing, Laufer-Goldshtein et al. 2023):
 
 1. A smooth model of which answers are right, given the scores (logistic, a few coefficients), estimates
    the quality of every vector. For each level of what is minimised, the vector of the best estimate among
-   those at most at that level makes the *path*, best quality first.
+   those at most at that level makes the *path*, best quality first. There may be several things to minimise (cost, and
+   what targets are on): the best under each are on the path.
 2. Along the path, "its true mean quality is below the floor" is tested at the full level, until the first
    vector fails. All before it are certified. No correction for their number is due, since a true
    hypothesis is rejected only if the first true one on the path is.
