@@ -270,7 +270,7 @@ def test_recorded_answers_come_back(tmp_path: Path) -> None:
     ("fields", "words"),
     [
         ({"listen": "nowhere"}, "$.listen"),
-        ({"listen": "127.0.0.1:99999"}, "listen: port 99999"),
+        ({"listen": "127.0.0.1:99999"}, "a port is at most 65535"),
         ({"step": [1.0]}, "step: has 1 numbers"),
         ({"clockScale": 0}, "$.clockScale"),
         ({"clockSpeed": 2}, "unknown field `clockSpeed`"),
