@@ -101,7 +101,7 @@ def two_pools(count: int) -> list[tuple[str, str, int, str]]:
 
 
 def needing_most(gpus: int, pools: list[tuple[str, str, int, str]], models: int = 3) -> float:
-    """A rate that the cheapest plan needs at least 80 % of the GPUs for."""
+    """A rate that the cheapest plan needs at least 80 % of the GPUs for, and the fastest plan carries too."""
     from cascadia_api.errors import InfeasibleError
     from cascadia_solver.planner import plan_cascade
 
@@ -110,6 +110,7 @@ def needing_most(gpus: int, pools: list[tuple[str, str, int, str]], models: int 
         middle = (low + high) / 2
         try:
             used = plan_cascade(inputs(middle, pools, models=models, minimize="Cost")).gpus
+            plan_cascade(inputs(middle, pools, models=models))
         except InfeasibleError:
             high = middle
             continue

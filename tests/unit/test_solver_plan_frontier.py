@@ -55,9 +55,9 @@ def test_every_point_is_what_a_long_simulation_of_it_shows(monkeypatch: pytest.M
     both = [(p.p95_ms, long[key]) for p in plan.frontier if (key := (*p.thresholds, *p.gpus)) in long]
     assert len(both) >= 8
     off = np.array([short / of_it - 1 for short, of_it in both])
-    # The noise of 2,000 requests; the closed form is up to 50 % off on the same points.
-    assert np.abs(off).max() < 0.25
-    assert np.median(np.abs(off)) < 0.07
+    # The noise of 1,200 requests; the closed form is up to 50 % off on the same points.
+    assert np.abs(off).max() < 0.3
+    assert np.median(np.abs(off)) < 0.1
 
 
 def test_no_point_of_a_plan_beats_another() -> None:
