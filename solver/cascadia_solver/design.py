@@ -19,13 +19,24 @@ from cascadia_solver.roofline import Shape
 from cascadia_solver.sites import Site
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Design", "Route", "Routed", "StageMade", "design", "fits_pools", "rerouted", "routed", "with_sets"]
+__all__ = [
+    "LEVEL_WITH",
+    "Design",
+    "Route",
+    "Routed",
+    "StageMade",
+    "design",
+    "fits_pools",
+    "rerouted",
+    "routed",
+    "with_sets",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _REQUESTS = 1024
-_LEVEL_WITH = 0.01
+LEVEL_WITH = 0.01
 """Latencies this close count as equal: it is about the noise of a simulated p95."""
 
 
@@ -266,7 +277,7 @@ def design(
         return None
     choice = found.choice
     if prices is None:
-        slowest = found.latency * (1 + _LEVEL_WITH)
+        slowest = found.latency * (1 + LEVEL_WITH)
         choice = trim_allocation(traffic.steps, choice, percentile=percentile, slowest=slowest)
     return Design(traffic, choice, found.latency, found.bound, found.exhaustive)
 

@@ -20,7 +20,7 @@ from cascadia_api.plan import (
     ReplicaGroup,
     StageLatency,
 )
-from cascadia_solver.design import Design
+from cascadia_solver.design import LEVEL_WITH, Design
 from cascadia_solver.evaluation import Evaluation, PathTimes
 from cascadia_solver.frontier_simulation import FrontierPlan
 from cascadia_solver.inputs import Traffic
@@ -47,8 +47,6 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 _SENTENCES = 16
-_LEVEL_WITH = 0.01
-"""Latencies this close count as equal (see `selection`)."""
 
 
 def thresholds_of_plan(stages: Sequence[int], thresholds: Sequence[float], models: int) -> list[float | None]:
@@ -291,12 +289,12 @@ def what_decided(
     dearer = f"it costs {costs[0]:.2f} an hour against {costs[1]:.2f}"
     if cheapest:
         return dearer if f"{costs[0]:.2f}" != f"{costs[1]:.2f}" else f"it costs as much; {slower}"
-    if seconds[0] > seconds[1] * (1 + _LEVEL_WITH):
+    if seconds[0] > seconds[1] * (1 + LEVEL_WITH):
         return slower
     if f"{costs[0]:.2f}" != f"{costs[1]:.2f}":
-        return f"{slower}, within {_LEVEL_WITH:.0%}; {dearer}"
+        return f"{slower}, within {LEVEL_WITH:.0%}; {dearer}"
     return (
-        f"{slower}, within {_LEVEL_WITH:.0%}; it takes {gpus[0]} GPUs against {gpus[1]}"
+        f"{slower}, within {LEVEL_WITH:.0%}; it takes {gpus[0]} GPUs against {gpus[1]}"
         if gpus[0] != gpus[1]
         else slower
     )

@@ -21,6 +21,7 @@ __all__ = ["SimulatedPoint", "corrected", "simulate_point", "simulate_replicas"]
 _CHECKED = 3
 """Points of each choice of stages and pools at which the closed form is held against the simulation."""
 _SLACK = 0.1
+"""Where no point seems to keep the targets: those that miss them by so much more than the nearest one are looked at."""
 _FURTHEST = 4.0
 """What is further off than this factor tells nothing of other points: it is saturated."""
 

@@ -36,12 +36,14 @@ _POOL_CHOICES = 256
 four models on two pools or three models on three."""
 _LEAST_POOL_CHOICES = 4
 _CANDIDATES, _CANDIDATES_FOR_TOKENS = 10, 35
+"""Designs; targets on tokens need those of every choice of stages."""
 _PER_CHOICE = 5
+"""Candidates of one choice of stages and pools."""
 _WIDTHS = 64
 _PREVIEWED = 1500
+"""Requests of the simulations that only compare."""
 _MOST_TRIED = 60
 """Routes looked at until one fits on partly used nodes, of which the screening knows stage by stage only."""
-"""Candidates of one choice of stages and pools."""
 
 
 @dataclass(frozen=True, eq=False)

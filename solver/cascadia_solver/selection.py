@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascadia_solver.design import Design, Route, design, rerouted
+from cascadia_solver.design import LEVEL_WITH, Design, Route, design, rerouted
 from cascadia_solver.evaluation import Evaluation, evaluate
 from cascadia_solver.path_allocation import Ceiling
 from cascadia_solver.search import Problem
@@ -30,8 +30,6 @@ _CONFIRMED = 6
 """Most designs whose targets are looked at twice."""
 _SURE = 1.645
 """Targets have to be kept by so many standard errors of the confirming simulation."""
-_LEVEL_WITH = 0.01
-"""Simulated percentiles this close count as equal: the noise of a p95 over 10,000 requests is 1.3 %."""
 
 
 def simulate_finalists(
@@ -80,7 +78,7 @@ def _slower(problem: Problem, evaluation: Evaluation) -> float:
 
 
 def _ceilings(problem: Problem, slower: float) -> list[Ceiling]:
-    return [Ceiling(c.percentile, c.seconds / (slower * (1 + _LEVEL_WITH))) for c in problem.ceilings]
+    return [Ceiling(c.percentile, c.seconds / (slower * (1 + LEVEL_WITH))) for c in problem.ceilings]
 
 
 def _estimated_excess(problem: Problem, plan: Design, slower: float) -> float:
@@ -112,7 +110,7 @@ def _tightened(problem: Problem, evaluation: Evaluation) -> Design | None:
         over = evaluation.percentile(target.percentile, target.metric) * 1e3 / target.milliseconds
         if target.metric != "EndToEnd" and 1 < over < np.inf:
             now = plan.path_percentile(target.percentile)
-            tighter.append(Ceiling(float(target.percentile), now / (over * (1 + _LEVEL_WITH))))
+            tighter.append(Ceiling(float(target.percentile), now / (over * (1 + LEVEL_WITH))))
     return _redesigned(problem, plan, tighter) if tighter else None
 
 
@@ -228,7 +226,7 @@ def best_of(problem: Problem, evaluations: Sequence[Evaluation]) -> Evaluation:
     if problem.cheapest:
         return min(stable, key=lambda e: (cost(e), e.percentile(percentile), sum(e.design.gpus)))
     fastest = min(e.percentile(percentile) for e in stable)
-    level = [e for e in stable if e.percentile(percentile) <= fastest * (1 + _LEVEL_WITH)]
+    level = [e for e in stable if e.percentile(percentile) <= fastest * (1 + LEVEL_WITH)]
     return min(level, key=lambda e: (cost(e), sum(e.design.gpus), e.percentile(percentile)))
 
 

@@ -44,7 +44,7 @@ class _Change:
     """Other replicas of one stage; m requests.
 
     Attributes:
-        replicas: They.
+        replicas: What the stage would have.
         later: By how much each request ends later, s [m].
         later_first: By how much each request's first token comes later, s [m].
     """
@@ -127,9 +127,9 @@ def _shapes(replicas: ReplicaSet) -> tuple[object, ...]:
 def _best_by_gpus(problem: Problem, changes: Sequence[_Change], seen: PathTimes) -> list[_Change]:
     """Of the changes to one stage that take as many GPUs, the one that is best by itself."""
     values = _percentile(seen.end_to_end + np.stack([c.later for c in changes]), problem.percentile)
-    best: dict[tuple[int, ...], int] = {}
+    best: dict[int, int] = {}
     for k in np.argsort(values, kind="stable").tolist():
-        best.setdefault((changes[k].replicas.gpus,), k)
+        best.setdefault(changes[k].replicas.gpus, k)
     return [changes[k] for k in sorted({0, *best.values()})]
 
 
