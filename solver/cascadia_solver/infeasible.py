@@ -10,6 +10,7 @@ import numpy as np
 
 from cascadia_api.cascade import CascadeDeploymentSpec, LatencyTarget, Model, Objective
 from cascadia_api.errors import InfeasibleError, Shortfall
+from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.certification import QualityStudy
 from cascadia_solver.evaluation import PathTimes
@@ -42,10 +43,11 @@ def quality_out_of_reach(
     names = " -> ".join(table.models[model] for model in grids[g].stages)
     thresholds = ", ".join(f"{threshold:.3g}" for threshold in grids[g].vector(best))
     at = f"{names}" + (f" with thresholds {thresholds}" if thresholds else "")
+    refused = _refused(table)
     if qualities[g].bound is None:
         return InfeasibleError(
             "QualityOutOfReach",
-            f"minQuality {floor:g} is out of reach: under the prior the best is a mean of {mean:.3f} ({at}); "
+            f"minQuality {floor:g} is out of reach: under the prior the best is a mean of {mean:.3f} ({at}); {refused}"
             "lower minQuality, add a better model, or give a calibration set of your own traffic",
             shortfalls=[Shortfall("mean quality", floor, mean)],
             nearest=f"minQuality {_down(assured)} with {at}",
@@ -62,9 +64,20 @@ def quality_out_of_reach(
     return InfeasibleError(
         "QualityOutOfReach",
         f"minQuality {floor:g} is out of reach at confidence {objective.confidence}: the best lower bound is "
-        f"{assured:.3f} where the mean is {mean:.3f} ({at}); {remedy}; or lower minQuality or confidence",
+        f"{assured:.3f} where the mean is {mean:.3f} ({at}); {refused}{remedy}; or lower minQuality or confidence",
         shortfalls=shortfalls,
         nearest=f"minQuality {_down(assured)} with {at}",
+    )
+
+
+def _refused(table: CalibrationSet) -> str:
+    """That some requests are worth nothing whatever answers them, where it is so."""
+    share = 0.0 if table.able is None else float((~table.able.any(axis=1)).mean())
+    if not share:
+        return ""
+    return (
+        f"{share:.1%} of the requests count as worth nothing, since no model can take them (context window, or "
+        "needs beyond text): add a model that can; "
     )
 
 

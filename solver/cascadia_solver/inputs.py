@@ -150,14 +150,13 @@ def _with_needs(table: CalibrationSet, shares: Mapping[str, float], seed: int) -
 
 
 def _able_rows(table: CalibrationSet, facts: Sequence[ModelFacts], sample: RequestSample) -> Bools | None:
-    """Which models can take each row; a prior's rows have the lengths of the requests that were matched with them."""
-    if table.source != "Prior":
-        return able_models(facts, table.input_tokens, table.output_tokens, table.needs)
-    if sample.able is None:
-        return None
-    able = np.ones(table.quality.shape, dtype=np.bool_)
-    able[sample.row] = sample.able
-    return able
+    """Which models can take each row, with what it needs and the lengths of a request that was matched with it.
+
+    Requests may be longer or shorter than the set's own, and quality is of what the traffic gets.
+    """
+    like = np.arange(len(table)) % len(sample)  # rows of a large set that no request was matched with
+    like[sample.row] = np.arange(len(sample))
+    return able_models(facts, sample.input_tokens[like], sample.output_tokens[like], table.needs)
 
 
 def _demand(inputs: PlanningInputs, table: CalibrationSet, requests: int) -> Demand:

@@ -147,7 +147,7 @@ def test_shares_of_the_manifest_pass_by_and_are_in_quality_and_its_bound() -> No
 
 def test_what_nobody_can_take_is_refused_and_worth_nothing() -> None:
     trace = long_trace(0.0, needs_of(0.1, "images"))
-    with pytest.raises(InfeasibleError, match=r"minQuality 0.85 is out of reach"):
+    with pytest.raises(InfeasibleError, match=r"minQuality 0.85 is out of reach.*; 10.0% of .* no model can"):
         plan_cascade(PlanningInputs(mixed_cascade(), table(), trace))
     plan = plan_cascade(PlanningInputs(mixed_cascade(objective={"minQuality": "0.7"}), table(), trace))
     assert plan.live_stages[-1].skipped == pytest.approx(0.1, abs=0.01)
@@ -156,6 +156,22 @@ def test_what_nobody_can_take_is_refused_and_worth_nothing() -> None:
 
 def needs_of(share: float, word: str) -> np.ndarray:
     return drawn_needs({word: share}, 10_000, np.random.default_rng(1))
+
+
+def test_quality_is_of_the_requests_that_come_not_of_the_sets_shorter_ones() -> None:
+    # The set's rows fit every window; 30 % of the traffic fits none, and its answers are worth nothing.
+    trace = long_trace(0.3)
+    trace = replace(trace, input_tokens=np.where(trace.input_tokens > 1000, 140_000.0, trace.input_tokens))
+    rows = traffic_of(PlanningInputs(mixed_cascade(), table(), trace)).table
+    assert rows.able is not None
+    assert rows.able.any(axis=1).mean() == pytest.approx(0.7, abs=0.03)
+    with pytest.raises(InfeasibleError, match=r"minQuality 0.8 is out of reach.*no model can take"):
+        plan_cascade(PlanningInputs(mixed_cascade(objective={"minQuality": "0.8"}), table(), trace))
+    plan = plan_cascade(PlanningInputs(mixed_cascade(objective={"minQuality": "0.5"}), table(), trace))
+    assert plan.quality.mean < 0.7 * 0.9
+    large = traffic_of(PlanningInputs(mixed_cascade(), table(30_000), trace)).table  # more rows than requests
+    assert large.able is not None
+    assert large.able.any(axis=1).mean() == pytest.approx(0.7, abs=0.03)
 
 
 def test_a_prior_counts_skips_by_the_lengths_of_the_traffic() -> None:
