@@ -34,6 +34,13 @@ def status_view(cascade: Mapping[str, Any]) -> RenderableType:
     parts.append(_conditions(status))
     if status.plan is not None:
         parts += [_plan_line(status.plan), _stages(status, status.plan)]
+    parts += [
+        Text(
+            f"{learnt.model} on {learnt.shape} of {learnt.gpu} ({learnt.engine_version}): prompts take "
+            f"{learnt.prefill:g} and decoding {learnt.decode:g} times as long as the cost model says"
+        )
+        for learnt in status.corrections or ()
+    ]
     if status.proposed_plan:
         parts.append(Text(f"proposed: {status.proposed_plan} (kubectl cascadia approve {status.proposed_plan})"))
     if status.last_replan is not None:

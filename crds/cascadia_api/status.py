@@ -17,6 +17,7 @@ __all__ = [
     "Condition",
     "Display",
     "LastReplan",
+    "LearntCorrection",
     "PlanSummary",
     "StageStatus",
     "StageSummary",
@@ -97,6 +98,17 @@ class LastReplan(ApiModel):
     reason: Message
 
 
+class LearntCorrection(ApiModel):
+    """By how much the engines of one kind of replica differ from the cost model, as their own metrics tell."""
+
+    model: Short
+    gpu: Short
+    shape: Short
+    engine_version: Short
+    prefill: Figure = Field(description="Prompts take this many times as long as predicted.")
+    decode: Figure = Field(description="The same, for tokens after the first.")
+
+
 class Display(ApiModel):
     """What `kubectl get` prints."""
 
@@ -120,5 +132,10 @@ class CascadeStatus(ApiModel):
     proposed_plan: Short | None = Field(None, description="CascadePlan that waits for approval.")
     stages: Annotated[list[StageStatus], Field(max_length=8)] | None = None
     last_replan: LastReplan | None = None
+    corrections: Annotated[list[LearntCorrection], Field(max_length=32)] | None = Field(
+        None,
+        description="What the engines have taught and the next plan is made with; a figure stands until it has moved "
+        "by more than 5 %.",
+    )
     endpoint: Short | None = Field(None, description="URL of the cascade inside the cluster.")
     display: Display | None = Field(None, description="Columns of `kubectl get`.")

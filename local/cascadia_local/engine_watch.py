@@ -14,13 +14,10 @@ from cascadia_api.errors import CascadiaError
 from cascadia_local.events import EventLog
 from cascadia_local.loopback_http import UnreachableError, ask
 from cascadia_local.replica import Replica
-from cascadia_solver.catalogue.manifest import gpu_of, model_of, precision_of
-from cascadia_solver.engine_settings import settings_of, with_settings
 from cascadia_solver.engine_window import EngineCounters, learn, read_counters, window_between
 from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, LiveSource
+from cascadia_solver.predicted_replica import predicted_replica
 from cascadia_solver.roofline import CostSource, Shape
-from cascadia_solver.steptime import StepModel
-from cascadia_solver.transition import DesiredReplica
 
 __all__ = ["SIMULATED", "EngineWatch", "save_corrections"]
 
@@ -123,8 +120,10 @@ class EngineWatch:
             earlier = before.get(replica.name)
             window = window_between(earlier, counters) if earlier is not None else None
             if window is not None:
-                key, step = self._predicted(replica.desired)
-                learnt = learn(learnt, key, step, {replica.name: window})
+                desired = replica.desired
+                shape = Shape(desired.tensor_parallel, desired.pipeline_parallel)
+                expected = predicted_replica(self._cascade.spec, self._base, desired.stage, desired.pool, shape)
+                learnt = learn(learnt, expected.key(SIMULATED), expected.step, {replica.name: window})
         if learnt is self.corrections:
             return
         self.corrections = learnt
@@ -141,12 +140,3 @@ class EngineWatch:
         except UnreachableError:
             return None
         return read_counters(body.decode(errors="replace"), self._clock.now()) if status == 200 else None
-
-    def _predicted(self, desired: DesiredReplica) -> tuple[CorrectionKey, StepModel]:
-        model = next(model for model in self._cascade.spec.models if model.name == desired.stage)
-        pool = next(pool for pool in self._cascade.spec.gpus.pools if pool.name == desired.pool)
-        facts, gpu, shape = model_of(model), gpu_of(pool), Shape(desired.tensor_parallel, desired.pipeline_parallel)
-        precision = precision_of(model, facts)
-        source = with_settings(self._base, settings_of(self._cascade.spec, model))
-        step = source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8)
-        return CorrectionKey(facts.name, gpu.name, str(shape), SIMULATED), step

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from typing import Protocol
 
-from cascadia_api.names import ADMIN_PORT
 from cascadia_operator.cluster import Object
+from cascadia_operator.router_port import ask_router
 
 __all__ = ["Acknowledgement", "HttpAcknowledgement", "TakenForGranted"]
 
 _TIMEOUT_SECONDS = 2.0
+_MOST_BYTES = 1024 * 1024
 _REMEMBERED = 20_000
 
 
@@ -41,8 +40,6 @@ class HttpAcknowledgement:
     """
 
     def __init__(self) -> None:
-        # No proxy from the environment: pods are in the cluster.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._known: dict[str, int] = {}
 
     async def lacking(self, revision: int, leaders: Sequence[Object]) -> list[str]:
@@ -55,11 +52,8 @@ class HttpAcknowledgement:
         return [pod["metadata"]["name"] for pod, known in zip(behind, revisions, strict=True) if known < revision]
 
     def _ask(self, pod: Object) -> int:
-        address = (pod.get("status") or {}).get("podIP") or ""
-        host = f"[{address}]" if ":" in address else address
         try:
-            url = f"http://{host}:{ADMIN_PORT}/cascade/policy"
-            with self._opener.open(url, timeout=_TIMEOUT_SECONDS) as answer:
-                return int(json.load(answer)["policyRevision"])
-        except (OSError, HTTPException, ValueError, KeyError, TypeError):
+            status, body = ask_router(pod, "/cascade/policy", seconds=_TIMEOUT_SECONDS, most_bytes=_MOST_BYTES)
+            return int(json.loads(body)["policyRevision"]) if status == 200 else 0
+        except (OSError, ValueError, KeyError, TypeError):
             return 0

@@ -18,7 +18,8 @@ from cascadia_api.names import CASCADE_LABEL, KIND, PLAN_KIND
 from cascadia_api.plan import CascadePlan
 from cascadia_operator.capacity import Snapshot, available_gpus, free_by_node
 from cascadia_operator.cluster import Cluster, Object
-from cascadia_operator.manifests.naming import policy_name
+from cascadia_operator.learning.learnt import read_learnt
+from cascadia_operator.manifests.naming import learnt_name, policy_name
 from cascadia_operator.manifests.plan_object import (
     INPUTS_ANNOTATION,
     PLACEMENT_ANNOTATION,
@@ -105,6 +106,7 @@ async def gather(cluster: Cluster, key: Key, snapshot: Snapshot | None, now: dat
         now=now or datetime.now(UTC),
         missing_secrets=await _missing_secrets(cluster, cascade, namespace),
         placement=placement_digest(cascade, corrections.digest),
+        learnt=read_learnt(children.get(("ConfigMap", learnt_name(name)))),
     )
 
 
@@ -136,6 +138,13 @@ async def _corrections(cluster: Cluster, cascade: CascadeDeployment, namespace: 
     config_map = await cluster.get("ConfigMap", namespace, name)
     if config_map is None:
         return CorrectionsData(problem=f"ConfigMap {name} of spec.planning.corrections is not there: create it")
+    owners = config_map["metadata"].get("ownerReferences") or ()
+    if any(owner.get("kind") == KIND and owner.get("controller") for owner in owners):
+        # It changes every minute, and so would the plan.
+        return CorrectionsData(
+            problem=f"ConfigMap {name} of spec.planning.corrections is one that the operator keeps what it learns in: "
+            "of this cascade's it plans with that anyway; of another's, name a copy"
+        )
     try:
         text = corrections_text(config_map.get("data") or {})
     except InputError as error:

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=flags.workers,
         resync_seconds=flags.resync_seconds,
         planning_deadline_seconds=flags.planning_deadline_seconds,
+        engine_look_seconds=flags.engine_look_seconds,
     )
     import kopf
     from prometheus_client import start_http_server
@@ -97,7 +98,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=("http", "none"),
         default="http",
         help="http: before a step of a transition ask every ready router for the policy that it enforces (default); "
-        "none: take it for granted, for clusters whose pods are simulated and cannot be asked",
+        "none: take it for granted, for clusters whose pods are simulated and cannot be asked (for engines' metrics "
+        "neither)",
     )
     parser.add_argument("--workers", type=_count, default=8, help="cascades reconciled at once (%(default)s)")
     parser.add_argument(
@@ -105,6 +107,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--planning-deadline-seconds", type=_seconds, default=60.0, help="for planning one cascade (%(default)s)"
+    )
+    parser.add_argument(
+        "--engine-look-seconds",
+        type=_seconds_or_never,
+        default=60.0,
+        help="look at the engines' metrics this often, to learn how far off the cost model is; 0: never (%(default)s)",
     )
     parser.add_argument(
         "--liveness", type=_url, help="URL to answer liveness probes at, as in http://0.0.0.0:8083/healthz"
@@ -125,6 +133,10 @@ def _seconds(text: str) -> float:
     if not 0 < value <= _MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {_MOST_SECONDS}")
     return value
+
+
+def _seconds_or_never(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
 
 
 def _count(text: str) -> int:

@@ -47,6 +47,7 @@ class PlanningJob:
         in_force: The plan whose replicas run and may stay: thresholds alone are planned where that is enough.
         free_by_node: GPUs that it may hold on each node of a pool, where nodes are known.
         corrections: File of corrections of step times; empty for none.
+        learnt: Corrections that the operator has learnt itself, as `LiveCorrections.to_json` has them; empty for none.
     """
 
     cascade: Mapping[str, Any]
@@ -56,6 +57,7 @@ class PlanningJob:
     in_force: Mapping[str, Any] | None = None
     free_by_node: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     corrections: str = ""
+    learnt: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,11 @@ class PlanningOutcome:
 def plan_job(job: PlanningJob) -> PlanningOutcome:
     """Plan one cascade; runs in a process of its own and raises nothing that a user can cause."""
     from cascadia_solver.calibration import parse_calibration
+    from cascadia_solver.live_correction import LiveCorrections
     from cascadia_solver.planner import PlanningInputs, plan_cascade
     from cascadia_solver.rejected_rows import rejected_rows_summary
     from cascadia_solver.replanning import replan
-    from cascadia_solver.sources import parse_corrections, source_of
+    from cascadia_solver.sources import parse_corrections, source_of, with_learnt
 
     try:
         cascade = parse_cascade(dict(job.cascade))
@@ -90,12 +93,15 @@ def plan_job(job: PlanningJob) -> PlanningOutcome:
             calibration, problems = parse_calibration(job.calibration, models=models, scorer=scorer)
             if problems:
                 log.warning("%s", rejected_rows_summary(problems, "calibration set"))
+        cost = source_of(cascade.spec.planning, parse_corrections(job.corrections) if job.corrections else None)
+        if job.learnt:
+            cost = with_learnt(cost, LiveCorrections.from_json(job.learnt))
         inputs = PlanningInputs(
             cascade=cascade,
             calibration=calibration,
             available_gpus=dict(job.available_gpus),
             free_by_node=dict(job.free_by_node),
-            cost=source_of(cascade.spec.planning, parse_corrections(job.corrections) if job.corrections else None),
+            cost=cost,
         )
         if job.in_force is None:
             plan = plan_cascade(inputs, deadline_seconds=job.deadline_seconds)
@@ -244,7 +250,14 @@ class Planner:
         wait = min(_RETRY_SECONDS * 2 ** (attempt.tries - 1), _LONGEST_RETRY_SECONDS)
         return failure if time.monotonic() < attempt.finished + wait else None
 
-    def start(self, world: World, trigger: str, message: str, in_force: Plan | None = None) -> None:
+    def start(
+        self,
+        world: World,
+        trigger: str,
+        message: str,
+        in_force: Plan | None = None,
+        learnt: Mapping[str, Any] | None = None,
+    ) -> None:
         """Plan for the present inputs, unless that is under way.
 
         Args:
@@ -252,6 +265,7 @@ class Planner:
             trigger: Why.
             message: The facts behind it.
             in_force: The plan whose replicas may stay; None to plan everything anew.
+            learnt: See `PlanningJob`.
         """
         if self.running(world):
             return
@@ -266,6 +280,7 @@ class Planner:
             in_force=None if in_force is None else in_force.for_json(),
             free_by_node=world.free_by_node,
             corrections=world.corrections.text,
+            learnt=learnt or {},
         )
         self._attempts[world.key] = attempt
         attempt.task = asyncio.create_task(self._run(world.key, attempt, job))

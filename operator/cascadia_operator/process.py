@@ -10,6 +10,7 @@ import signal
 from cascadia_operator.acknowledgement import HttpAcknowledgement, TakenForGranted
 from cascadia_operator.capacity import CapacitySource
 from cascadia_operator.cluster import KubernetesCluster
+from cascadia_operator.learning.learner import Learner
 from cascadia_operator.planning import Planner, PlanningPool
 from cascadia_operator.reconcile import Reconciler
 from cascadia_operator.settings import OperatorSettings
@@ -31,12 +32,17 @@ class OperatorProcess:
         self._cluster = KubernetesCluster()
         self._pool = PlanningPool()
         self._planner = Planner(self._pool, settings.planning_deadline_seconds, self.enqueue)
+        asks = settings.router_acknowledgement == "http"
+        self._learner = (
+            Learner(self._cluster, settings.engine_look_seconds) if asks and settings.engine_look_seconds else None
+        )
         reconciler = Reconciler(
             self._cluster,
             self._planner,
-            HttpAcknowledgement() if settings.router_acknowledgement == "http" else TakenForGranted(),
+            HttpAcknowledgement() if asks else TakenForGranted(),
             settings.images,
             CapacitySource(self._cluster),
+            learner=self._learner,
         )
         self._queue = WorkQueue[Key](reconciler.reconcile, resync_seconds=settings.resync_seconds)
         self._work: asyncio.Task[None] | None = None
@@ -57,6 +63,8 @@ class OperatorProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._work
         await self._planner.close()
+        if self._learner is not None:
+            await self._learner.close()
         self._pool.close()
         self._cluster.close()
 

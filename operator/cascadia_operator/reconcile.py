@@ -24,11 +24,14 @@ from cascadia_operator.decide.progress import progress_of
 from cascadia_operator.decide.pruning import plans_to_prune
 from cascadia_operator.decide.steps import step_towards
 from cascadia_operator.gather import InvalidCascadeError, gather, owned_by
+from cascadia_operator.learning.engines import lessons_for
+from cascadia_operator.learning.learner import Learner
+from cascadia_operator.learning.learnt import as_corrections
 from cascadia_operator.manifests.plan_object import INPUTS_ANNOTATION, plan_object
 from cascadia_operator.metrics import CASCADE_GPUS
 from cascadia_operator.planning import Planner
 from cascadia_operator.report.events import event_manifest, happenings
-from cascadia_operator.report.findings import Findings
+from cascadia_operator.report.findings import Findings, Learning
 from cascadia_operator.report.status import invalid_status, status_document, status_of
 from cascadia_operator.settings import Images
 from cascadia_operator.world import Key, World
@@ -55,6 +58,7 @@ class Reconciler:
         images: Default images of the pods.
         capacity: Free GPUs of the cluster.
         clock: The moment now.
+        learner: Learns from the engines' metrics; None where they cannot be asked for.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Reconciler:
         images: Images,
         capacity: CapacitySource,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        learner: Learner | None = None,
     ) -> None:
         self._cluster = cluster
         self._planner = planner
@@ -72,6 +77,7 @@ class Reconciler:
         self._images = images
         self._capacity = capacity
         self._clock = clock
+        self._learner = learner
 
     async def reconcile(self, key: Key) -> float | None:
         """Take a cascade one step on.
@@ -90,18 +96,33 @@ class Reconciler:
             return None
         if world is None:
             self._planner.forget(key)
+            if self._learner is not None:
+                self._learner.forget(key)
             with contextlib.suppress(KeyError):
                 CASCADE_GPUS.remove(*key)
             return math.inf
         if await self._store_plan(world):
             return 0.0
         choice = choose_plan(world, self._planner.failure(world))
+        learning = self._learning(world)
         if choice.trigger:
-            self._planner.start(world, choice.trigger, choice.trigger_message, choice.keeping)
-        findings = await self._act(world, choice)
+            taught = as_corrections(learning.lessons)
+            self._planner.start(world, choice.trigger, choice.trigger_message, choice.keeping, taught)
+        findings = await self._act(world, choice, learning)
         CASCADE_GPUS.labels(*key).set(sum(replica.gpus for replica in findings.observed))
         await self._report(key, _document(world), status_of(findings))
-        return _look_again(findings)
+        again = _look_again(findings)
+        if self._learner is None or world.cascade.spec.paused:
+            return again
+        self._learner.look(world)
+        return self._learner.look_seconds if again is None else min(again, self._learner.look_seconds)
+
+    def _learning(self, world: World) -> Learning:
+        return Learning(
+            lessons=lessons_for(world.cascade, world.learnt, self._images),
+            asks=self._learner is not None,
+            problem=self._learner.problem(world.key) if self._learner is not None else "",
+        )
 
     async def _store_plan(self, world: World) -> bool:
         """Store a plan that was made for the present inputs, unless it is stored; return whether one was."""
@@ -125,7 +146,7 @@ class Reconciler:
             raise ClusterError(f"CascadePlan {name} is of a deleted cascade of the same name: it is waited for")
         await self._cluster.annotate(PLAN_KIND, world.key.namespace, name, {INPUTS_ANNOTATION: world.inputs})
 
-    async def _act(self, world: World, choice: Choice) -> Findings:
+    async def _act(self, world: World, choice: Choice, learning: Learning) -> Findings:
         """Decide the next step and carry it out, unless the cascade is paused."""
         step, observed, policy_plan = step_towards(world, choice)
         advanced: Advance | None = None
@@ -158,6 +179,7 @@ class Reconciler:
             advance=advanced,
             progress=progress_of(world, choice.stored, step) if moving and choice.stored and step else None,
             blocked=blocked,
+            learning=learning,
         )
 
     async def _report(self, key: Key, document: Object, status: dict[str, object]) -> None:

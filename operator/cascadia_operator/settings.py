@@ -37,6 +37,8 @@ class OperatorSettings:
         workers: Cascades that are reconciled at once.
         resync_seconds: Time after which a cascade is looked at again though nothing seems to have happened.
         planning_deadline_seconds: Time that one planning run may take; the last good plan stays meanwhile.
+        engine_look_seconds: Time between looks at the engines' metrics, from which corrections of the cost model are
+            learnt; 0 for never. Routers are asked for them: with acknowledgement ``none`` nobody is.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -45,3 +47,4 @@ class OperatorSettings:
     workers: int = 8
     resync_seconds: float = 60.0
     planning_deadline_seconds: float = 60.0
+    engine_look_seconds: float = 60.0

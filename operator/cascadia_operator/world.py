@@ -11,6 +11,7 @@ from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import Plan
 from cascadia_api.policy import RouterPolicy
 from cascadia_operator.cluster import Object
+from cascadia_operator.learning.learnt import Learnt
 
 __all__ = ["CalibrationData", "CorrectionsData", "Key", "StoredPlan", "World", "instant"]
 
@@ -98,6 +99,7 @@ class World:
         corrections: The corrections of step times that it refers to.
         free_by_node: GPUs that it may hold on each node of a pool, most first; nothing where nodes may not be
             looked at.
+        learnt: What its engines have taught.
     """
 
     cascade: CascadeDeployment
@@ -116,6 +118,7 @@ class World:
     placement: str = ""
     corrections: CorrectionsData = field(default_factory=CorrectionsData)
     free_by_node: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    learnt: Learnt = field(default_factory=Learnt)
 
     @property
     def key(self) -> Key:

@@ -24,7 +24,7 @@ from cascadia_solver.steptime import StepModel, cached_tokens, step_seconds
 
 __all__ = ["EngineCounters", "EngineWindow", "Slowdown", "learn", "read_counters", "slowdown", "window_between"]
 
-_SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)", re.MULTILINE)
+_SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)")
 _TOTALS = {
     "sglang:prompt_tokens_total": "prompt_tokens",
     "sglang:generation_tokens_total": "generation_tokens",
@@ -33,6 +33,7 @@ _TOTALS = {
     "sglang:inter_token_latency_seconds_sum": "between_seconds",
     "sglang:inter_token_latency_seconds_count": "between",
 }
+_NAMES = tuple(_TOTALS)
 _LEAST_REQUESTS = 20
 """Windows with fewer say nothing."""
 _FURTHEST = 8.0
@@ -78,9 +79,11 @@ def read_counters(text: str, at: float) -> EngineCounters | None:
         The counters; None if one of them is missing: no SGLang, or one without ``--enable-metrics``.
     """
     totals: dict[str, float] = {}
-    for sample in _SAMPLE.finditer(text):
-        field = _TOTALS.get(sample["name"])
-        if field is None:
+    for line in text.splitlines():
+        # Thousands of lines are of other metrics.
+        sample = _SAMPLE.match(line) if line.startswith(_NAMES) else None
+        field = _TOTALS.get(sample["name"]) if sample is not None else None
+        if sample is None or field is None:
             continue
         try:
             totals[field] = totals.get(field, 0.0) + float(sample["value"])

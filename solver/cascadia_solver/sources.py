@@ -25,6 +25,7 @@ __all__ = [
     "engine_version",
     "parse_corrections",
     "source_of",
+    "with_learnt",
 ]
 
 KINDS = ("roofline", "measured")
@@ -128,6 +129,22 @@ def source_of(
         raise InputError(
             [Problem("spec.planning.engineVersion", problem.message) for problem in error.problems]
         ) from None
+
+
+def with_learnt(source: CostSource, learnt: LiveCorrections) -> CostSource:
+    """The source, corrected by what running engines have taught where it is not corrected already.
+
+    Args:
+        source: Corrections of its own go first, replica by replica.
+        learnt: Of the engines that are planned for, whatever versions they are of; all are used.
+    """
+    if not learnt.by_key:
+        return source
+    base, given, version = source, LiveCorrections(), ", ".join(sorted({key.engine_version for key in learnt.by_key}))
+    if isinstance(source, LiveSource):
+        base, given, version = source.base, source.corrections, source.engine_version
+    more = {key._replace(engine_version=version): known for key, known in learnt.by_key.items()}
+    return LiveSource(base, LiveCorrections(dict(sorted({**more, **given.by_key}.items()))), version)
 
 
 def parse_corrections(text: str) -> LiveCorrections:

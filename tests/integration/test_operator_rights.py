@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client
 
 from cascadia_api.names import (
@@ -19,16 +18,15 @@ from cascadia_api.names import (
     REPLICA_LABEL,
     STAGE_LABEL,
 )
-from cascadia_operator import acknowledgement
+from cascadia_operator import router_port
 from cascadia_operator.acknowledgement import HttpAcknowledgement
-from cascadia_operator.manifests.operator_rbac import operator_rules
 from cascadia_operator.manifests.router_config import LEADER_ANNOTATION, PEER_SECRET_KEY
 from tests.integration.conftest import GpuNodes
 from tests.support.control_plane import wait_for
 from tests.support.control_plane.ports import free_ports
 from tests.support.control_plane.processes import ServerProcess, stop_all
 from tests.support.operator_cascades import WAIT_S, Cascades, example
-from tests.support.operator_process import OperatorUnderTest
+from tests.support.operator_process import OperatorUnderTest, its_own_rights
 
 
 def test_a_router_takes_the_policy_with_the_rights_that_it_is_given(
@@ -67,7 +65,7 @@ def test_a_router_takes_the_policy_with_the_rights_that_it_is_given(
     }
     command = [sys.executable, "-m", "cascadia_router", "--config", str(config)]
     router = ServerProcess("router", command, tmp_path / "router.log", environment)
-    monkeypatch.setattr(acknowledgement, "ADMIN_PORT", admin_port)
+    monkeypatch.setattr(router_port, "ADMIN_PORT", admin_port)
     revision = int(cascades.get("pair")["status"]["plan"]["policyRevision"])
     leader = {"metadata": {"name": pod.metadata.name, "uid": pod.metadata.uid}, "status": {"podIP": "127.0.0.1"}}
 
@@ -102,35 +100,18 @@ def test_it_needs_no_more_rights_than_it_says(
     api_client: client.ApiClient,
     tmp_path: Path,
 ) -> None:
-    namespace = cascades.namespace
-    rbac: Any = client.RbacAuthorizationV1Api(api_client)
     core: Any = client.CoreV1Api(api_client)
-    rbac.create_cluster_role({"metadata": {"name": namespace}, "rules": operator_rules()})
-    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": namespace}
-    rbac.create_cluster_role_binding({"metadata": {"name": namespace}, "roleRef": role, "subjects": [subject]})
-    try:
-        core.create_namespaced_service_account(namespace, {"metadata": {"name": "operator"}})
-        token = core.create_namespaced_service_account_token("operator", namespace, {"spec": {}}).status.token
-        settings = yaml.safe_load(operator.kubeconfig.read_text())
-        settings["users"][0]["user"] = {"token": token}
-        operator.kubeconfig = tmp_path / "kubeconfig"
-        operator.kubeconfig.write_text(yaml.safe_dump(settings))
+    with its_own_rights(operator, api_client, cascades.namespace, tmp_path):
         operator.start()
         pair = example("pair.yaml")
         pair["spec"]["routing"] = {"apiKeysSecretRef": {"name": "pair-keys"}}
         cascades.apply(pair)
         assert cascades.wait_stalled("pair")["reason"] == "SecretNotFound"
-        core.create_namespaced_secret(namespace, {"metadata": {"name": "pair-keys"}})
+        core.create_namespaced_secret(cascades.namespace, {"metadata": {"name": "pair-keys"}})
         cascades.wait_ready("pair")
         pair["spec"]["suspend"] = True
         cascades.apply(pair)
         cascades.wait("the GPUs to be released", lambda: not cascades.replicas("pair") and not cascades.pods("pair"))
-        assert "orbidden" not in operator.log()
-        assert "permission" not in operator.log()
-    finally:
-        rbac.delete_cluster_role_binding(namespace)
-        rbac.delete_cluster_role(namespace)
 
 
 def test_secrets_for_the_router_are_waited_for_and_mounted_but_never_read(

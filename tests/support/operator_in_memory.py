@@ -11,13 +11,17 @@ from cascadia_operator.acknowledgement import TakenForGranted
 from cascadia_operator.capacity import CapacitySource
 from cascadia_operator.cluster import Object
 from cascadia_operator.decide.plan_choice import PlanFailure
+from cascadia_operator.learning.engines import Engine
+from cascadia_operator.learning.learner import Learner
 from cascadia_operator.planning import Planner, PlanningJob, PlanningOutcome
 from cascadia_operator.reconcile import Reconciler
 from cascadia_operator.settings import Images
 from cascadia_operator.world import Key
+from cascadia_solver.engine_window import EngineCounters
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_cases import LARGE, MEDIUM, SMALL, cascade_document, plan
 
+LOOK_SECONDS = 60.0
 KEY = Key("serving", "chat")
 MODELS = [SMALL, MEDIUM, LARGE]
 FIRST = plan({"small": [(1, 1, 2)], "medium": [(4, 1, 1)], "large": [(8, 1, 1)]})
@@ -50,16 +54,33 @@ class Stubborn:
 
 
 class Operator:
-    """A reconciler with its planner, on a cluster; `restart` forgets all that it remembers."""
+    """A reconciler with its planner, on a cluster; `restart` forgets all that it remembers.
 
-    def __init__(self, cluster: MemoryCluster, plans: HandedOutPlans, acknowledgement: Any = None) -> None:
+    Args:
+        cluster: Where.
+        plans: What planning answers.
+        acknowledgement: How routers are asked for their policy.
+        ask: Answers for the engines' metrics; None: nobody asks.
+    """
+
+    def __init__(
+        self,
+        cluster: MemoryCluster,
+        plans: HandedOutPlans,
+        acknowledgement: Any = None,
+        ask: Callable[[Engine], EngineCounters | str] | None = None,
+    ) -> None:
         self.cluster, self.plans = cluster, plans
         self.acknowledgement = acknowledgement or TakenForGranted()
+        self.ask = ask
         self.restart()
 
     def restart(self) -> None:
         self.planned = asyncio.Event()
         self.planner = Planner(self.plans, 10.0, lambda _: self.planned.set())
+        self.learner: Learner | None = None
+        if self.ask is not None:
+            self.learner = Learner(self.cluster, LOOK_SECONDS, self.ask, lambda: self.cluster.clock().timestamp())
         self.reconciler = Reconciler(
             self.cluster,
             self.planner,
@@ -67,11 +88,14 @@ class Operator:
             Images(),
             CapacitySource(self.cluster, lifetime_seconds=0),
             self.cluster.clock,
+            learner=self.learner,
         )
 
     async def reconcile(self) -> float | None:
         again = await self.reconciler.reconcile(KEY)
         await asyncio.sleep(0)  # lets the planning task answer
+        if self.learner is not None:
+            await self.learner.idle()
         return again
 
     async def settle(self, *, passes: int = 30, between: Callable[[], None] | None = None) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
+from kubernetes import client
+
+from cascadia_operator.manifests.operator_rbac import operator_rules
 from tests.support.control_plane import ControlPlane
 from tests.support.control_plane.processes import ServerProcess
 
@@ -59,3 +66,27 @@ class OperatorUnderTest:
     def log(self) -> str:
         """The end of the log."""
         return self._process.last_lines(40) if self._process is not None else "(never started)"
+
+
+@contextmanager
+def its_own_rights(operator: OperatorUnderTest, api: client.ApiClient, namespace: str, folder: Path) -> Iterator[None]:
+    """For the length of the block, operators are started with the rights that they say they need, and no others."""
+    rbac: Any = client.RbacAuthorizationV1Api(api)
+    core: Any = client.CoreV1Api(api)
+    rbac.create_cluster_role({"metadata": {"name": namespace}, "rules": operator_rules()})
+    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": namespace}
+    rbac.create_cluster_role_binding({"metadata": {"name": namespace}, "roleRef": role, "subjects": [subject]})
+    try:
+        core.create_namespaced_service_account(namespace, {"metadata": {"name": "operator"}})
+        token = core.create_namespaced_service_account_token("operator", namespace, {"spec": {}}).status.token
+        settings = yaml.safe_load(operator.kubeconfig.read_text())
+        settings["users"][0]["user"] = {"token": token}
+        operator.kubeconfig = folder / "kubeconfig"
+        operator.kubeconfig.write_text(yaml.safe_dump(settings))
+        yield
+        assert "orbidden" not in operator.log()
+        assert "permission" not in operator.log()
+    finally:
+        rbac.delete_cluster_role_binding(namespace)
+        rbac.delete_cluster_role(namespace)

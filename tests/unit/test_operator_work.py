@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from cascadia_api.policy import RouterConfig
-from cascadia_operator import acknowledgement
+from cascadia_operator import router_port
 from cascadia_operator.acknowledgement import HttpAcknowledgement
 from cascadia_operator.cluster import (
     AlreadyExistsError,
@@ -215,7 +215,7 @@ def server() -> Iterator[Any]:
 
 
 async def test_routers_are_asked_once_for_a_revision(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acknowledgement, "ADMIN_PORT", server.server_port)
+    monkeypatch.setattr(router_port, "ADMIN_PORT", server.server_port)
     server.answers = [(503, {}), (200, {"policyRevision": 4}), (200, {"policyRevision": 5})]
     leader: Any = {"metadata": {"name": "chat-small-1-0", "uid": "u"}, "status": {"podIP": "127.0.0.1"}}
     routers = HttpAcknowledgement()
@@ -236,7 +236,7 @@ async def test_what_answers_no_http_lacks_the_revision(monkeypatch: pytest.Monke
         writer.close()
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as stranger:
-        monkeypatch.setattr(acknowledgement, "ADMIN_PORT", stranger.sockets[0].getsockname()[1])
+        monkeypatch.setattr(router_port, "ADMIN_PORT", stranger.sockets[0].getsockname()[1])
         leader: Any = {"metadata": {"name": "chat-small-1-0", "uid": "u"}, "status": {"podIP": "127.0.0.1"}}
         assert await HttpAcknowledgement().lacking(1, [leader]) == ["chat-small-1-0"]
 

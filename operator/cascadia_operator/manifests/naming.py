@@ -24,6 +24,7 @@ __all__ = [
     "common_labels",
     "digest8",
     "entry_service_name",
+    "learnt_name",
     "owner_reference",
     "peer_secret_name",
     "peers_service_name",
@@ -65,6 +66,11 @@ def stage_service_name(cascade: str, stage: str) -> str:
 def policy_name(cascade: str) -> str:
     """ConfigMap that holds the router policy."""
     return f"{cascade}-policy"
+
+
+def learnt_name(cascade: str) -> str:
+    """ConfigMap that holds what the engines have taught."""
+    return f"{cascade}-learnt"
 
 
 def peer_secret_name(cascade: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from cascadia_operator.report.engines import metrics_available
 from cascadia_operator.report.findings import Findings
 
 __all__ = ["OWN_TRIGGERS", "conditions", "stamped", "stated"]
@@ -26,7 +27,8 @@ Statement = tuple[str, str, str, str]
 
 def conditions(findings: Findings) -> list[Statement]:
     """Every condition that holds now, in a fixed order."""
-    stated_now = [_ready(findings), _planned(findings), _transitioning(findings), *_unknowns()]
+    stated_now = [_ready(findings), _planned(findings), _transitioning(findings), metrics_available(findings)]
+    stated_now += _unknowns()
     trouble = findings.trouble
     if trouble is not None:
         stated_now.append(("Stalled", "True", trouble.reason, trouble.message))
@@ -104,9 +106,7 @@ def _transitioning(findings: Findings) -> Statement:
 
 def _unknowns() -> list[Statement]:
     """Conditions about measured traffic: said to be unknown rather than left out or guessed."""
-    reports = "the operator does not collect the routers' workload reports; Prometheus can scrape their /metrics"
     return [
-        ("MetricsAvailable", "Unknown", "NotCollected", reports),
         ("QualityTargetMet", "Unknown", "NoSamples", "no judged answers have been collected"),
         ("LatencyTargetMet", "Unknown", "NoSamples", "no measured latencies have been collected"),
     ]

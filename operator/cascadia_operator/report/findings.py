@@ -8,10 +8,26 @@ from dataclasses import dataclass
 from cascadia_operator.advance import Advance
 from cascadia_operator.decide.plan_choice import Choice, Trouble
 from cascadia_operator.decide.progress import Progress
+from cascadia_operator.learning.learnt import Lesson
 from cascadia_operator.world import World
 from cascadia_solver.transition import ObservedReplica, ReplicaState, Step
 
-__all__ = ["Findings"]
+__all__ = ["Findings", "Learning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """How learning from the engines stands.
+
+    Attributes:
+        lessons: What the next plan will be made with.
+        asks: Whether this operator asks engines at all.
+        problem: Why the last look at them came to nothing; empty if it did not.
+    """
+
+    lessons: Sequence[Lesson] = ()
+    asks: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,7 @@ class Findings:
         advance: What came of it; None if nothing was done (paused, or no plan).
         progress: Where a transition that is not done stands; None if it is done.
         blocked: What keeps the operator from doing its work; None if nothing does.
+        learning: How learning from the engines stands.
     """
 
     world: World
@@ -37,6 +54,7 @@ class Findings:
     advance: Advance | None
     progress: Progress | None
     blocked: Trouble | None = None
+    learning: Learning = Learning()
 
     @property
     def done(self) -> bool:

@@ -15,6 +15,7 @@ from cascadia_operator.cluster import Object
 from cascadia_operator.decide.replicas import OutdatedReplica
 from cascadia_operator.manifests.naming import cluster_endpoint
 from cascadia_operator.report.conditions import conditions, stamped
+from cascadia_operator.report.engines import stated_corrections
 from cascadia_operator.report.findings import Findings
 from cascadia_operator.world import Key, StoredPlan
 from cascadia_solver.transition import ReplicaState
@@ -48,6 +49,7 @@ def status_of(findings: Findings) -> dict[str, Any]:
             "plan": _summary(findings, stored) if stored else None,
             "stages": stages or None,
             "last_replan": _last_replan(findings),
+            "corrections": stated_corrections(findings) or None,
             "endpoint": cluster_endpoint(name, namespace, CLIENT_PORT, tls=tls) if stored else None,
             "display": _display(findings, stages),
         }

@@ -1,0 +1,1 @@
+"""Learning from the engines' own metrics by how much the cost model is off."""
