@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascadia_api.errors import InputError
-from cascadia_cli.files import STDIN, read_text
+from cascadia_cli.files import STDIN, read_lines
 
 if TYPE_CHECKING:
     from cascadia_api.load import Manifest
@@ -80,7 +80,7 @@ def calibration_lines(path: str) -> Iterable[bytes | str | RowProblem]:
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
         return _lines_of_parquet(path)
-    lines = read_text(path).splitlines()
+    lines = read_lines(path)
     return lines_of_csv(lines) if suffix == ".csv" else lines
 
 

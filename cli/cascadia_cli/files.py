@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from cascadia_api.plan import Plan
     from cascadia_solver.trace import Trace
 
-__all__ = ["STDIN", "read_json", "read_manifest", "read_plan", "read_text", "read_trace", "unwritable", "write_text"]
+__all__ = [
+    "STDIN",
+    "read_json",
+    "read_lines",
+    "read_manifest",
+    "read_plan",
+    "read_text",
+    "read_trace",
+    "same_file",
+    "unwritable",
+    "write_text",
+]
 
 STDIN = "-"
 """In the place of a file's name."""
@@ -33,7 +44,7 @@ def read_text(path: str) -> str:
         content = _standard_input() if path == STDIN else _head(path)
         if len(content) > _MOST_BYTES:
             raise InputError(f"larger than {_MOST_BYTES >> 20} MiB: cut it", source=path)
-        return content.decode()
+        return content.decode("utf-8-sig")  # spreadsheets and Windows put a byte order mark before it
     except FileNotFoundError:
         raise InputError("no such file: check the path", source=path) from None
     except IsADirectoryError:
@@ -42,6 +53,17 @@ def read_text(path: str) -> str:
         raise InputError(f"not UTF-8 text (byte {error.start}): is it the right file?", source=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", source=path) from None
+
+
+def read_lines(path: str) -> list[str]:
+    """Lines of a text file, without their ends; of standard input for ``-``.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8 text.
+    """
+    from cascadia_api.load import text_lines
+
+    return text_lines(read_text(path))
 
 
 def _standard_input() -> bytes:
@@ -53,6 +75,14 @@ def _standard_input() -> bytes:
 def _head(path: str) -> bytes:
     with Path(path).open("rb") as file:
         return file.read(_MOST_BYTES + 1)
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two names are of one file that is there; never so for ``-``."""
+    try:
+        return STDIN not in {one, other} and Path(one).samefile(other)
+    except OSError:
+        return False
 
 
 def write_text(path: str, text: str) -> None:
@@ -147,7 +177,14 @@ def read_trace(path: str) -> tuple[Trace, list[str]]:
     from cascadia_solver.trace import parse_trace
 
     try:
-        trace, problems = parse_trace(read_text(path).splitlines())
+        trace, problems = parse_trace(read_lines(path))
     except InputError as error:
         raise error.within(path) from None
-    return trace, [rejected_rows_summary(problems, "trace")] if problems else []
+    notes = [rejected_rows_summary(problems, "trace")] if problems else []
+    if trace.unit_unstated:
+        notes.append(
+            f"the trace's timestamps are numbers without a unit: taken as milliseconds, which makes "
+            f"{trace.requests_per_second:,.4g} requests/s; call the column timestampMs if so, and write "
+            "milliseconds or dates if not"
+        )
+    return trace, notes

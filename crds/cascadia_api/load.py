@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "parse_cascade",
     "parse_spec",
     "problems_of",
+    "text_lines",
 ]
 
 _EXPLAINED_BY = "kubectl explain cascadedeployment.spec"
@@ -152,7 +154,16 @@ def calibration_lines(data: dict[str, str]) -> Iterator[str]:
     """Calibration lines of a ConfigMap's data: keys that end in ``.jsonl``, in order of their names."""
     for key in sorted(data):
         if key.endswith(".jsonl"):
-            yield from data[key].splitlines()
+            yield from text_lines(data[key])
+
+
+def text_lines(text: str) -> list[str]:
+    r"""Lines of a text file: ended by \n, \r\n or \r. A byte order mark before the first is dropped.
+
+    `str.splitlines` also ends lines at U+2028, U+0085 and the like, which may stand in the strings of JSON lines.
+    """
+    plain = io.StringIO(text.removeprefix("\ufeff"), newline=None).read()
+    return plain.removesuffix("\n").split("\n") if plain else []
 
 
 def parse_cascade(document: dict[str, Any]) -> CascadeDeployment:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cascadia_api.errors import InputError
 from cascadia_solver.ability import needs_mask
-from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary
+from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary, token_count
 
 __all__ = ["MIN_ROWS", "CalibrationAnswer", "CalibrationRow", "CalibrationSet", "calibration_line", "parse_calibration"]
 
@@ -148,7 +148,7 @@ def parse_calibration(
                 scorers.update(answer.scores)
             values = _values(row, models, scorer, seen)
             needed = None if row.needs is UNSET else needs_mask(row.needs)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
             problems.append(RowProblem(number, _words(error, line)))
             continue
         seen.add(row.id)
@@ -182,6 +182,8 @@ def parse_calibration(
 
 def _words(error: Exception, line: bytes | str) -> str:
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if isinstance(error, msgspec.DecodeError) and (wrong := re.search(r"[:\[,]\s*(-?NaN|-?Infinity)\b", text)):
         return f"{wrong[1]} is not a number in JSON: leave a score out where there is none"
     return str(error)
@@ -196,22 +198,19 @@ def _values(row: CalibrationRow, models: Sequence[str], scorer: str, seen: Colle
     """Output tokens of all models, then scores, then qualities; raises ValueError naming what is wrong."""
     if row.id in seen:
         raise ValueError(f"id {row.id!r} is a duplicate")
-    if not (math.isfinite(row.input_tokens) and row.input_tokens > 0):
-        raise ValueError(f"inputTokens is {row.input_tokens}; it must be above 0")
+    token_count("inputTokens", row.input_tokens)
     tokens, scores, qualities = [], [], []
     for index, name in enumerate(models):
         answer = row.answers.get(name)
         if answer is None:
             raise ValueError(f"no answer of model {name!r}; the row has {', '.join(sorted(row.answers)) or 'none'}")
-        if not (math.isfinite(answer.output_tokens) and answer.output_tokens >= 1):
-            raise ValueError(f"answers.{name}.outputTokens is {answer.output_tokens}; it must be at least 1")
         if not 0 <= answer.quality <= 1:
             raise ValueError(f"answers.{name}.quality is {answer.quality}; it must lie between 0 and 1")
         score = answer.scores.get(scorer, math.nan)
         if not math.isfinite(score) and (index < len(models) - 1 or scorer in answer.scores):
             found = f"is {score}" if scorer in answer.scores else "is missing"
             raise ValueError(f"answers.{name}.scores[{scorer!r}] {found}")
-        tokens.append(answer.output_tokens)
+        tokens.append(token_count(f"answers.{name}.outputTokens", answer.output_tokens))
         scores.append(score)
         qualities.append(answer.quality)
     return tokens + scores + qualities
@@ -227,7 +226,7 @@ def _check_rows(count: int, problems: Sequence[RowProblem], scorer: str, scorers
             "make it with the scorer of spec.routing.scorer, or configure the one that it has"
         )
     if not count and not problems:
-        raise InputError("calibration set: it is empty; write one JSON object a line")
+        raise InputError("calibration set: it is empty; write one JSON object or table row a request")
     raise InputError(
         f"calibration set: it has {count} usable rows; planning needs at least {MIN_ROWS}, "
         f"and some hundreds for a useful quality bound.{skipped}"

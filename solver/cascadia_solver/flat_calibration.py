@@ -23,6 +23,7 @@ from cascadia_solver.rejected_rows import RowProblem
 __all__ = ["lines_of_csv", "lines_of_table"]
 
 _ANSWER_FIELDS = frozenset({"quality", "outputTokens"})
+_MARKS = {";": "semicolons", "\t": "tabs"}
 
 
 def lines_of_csv(lines: Iterable[str]) -> Iterator[bytes | RowProblem]:
@@ -75,7 +76,11 @@ def _paths(columns: Sequence[str]) -> list[tuple[str, ...]]:
     models = sorted({path[1] for path in paths if len(path) > 2}) or ["small"]
     needed += [("answers", model, field) for model in models for field in ("quality", "outputTokens")]
     if missing := [".".join(path) for path in needed if path not in paths]:
-        raise InputError(f"the table lacks the columns {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
+        apart = next((name for mark, name in _MARKS.items() if len(columns) == 1 and mark in columns[0]), None)
+        hint = f"; its columns are separated by {apart}: save it with commas" if apart else ""
+        raise InputError(
+            f"the table lacks the columns {', '.join(missing)}; it has {', '.join(columns) or 'none'}{hint}"
+        )
     if twice := sorted({column for column, path in zip(columns, paths, strict=True) if path and paths.count(path) > 1}):
         raise InputError(f"the table has the column {twice[0]} twice: remove one")
     return paths
@@ -114,6 +119,8 @@ def _line(
             return RowProblem(number, f"{column} is {value!r}, not a number")
         if math.isnan(figure):
             continue
+        if math.isinf(figure):
+            return RowProblem(number, f"{column} is {value!r}, not a finite number")
         target = row
         for name in path[:-1]:
             target = target.setdefault(name, {})

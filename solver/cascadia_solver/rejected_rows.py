@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["RowProblem", "rejected_rows_summary"]
+__all__ = ["MOST_TOKENS", "RowProblem", "rejected_rows_summary", "token_count"]
+
+MOST_TOKENS = 10_485_760
+"""No published model has a longer context window (Llama 4 Scout's)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,25 @@ class RowProblem:
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.message}"
+
+
+def token_count(name: str, value: object) -> float:
+    """A number of tokens, prompt or answer, that some model could have had.
+
+    Args:
+        name: The field, for the message.
+        value: A number, or its text.
+
+    Raises:
+        ValueError: It is none, or lies outside 1 to `MOST_TOKENS`.
+    """
+    try:
+        tokens = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        tokens = math.nan
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise ValueError(f"{name} is {value!r}; it must lie between 1 and {MOST_TOKENS:,}")
+    return tokens
 
 
 def rejected_rows_summary(problems: Sequence[RowProblem], what: str, *, shown: int = 3) -> str:

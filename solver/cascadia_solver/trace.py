@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cascadia_api.errors import InputError
 from cascadia_solver.ability import needs_mask
-from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary
+from cascadia_solver.rejected_rows import RowProblem, rejected_rows_summary, token_count
 
 __all__ = ["Trace", "parse_trace"]
 
@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 
 _ARRIVAL = {"timestampms": 1e-3, "timestamp": 1e-3, "arrived_at": 1.0}
 """Columns of arrival times and the seconds of their unit. A timestamp with a date is read as such."""
+_LATEST_S = 1e11
+"""Seconds since 1970, or since anything else: three thousand years."""
 _INPUT = frozenset({"inputtokens", "contexttokens", "input_length", "num_prefill_tokens"})
 _OUTPUT = frozenset({"outputtokens", "generatedtokens", "output_length", "num_decode_tokens"})
 
@@ -37,12 +39,14 @@ class Trace:
         input_tokens: Prompt lengths [n].
         output_tokens: Answer lengths [n], taken to be those of the largest model.
         needs: What each request needs beyond text, as `ability.needs_mask` says [n]; None where the trace is silent.
+        unit_unstated: Whether arrival times are numbers without a stated unit: taken as milliseconds.
     """
 
     arrivals: Floats
     input_tokens: Floats
     output_tokens: Floats
     needs: NDArray[np.uint8] | None = None
+    unit_unstated: bool = False
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -71,9 +75,11 @@ def parse_trace(lines: Iterable[bytes | str]) -> tuple[Trace, list[RowProblem]]:
     records = (_json_records if first[1].lstrip().startswith("{") else _csv_records)(chain([first], numbered))
     rows: list[tuple[float, float, float, float]] = []
     problems: list[RowProblem] = []
+    unstated = False
     for number, record in records:
         try:
             rows.append(_request(record))
+            unstated = unstated or _is_unit_unstated(record)
         except ValueError as error:
             problems.append(RowProblem(number, str(error)))
     if len(rows) < 2:
@@ -85,15 +91,17 @@ def parse_trace(lines: Iterable[bytes | str]) -> tuple[Trace, list[RowProblem]]:
     if arrivals[-1] <= 0:
         raise InputError("trace: all requests have the same timestamp, so it has no arrival rate")
     needs = None if np.isnan(table[:, 3]).all() else np.nan_to_num(table[:, 3]).astype(np.uint8)
-    return Trace(arrivals, np.ascontiguousarray(table[:, 1]), np.ascontiguousarray(table[:, 2]), needs), problems
+    inputs, outputs = (np.ascontiguousarray(table[:, column]) for column in (1, 2))
+    return Trace(arrivals, inputs, outputs, needs, unstated), problems
 
 
 def _json_records(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in lines:
         try:
             record = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
-            yield number, {"": str(error)}
+        except (msgspec.DecodeError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            yield number, {"": "it is nested too deeply" if deep else str(error)}
             continue
         yield number, record if isinstance(record, dict) else {"": "it is not a JSON object"}
 
@@ -107,7 +115,10 @@ def _csv_records(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Mappin
             f"trace: columns are {', '.join(names)}; a CSV trace has TIMESTAMP, ContextTokens and GeneratedTokens"
         )
     for number, line in lines:
-        yield number, dict(zip(names, next(csv.reader([line])), strict=False))
+        try:
+            yield number, dict(zip(names, next(csv.reader([line])), strict=False))
+        except csv.Error as error:
+            yield number, {"": f"it is no CSV: {error}"}
 
 
 def _request(record: Mapping[str, Any]) -> tuple[float, float, float, float]:
@@ -119,6 +130,18 @@ def _request(record: Mapping[str, Any]) -> tuple[float, float, float, float]:
         raise ValueError("it has no timestampMs")
     seconds = _seconds(fields[arrival], _ARRIVAL[arrival])
     return seconds, _tokens(fields, _INPUT), _tokens(fields, _OUTPUT), _needs(fields.get("needs"))
+
+
+def _is_unit_unstated(record: Mapping[str, Any]) -> bool:
+    """Whether a record says `timestamp`, a plain number, without being one of Mooncake's, whose are milliseconds."""
+    fields = {name.strip().casefold(): value for name, value in record.items()}
+    if "timestamp" not in fields or "timestampms" in fields or "input_length" in fields:
+        return False
+    try:
+        float(str(fields["timestamp"]))
+    except ValueError:
+        return False
+    return True
 
 
 def _needs(value: object) -> float:
@@ -134,7 +157,7 @@ def _seconds(value: object, unit: float) -> float:
     except ValueError:
         moment = datetime.fromisoformat(str(value).strip())
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if not math.isfinite(seconds):
+    if not abs(seconds) <= _LATEST_S:
         raise ValueError(f"its timestamp is {value}")
     return seconds
 
@@ -143,10 +166,4 @@ def _tokens(fields: Mapping[str, Any], names: frozenset[str]) -> float:
     name = next((name for name in fields if name in names), None)
     if name is None:
         raise ValueError(f"it has no {'inputTokens' if names is _INPUT else 'outputTokens'}")
-    try:
-        tokens = float(fields[name])
-    except (TypeError, ValueError):
-        tokens = math.nan
-    if not (math.isfinite(tokens) and tokens >= 1):
-        raise ValueError(f"{name} is {fields[name]!r}; it must be at least 1")
-    return tokens
+    return token_count(name, fields[name])

@@ -68,6 +68,7 @@ def test_a_digest_is_of_all_but_the_id() -> None:
         ({"id": "1", "prompt": "x", "body": {"model": "m"}}, "line 2: body.model cannot be given"),
         ({"id": "1", "prompt": "x", "referense": "18"}, "line 2: Object contains unknown field `referense`"),
         ({"id": "1", "prompt": "x", "reference": " "}, "line 2: reference is empty"),
+        ('{"id": "1", "body": {"x": ' + "[" * 5000 + "]" * 5000 + "}}", "line 2: it is nested too deeply"),
         ({"id": "1", "prompt": "x"}, "line 2: no reference, which --judge Reference compares answers with"),
     ],
 )
@@ -126,6 +127,8 @@ def test_what_is_whole_and_current_is_kept_and_the_rest_done_again(tmp_path: Pat
     ("content", "said"),
     [
         (b"not JSON\n", "line 1 was not written by this command"),
+        (b'{"kind": "Manifest in one line"}', "was not written by this command: name another -o"),
+        (b"[" * 5000 + b"]" * 5000 + b"\n", "line 1 was not written by this command"),
         (b'{"id": "a", "inputTokens": 1, "answers": {}}\n', "line 1 was not written by this command"),
         (
             b'\n{"id":"a","inputTokens":1,"answers":{},"judge":"Endpoint/x","prompt":"0"}\n',
@@ -153,3 +156,14 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
         first.finish(every)  # replaces the file: the lock goes with it
         with pytest.raises(InputError, match="another run is writing it"):
             second.open(every, "Reference")
+
+
+def test_rows_of_other_prompts_that_lack_a_score_are_kept_and_not_counted(tmp_path: Path) -> None:
+    """As after the manifest's scorer and the prompts have changed."""
+    (earlier,), every, path = prompts({"id": "earlier", "prompt": "x"}), numbered(2), str(tmp_path / "set.jsonl")
+    with Record(path, STAGES) as record:
+        record.open([earlier], "Reference")
+        record.add(row(earlier))
+    with Record(path, STAGES, {"logprob-mean", "judge"}) as record:
+        assert record.open(every, "Reference") == every
+        assert (list(record.rows), record.complete) == (["earlier"], [])

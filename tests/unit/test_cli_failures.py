@@ -147,9 +147,9 @@ def _code(arguments: str) -> int:
             "import {file} -o -",
             "{file}: the CSV lacks the columns id, model, correct, prompt_chars, output_chars; it",
         ),
-        ("{columns}1,b,yes,5,5\n", "import {file} -o -", "{file}: correct of b is 'yes', and must be a number"),
-        ("{columns}1,b,1,nan,5\n", "import {file} -o -", "{file}: prompt_chars of b is 'nan', and must be a number"),
-        ("{columns}1,b,1\n", "import {file} -o -", "{file}: prompt_chars of b is None, and must be a number"),
+        ("{columns}1,b,yes,5,5\n", "import {file} -o -", "line 2: correct of b is 'yes'"),
+        ("{columns}1,b,1,nan,5\n", "import {file} -o -", "line 2: prompt_chars of b is 'nan'"),
+        ("{columns}1,b,1\n", "import {file} -o -", "line 2: prompt_chars of b is None"),
         ("{columns}1,b,1,5," + "x" * 200_000, "import {file} -o -", "{file}: line 1 is no CSV: field larger"),
         ("{columns}1,b,1,5,5\n", "import {file} -o {folder}/none/x", "{folder}/none/x: cannot be written: its folder"),
         ("{columns}1,b,1,5,5\n", "import {file} -o {folder}", "{folder}: cannot be written: Is a directory"),
@@ -371,6 +371,23 @@ def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(files, "_MOST_BYTES", 1 << 20)
     assert main(["validate", "/dev/zero"]) == 2
     assert capsys.readouterr().err == "/dev/zero: larger than 1 MiB: cut it\n"
+
+
+def test_lines_end_where_files_end_them_and_a_byte_order_mark_is_no_part_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_bytes('\ufeff{"id": "\u2028\x85"}\r\nb\rc\n'.encode())
+    assert files.read_lines(str(path)) == ['{"id": "\u2028\x85"}', "b", "c"]
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert files.read_json(str(path)) == {"a": 1}
+
+
+def test_an_import_does_not_write_over_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results.csv"
+    results.write_text("kept")
+    arguments = ["calibrate", "import", "zeroeval", "--input", str(results), "--model", "small=A"]
+    assert main([*arguments, "-o", f"{tmp_path}/../{tmp_path.name}/results.csv"]) == 2
+    assert "is the file that is read: name another" in capsys.readouterr().err
+    assert results.read_text() == "kept"
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

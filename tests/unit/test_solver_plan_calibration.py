@@ -63,7 +63,10 @@ def test_bytes_blank_lines_and_unknown_models_are_fine() -> None:
         (row(1, answers__large__quality="good"), "Expected `float`, got `str`"),
         (row(1, answers__small__scores={}), "answers.small.scores['logprob-mean'] is missing"),
         (row(1, inputTokens=0), "inputTokens is 0"),
+        (row(1, inputTokens=1e308), "inputTokens is 1e+308; it must lie between 1 and 10,485,760"),
+        (row(1, answers__large__outputTokens=1e9), "answers.large.outputTokens is 1000000000.0; it must lie"),
         (row(1, inputTokens=None), "missing required field `inputTokens`"),
+        ('{"x": ' + "[" * 5000 + "]" * 5000 + "}", "it is nested too deeply"),
         (row(100), "id 'q100' is a duplicate"),
     ],
 )

@@ -32,7 +32,7 @@ def test_scores_have_the_stated_auroc() -> None:
         models=list(STAGES),
         scorer="logprob-mean",
     )
-    assert problems == []
+    assert [str(problem) for problem in problems] == ["line 6002: question 'lonely' has no answer of A-70B"]
     assert len(table) == 3000
     assert 0 < table.scores.min() < table.scores.max() < 1
     for column, auroc in enumerate((0.72, 0.9)):
@@ -41,7 +41,8 @@ def test_scores_have_the_stated_auroc() -> None:
 
 
 def test_tokens_follow_characters_and_only_common_questions_are_taken() -> None:
-    rows = [msgspec.json.decode(line, type=CalibrationRow) for line in import_zeroeval(results(5), STAGES, auroc=0.8)]
+    made = import_zeroeval(results(5), STAGES, auroc=0.8)
+    rows = [msgspec.json.decode(line, type=CalibrationRow) for line in made if isinstance(line, bytes)]
     assert [row.id for row in rows] == [f"q{k}" for k in range(5)]
     assert rows[0].input_tokens == 100
     assert (rows[0].answers["small"].output_tokens, rows[0].answers["large"].output_tokens) == (200, 10)
@@ -64,6 +65,31 @@ def test_scores_depend_on_the_seed_alone() -> None:
 def test_wrong_requests_are_refused(stages: dict[str, str], auroc: float | dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(import_zeroeval(results(5), stages, auroc=auroc))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("gsm,q0,A-8B,2,1,460,920", "line 3: correct of A-8B is '2'; it must lie between 0 and 1"),
+        ("gsm,q0,A-8B,-1,1,460,920", "line 3: correct of A-8B is '-1'"),
+        ("gsm,q0,A-8B,nan,1,460,920", "line 3: correct of A-8B is 'nan'"),
+        ("gsm,q0,A-8B,1,1,-5,920", "line 3: prompt_chars of A-8B is '-5'"),
+        ("gsm,q0,A-8B,1,1,460,1e308", "line 3: output_chars of A-8B is '1e308'; it must lie between 0 and"),
+        ("gsm,,A-8B,1,1,460,920", "line 3: it has no id"),
+        ("gsm,q1,A-8B,1,1,460,920", "line 5: question 'q1' of A-8B stands on line 3 already: that one counts"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_named_and_left_out(row: str, message: str) -> None:
+    text = [*results(3)]
+    made = list(import_zeroeval([HEADER, text[2].replace("q0", "q2"), row, text[2], *text[3:5]], STAGES, auroc=0.8))
+    problems = [str(line) for line in made if not isinstance(line, bytes)]
+    assert any(problem.startswith(message) for problem in problems), problems
+    assert sum(b'"id":"q1"' in line for line in made if isinstance(line, bytes)) == 1
+
+
+def test_results_without_a_usable_question_are_refused() -> None:
+    with pytest.raises(InputError, match=r"no question .* A-8B, A-70B: 2 rows were skipped .* correct of A-8B is '7'"):
+        list(import_zeroeval([HEADER, "g,q,A-8B,7,1,9,9", "g,q,A-70B,1,1,9,9", "g,p,A-8B,1,1,9,9"], STAGES, auroc=0.8))
 
 
 def test_a_file_of_another_kind_is_refused() -> None:

@@ -44,17 +44,45 @@ def test_bad_rows_are_named() -> None:
     assert len(trace) == 2
     assert [problem.line for problem in problems] == [3, 4, 5, 7]
     assert "yesterday" in problems[0].message
-    assert problems[1].message == "contexttokens is '0'; it must be at least 1"
+    assert problems[1].message == "contexttokens is '0'; it must lie between 1 and 10,485,760"
     assert problems[3].message == "it has no inputTokens"
 
 
 def test_a_broken_json_line_is_named() -> None:
     good = '{"timestampMs": %d, "inputTokens": 1, "outputTokens": 1}'
-    _, problems = parse_trace([good % 0, '{"timestampMs"', good % 1000, "{}"])
-    assert [(p.line, "truncated" in p.message or "no timestampMs" in p.message) for p in problems] == [
-        (2, True),
-        (4, True),
-    ]
+    deep = '{"a": ' + "[" * 5000 + "]" * 5000 + "}"
+    _, problems = parse_trace([good % 0, '{"timestampMs"', good % 1000, "{}", deep])
+    said = ("truncated", "no timestampMs", "nested too deeply")
+    assert [p.line for p in problems] == [2, 4, 5]
+    assert all(words in p.message for words, p in zip(said, problems, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("1e308,5,5", "its timestamp is 1e308"),
+        ("7,1e308,5", "contexttokens is '1e308'; it must lie between 1 and"),
+        ('"' + "x" * 200_000 + '",5,5', "it is no CSV: field larger"),
+    ],
+)
+def test_senseless_figures_are_named_and_skipped(wrong: str, message: str) -> None:
+    trace, problems = parse_trace([AZURE[0], "0,5,5", "1000,5,5", wrong])
+    assert (len(trace), trace.requests_per_second) == (2, 1.0)
+    assert [(p.line, p.message.startswith(message)) for p in problems] == [(4, True)]
+
+
+@pytest.mark.parametrize(
+    ("head", "unstated"),
+    [
+        ("TIMESTAMP,ContextTokens,GeneratedTokens", True),
+        ("timestampMs,inputTokens,outputTokens", False),
+        ("arrived_at,num_prefill_tokens,num_decode_tokens", False),
+        ("timestamp,input_length,output_length", False),
+    ],
+)
+def test_a_unit_that_is_not_stated_is_told(head: str, unstated: bool) -> None:
+    assert parse_trace([head, "0,5,5", "9,5,5"])[0].unit_unstated is unstated
+    assert not parse_trace([*AZURE, "2023-11-16 18:17:05,1,1"])[0].unit_unstated
 
 
 @pytest.mark.parametrize(

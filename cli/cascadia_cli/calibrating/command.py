@@ -35,7 +35,7 @@ from cascadia_cli.calibrating.scoring import Scoring, needed_secrets, required_i
 from cascadia_cli.calibrating.session import Outcome, make_rows
 from cascadia_cli.calibrating.stages import StageAddress, check_stages, stage_addresses
 from cascadia_cli.failures import say
-from cascadia_cli.files import read_manifest, read_text
+from cascadia_cli.files import read_lines, read_manifest, read_text
 
 __all__ = ["JudgeKind", "Settings", "calibrate"]
 
@@ -131,7 +131,7 @@ def _check_judge(settings: Settings, names: Sequence[str]) -> None:
 
 
 def _prompts(settings: Settings) -> list[Prompt]:
-    lines = read_text(settings.prompts).splitlines()
+    lines = read_lines(settings.prompts)
     try:
         return parse_prompts(lines, need_references=settings.judge == "Reference")[: settings.limit]
     except InputError as error:
@@ -241,8 +241,9 @@ def _progress(kept: int, total: int) -> Iterator[Callable[[Outcome], None]]:
 
 
 def _report(spec: CascadeDeploymentSpec, record: Record, settings: Settings, outcome: Outcome) -> None:
-    names = [model.name for model in spec.models]
-    rows = [row for row in record.rows.values() if set(names) <= row.answers.keys()]
+    rows = record.complete
+    if older := len(record.rows) - len(rows):
+        say(f"note: {older:,} rows of other prompts lack a stage or score of the manifest: kept, not counted")
     if outcome.failures:
         say(f"{len(outcome.failures):,} prompts failed; the same command tries them again")
         for message, count in Counter(outcome.failures.values()).most_common(_SHOWN_FAILURES):

@@ -14,7 +14,7 @@ from cascadia_api.errors import InputError, Problem
 from cascadia_api.scorer_policy import scorer_policy
 from cascadia_cli.calibrating.record import JudgedRow
 from cascadia_cli.failures import say
-from cascadia_cli.files import read_manifest, read_text
+from cascadia_cli.files import read_lines, read_manifest
 from cascadia_router.scorers.building import Workbench
 from cascadia_router.scorers.composite import Composite
 from cascadia_solver.calibration import CalibrationAnswer
@@ -57,7 +57,7 @@ def fit(file: str, *, calibration: str, target: str | None) -> None:
 
 def _rows(path: str) -> list[JudgedRow]:
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             rows += [msgspec.json.decode(line, type=JudgedRow)] if line.strip() else []
         except msgspec.DecodeError as error:

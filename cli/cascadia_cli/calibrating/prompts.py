@@ -82,8 +82,9 @@ def parse_prompts(lines: Iterable[str], *, need_references: bool) -> list[Prompt
             continue
         try:
             prompt = _prompt(decoder.decode(text), prompts, need_reference=need_references)
-        except (msgspec.MsgspecError, ValueError) as error:
-            problems.append(Problem(f"line {number}", str(error)))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            problems.append(Problem(f"line {number}", "it is nested too deeply" if deep else str(error)))
             continue
         prompts[prompt.id] = prompt
     if len(problems) > _MOST_PROBLEMS:

@@ -35,6 +35,8 @@ class JudgedRow(CalibrationRow, rename="camel", omit_defaults=True, kw_only=True
     reference: dict[str, float] | None = None
 
 
+_BEGINNING = b'{"id":"'
+"""Of every line."""
 _decoder = msgspec.json.Decoder(JudgedRow)
 
 
@@ -88,6 +90,7 @@ class Record:
             raise InputError(f"cannot be written: {error.strerror}", source=self._name) from None
         current = {prompt.id: prompt for prompt in prompts}
         whole, _, cut_off = content.rpartition(b"\n")
+        self._check_cut_off(cut_off)
         self.redone = int(bool(cut_off.strip()))
         for number, line in enumerate(whole.split(b"\n"), start=1):
             if line.strip():
@@ -119,13 +122,18 @@ class Record:
             self._rewrite(ordered)
 
     @property
+    def complete(self) -> list[JudgedRow]:
+        """Rows with all stages and scores; those of prompts that are not asked any more may lack some."""
+        return [row for row in self.rows.values() if self._complete(row)]
+
+    @property
     def _name(self) -> str:
         return str(self._path)
 
     def _take(self, number: int, line: bytes, current: Mapping[str, Prompt], judge: str) -> None:
         try:
             row = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             message = f"line {number} was not written by this command ({error}): name another -o, or move the file away"
             raise InputError(message, source=self._name) from None
         prompt = current.get(row.id)
@@ -137,6 +145,13 @@ class Record:
             raise InputError(message, source=self._name)
         else:
             self.rows[row.id], self._lines[row.id] = row, line + b"\n"
+
+    def _check_cut_off(self, line: bytes) -> None:
+        """See that the last line, which has no end, may be what a killed run has left: a whole other file is none."""
+        begun = line.lstrip(b"\x00 ")[: len(_BEGINNING)]
+        if begun != _BEGINNING[: len(begun)]:
+            message = "was not written by this command: name another -o, or move the file away"
+            raise InputError(message, source=self._name)
 
     def _complete(self, row: JudgedRow) -> bool:
         answers = [row.answers.get(stage) for stage in self._stages]
