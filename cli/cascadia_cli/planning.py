@@ -64,7 +64,8 @@ def print_plan(
     if explained:
         from cascadia_solver.explain import explain
 
-        explanation = explain(plan, inputs)
+        with _progress("explaining") as progress:
+            explanation = explain(plan, inputs, progress)
     if output == "table":
         from cascadia_cli.plan_table import plan_view, print_view
 
@@ -207,14 +208,14 @@ def _plan(inputs: PlanningInputs, file: str, solver: SolverName = "CBC") -> Plan
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """Show on a terminal's standard error how far planning is; nothing in a pipe."""
+def _progress(doing: str = "planning") -> Iterator[Callable[[str, float], None]]:
+    """Show on a terminal's standard error how far that is which is being done; nothing in a pipe."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("planning: {task.description}"), BarColumn(), console=console, transient=True,
+        TextColumn(f"{doing}: {{task.description}}"), BarColumn(), console=console, transient=True,
         disable=not console.is_terminal,
     )  # fmt: skip
     with bar:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cascadia_api.plan import Plan, PlanStage
 from cascadia_solver.inputs import PlanningInputs
-from cascadia_solver.margins import binding, neighbours, quality_prices, runner_up
+from cascadia_solver.margins import binding, quality_prices, runner_up, what_gpus_do
+from cascadia_solver.neighbours import neighbours
 from cascadia_solver.planner import plan_cascade
 from cascadia_solver.sites import pool_budgets
 
@@ -13,14 +16,15 @@ __all__ = ["explain"]
 _BUSY = 1.25
 
 
-def explain(plan: Plan, inputs: PlanningInputs) -> list[str]:
+def explain(plan: Plan, inputs: PlanningInputs, progress: Callable[[str, float], None] | None = None) -> list[str]:
     """Say what binds the plan, what each stage does, what came second, and what each limit costs.
 
-    What one GPU more or fewer would do is planned, which takes as long again as the plan did.
+    What other limits would give is planned, some ten times: each takes about as long as the plan did.
 
     Args:
         plan: The plan.
         inputs: What it was made from.
+        progress: Told what is being planned and the share that is done, 0 to 1.
 
     Returns:
         Sentences, most important first.
@@ -31,9 +35,10 @@ def explain(plan: Plan, inputs: PlanningInputs) -> list[str]:
     said += [
         f"{stage.name} has no stage: the cascade does better without it." for stage in plan.stages if not stage.gpus
     ]
-    said += [*binding(plan, inputs), _capacity(plan, inputs)]
-    said += [sentence for sentence in (runner_up(plan, inputs), quality_prices(plan, inputs)) if sentence]
-    said += neighbours(plan, inputs, plan_cascade)
+    around = neighbours(plan, inputs, plan_cascade, progress)
+    said += [*binding(plan, inputs, around), _capacity(plan, inputs)]
+    said += [said for said in (runner_up(plan, inputs, around), quality_prices(plan, inputs, around)) if said]
+    said += what_gpus_do(plan, inputs, around)
     said += [f"Not {other.name}: {other.reason}." for other in plan.alternatives]
     said.append(_trust(plan))
     return said
@@ -96,10 +101,10 @@ def _capacity(plan: Plan, inputs: PlanningInputs) -> str:
     rate = plan.demand.requests_per_second
     if own is not None and own.max_requests_per_second < _BUSY * rate:
         return (
-            f"Capacity binds: these replicas carry {own.max_requests_per_second:.3g} requests/s at these thresholds, "
-            f"against {rate:.3g}."
+            f"Little capacity is left: these replicas carry {own.max_requests_per_second:.3g} requests/s at these "
+            f"thresholds, against {rate:.3g}."
         )
     if plan.gpus < budget:
         gain = "cost more" if spec.objective.minimize == "Cost" else "make it less than 1 % faster"
         return f"{budget - plan.gpus} of {budget} GPUs are left free: they would {gain}."
-    return f"The GPU budget of {budget} binds: none is left free."
+    return f"None of the {budget} GPUs is left free."

@@ -62,7 +62,7 @@ def test_yaml_table_and_plot_tell_of_the_same_plan(
     out, err = capsys.readouterr()
     text = page.read_text()
     assert text.count("<svg") == 1
-    assert "The quality floor of 0.8 binds" in text
+    assert "The quality floor of 0.8 binds: at 0.79, " in text
     err = err.replace(f"drew {page}\n", "")
     assert planned["planId"] in out
     assert "Why" in out

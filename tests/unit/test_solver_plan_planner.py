@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -15,7 +14,6 @@ from cascadia_api.errors import InfeasibleError, InputError, PlanningTimeoutErro
 from cascadia_api.plan import Plan
 from cascadia_api.report import SCORE_EDGES, TOKEN_EDGES, Histogram
 from cascadia_solver.calibration import CalibrationSet, parse_calibration
-from cascadia_solver.explain import explain
 from cascadia_solver.importers import import_zeroeval
 from cascadia_solver.inputs import traffic_of
 from cascadia_solver.observed import ObservedDemand
@@ -265,21 +263,6 @@ def test_a_re_plan_for_harder_requests_escalates_more() -> None:
     assert after.quality.lower_bound >= 0.82
 
 
-def test_the_explanation_names_the_stages_the_floor_and_the_single_models() -> None:
-    inputs = PlanningInputs(cascade(objective={"minQuality": "0.84"}), TABLE)
-    plan = plan_cascade(inputs)
-    text = "\n".join(explain(plan, inputs))
-    assert "against a floor of 0.84" in text
-    assert "Not large alone: its p95 is" in text
-    for stage in plan.live_stages:
-        assert f"{stage.name} sees" in text
-    assert "The quality floor of 0.84 binds: a plan of quality" in text
-    assert "The runner-up has a p95 of about" in text
-    assert "What quality costs in p95, against 0.84 at" in text
-    assert re.search(r"One GPU fewer: (p95 \d|changes nothing)", text)
-    assert re.search(r"One (GPU more: |more GPU is there and would not help)", text)
-
-
 LEVEL = "its p95 is 1.68 s against 1.67 s, within 1%"
 
 
@@ -310,25 +293,6 @@ def test_an_alternative_is_told_by_what_decided(
     seconds: tuple[float, float], costs: tuple[float, float], gpus: tuple[int, int], cheapest: bool, words: str
 ) -> None:
     assert what_decided("p95", seconds, costs, gpus, cheapest=cheapest) == words
-
-
-def test_the_price_of_a_limit_is_what_planning_without_it_gives() -> None:
-    """What the explanation says of one GPU fewer is the plan for one GPU fewer."""
-    objective = {"minQuality": "0.8", "minimize": "Cost", "targets": [
-        {"metric": "EndToEnd", "percentile": 95, "milliseconds": 20_000}]}  # fmt: skip
-    inputs = PlanningInputs(cascade(rate="6", objective=objective), TABLE)
-    plan = plan_cascade(inputs)
-    text = "\n".join(explain(plan, inputs))
-    assert f"{32 - plan.gpus} of 32 GPUs are left free" in text
-    assert "The latency target binds: a plan that keeps the floor on" in text
-    said = re.search(r"One GPU fewer: (p95 [\d.]+ s|no plan is feasible)", text)
-    assert said is not None
-    try:
-        fewer = plan_cascade(replace(inputs, available_gpus={"h100": plan.gpus - 1}))
-        found = f"p95 {fewer.latency.p95_ms / 1e3:.1f} s"
-    except InfeasibleError:
-        found = "no plan is feasible"
-    assert said[1] == found
 
 
 def test_the_prediction_is_the_simulation_of_the_traffic() -> None:
