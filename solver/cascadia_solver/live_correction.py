@@ -220,9 +220,9 @@ class LiveSource:
         return (1.0 - trust) * base + trust * ratios.spread_percent("decode")
 
     def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:
-        """None where windows of this replica were seen, else the base's, and that there were none."""
+        """What is assumed of the model; where no window of this replica was seen all of the base's, and that."""
         if self._known(model, gpu, shape).decode:
-            return ()
+            return model.assumed
         unseen = f"no live correction learnt on {shape} of {gpu.name} under {self.engine_version}"
         return (*self.base.extrapolations(model, gpu, shape), unseen)
 

@@ -11,9 +11,14 @@ whose layers it shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from cascadia_api.errors import InputError
@@ -138,9 +143,10 @@ class MeasuredTables:
         percent = _UNCERTAINTY.get(gpu.name, _ELSEWHERE)
         return percent * _PIPELINE_SPREAD if shape.pipeline_parallel > 1 else percent
 
-    def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:  # noqa: ARG002  # the protocol's
-        """GPUs whose tables were not checked against engines, pipelines, which none had, and another engine version."""
-        found = [] if gpu.name in _UNCERTAINTY else [f"tables of {gpu.name} not checked against engines"]
+    def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:
+        """What is assumed of the model; unchecked GPUs, pipelines, which no engine had, another engine version."""
+        found = list(model.assumed)
+        found += [] if gpu.name in _UNCERTAINTY else [f"tables of {gpu.name} not checked against engines"]
         if shape.pipeline_parallel > 1:
             found.append("no measured engine with pipeline parallelism")
         if self.version not in {"", _VERSIONS[self.engine]}:
@@ -180,19 +186,21 @@ def _layers_of(model: ModelFacts) -> ModelFacts:
     """The facts that step times depend on: no name, no vocabulary, no window of the whole context."""
     return replace(
         model, name="", vocab=0, context_window=0, capabilities=(), extra_params=0, tied_embeddings=False,
-        attention_in_16_bits=False, native_precision="", fp4_anywhere=False,
+        attention_in_16_bits=False, native_precision="", fp4_anywhere=False, assumed=(),
     )  # fmt: skip
 
 
 @cache
 def _open_tables(name: str, system: str, engine: str, shape: Shape, precision: str, mixture: bool) -> StepTables:
     try:
+        from aiconfigurator_core.sdk.common import DefaultHFModels
         from aiconfigurator_core.sdk.engine import EngineHandle
     except ImportError:
         raise InputError(
             "measured tables need the optional extra: pip install 'cascadia[measured]' (aiconfigurator-core 0.12); "
             "or use the built-in roofline"
         ) from None
+    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)  # it talks of other models' tables
     degrees: dict[str, Any] = {"tp_size": shape.tensor_parallel, "pp_size": shape.pipeline_parallel}
     if mixture:
         degrees |= {"moe_tp_size": shape.tensor_parallel, "moe_ep_size": 1}
@@ -202,7 +210,8 @@ def _open_tables(name: str, system: str, engine: str, shape: Shape, precision: s
         if mixture:
             modes["moe_quant_mode"] = experts
         try:
-            handle: StepTables = EngineHandle.compile(name, system, engine, **degrees, **modes)
+            with _offline(name, listed=name in DefaultHFModels) as model:
+                handle: StepTables = EngineHandle.compile(model, system, engine, **degrees, **modes)
             handle.predict_prefill_latency(1, 128)
             handle.decode_step_latency(1, 128, 2)
         except (ValueError, LookupError, RuntimeError, NotImplementedError, AttributeError) as error:
@@ -213,6 +222,21 @@ def _open_tables(name: str, system: str, engine: str, shape: Shape, precision: s
         f"no measured tables for {name} in {precision} on {shape} of {system} under {engine} ({refusal}); "
         "use the built-in roofline"
     ) from refusal
+
+
+@contextmanager
+def _offline(name: str, *, listed: bool) -> Iterator[str]:
+    """What the wheel finds a model by without the network: its name, or a folder with the configuration in the wheel.
+
+    It holds configurations (Mixtral's) that it does not list, and asks Hugging Face for.
+    """
+    if listed:
+        yield name
+        return
+    bundled = files("aiconfigurator_core") / "model_configs" / f"{name.replace('/', '--')}_config.json"
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_bytes(bundled.read_bytes())
+        yield folder
 
 
 def _modes(precision: str, name: str) -> Sequence[tuple[str, str]]:

@@ -7,7 +7,7 @@ from math import ceil
 from typing import NamedTuple
 
 from cascadia_solver.catalogue.gpus import GpuFacts
-from cascadia_solver.catalogue.models import ModelFacts, kv_bits, weight_bits
+from cascadia_solver.catalogue.model_shape import ModelFacts, kv_bits, weight_bits
 
 __all__ = [
     "HEAD_BITS",

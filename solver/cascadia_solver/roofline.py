@@ -20,7 +20,7 @@ from typing import Protocol
 
 from cascadia_api.errors import InfeasibleError, InputError, Problem, Shortfall
 from cascadia_solver.catalogue.gpus import GpuFacts
-from cascadia_solver.catalogue.models import ModelFacts, weight_bits
+from cascadia_solver.catalogue.model_shape import ModelFacts, weight_bits
 from cascadia_solver.factors import DEFAULT_ENGINE, Factors, factors_for, is_measured
 from cascadia_solver.replica_memory import (
     HEAD_BITS,
@@ -49,6 +49,7 @@ _EXPERTS_PER_UNIT = 9.0
 _PIPELINE_SPREAD = 1.5
 _NODES_SPREAD = 1.5
 _GPU_SPREAD = 2.0
+_ARCHITECTURE_SPREAD = 1.5
 """Errors grow where nothing was measured; by how much is a guess, on the safe side."""
 
 
@@ -139,23 +140,36 @@ class Roofline:
             percent *= _NODES_SPREAD
         if self.factors is None and not is_measured(gpu):
             percent *= _GPU_SPREAD
+        if model.assumed or _unmeasured_attention(model):
+            percent *= _ARCHITECTURE_SPREAD
         return percent
 
     def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:
-        """Pipelines, tensor parallelism over nodes, and GPUs without measurements."""
-        found: list[str] = []
+        """What is assumed of the model; architectures and GPUs without measurements, pipelines, and several nodes."""
+        found = list(model.assumed)
         if self.factors is None and not is_measured(gpu):
             found.append(f"no measured engine on {gpu.name}")
         if shape.pipeline_parallel > 1:
             found.append("no measured engine with pipeline parallelism")
         if shape.tensor_parallel > 8:
             found.append("no measured engine with tensor parallelism over several nodes")
-        if not model.moe_layers and model.latent_attention:
-            found.append(f"no measured dense model with latent attention, as {model.name} is")
+        if kind := _unmeasured_attention(model):
+            found.append(f"no measured dense model with {kind} attention, as {model.name} is")
         return tuple(found)
 
     def _factors(self, gpu: GpuFacts) -> Factors:
         return self.factors or factors_for(gpu, self.engine)
+
+
+def _unmeasured_attention(model: ModelFacts) -> str:
+    """Kind of attention that was measured on mixtures only; empty for others."""
+    if model.moe_layers:
+        return ""
+    if model.latent_attention:
+        return "latent"
+    if model.linear_layers:
+        return "linear"
+    return "windowed" if model.window_layers else ""
 
 
 @lru_cache(maxsize=4096)

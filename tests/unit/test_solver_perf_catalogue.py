@@ -8,6 +8,8 @@ from cascadia_api.errors import InputError
 from cascadia_solver.catalogue.gpus import GPUS, custom_gpu, gpu_facts
 from cascadia_solver.catalogue.models import facts_from_config, model_facts
 from cascadia_solver.catalogue.published import MODELS
+from cascadia_solver.measured_tables import MeasuredTables
+from cascadia_solver.roofline import Roofline, Shape
 
 # Published parameter counts, billions: total, and active per token where it differs.
 PUBLISHED = {
@@ -163,6 +165,10 @@ def test_config_of_a_multimodal_mixture() -> None:
         ({"vocab_size": -5}, "vocab_size: must be a whole number"),
         ({"num_experts": 4, "num_experts_per_tok": 9}, "num_experts_per_tok: is 9, but there are 4 experts"),
         ({"kv_lora_rank": 16}, "v_head_dim: is missing"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: is 3, which does not divide 4 heads"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads: is 8, which does not divide 4 heads"),
+        ({"hidden_size": 10**30}, "hidden_size: must be a whole number of at least 1, it is larger than any model's"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder: is true: only decoders can be planned"),
     ],
 )
 def test_wrong_configurations_name_the_field(change: dict[str, object], message: str) -> None:
@@ -170,6 +176,66 @@ def test_wrong_configurations_name_the_field(change: dict[str, object], message:
     with pytest.raises(InputError, match=message.replace("(", r"\(")) as caught:
         facts_from_config({**config, **change})
     assert caught.value.exit_code == 2
+
+
+CONFIG = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 100,
+    "intermediate_size": 128, "max_position_embeddings": 4096,
+}  # fmt: skip
+UNKNOWN = "the architecture %s is not known: taken for a decoder with gated feed-forward layers"
+
+
+@pytest.mark.parametrize(
+    ("change", "assumed"),
+    [
+        ({"model_type": "llama"}, []),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, []),
+        ({"architectures": ["FooForCausalLM"], "model_type": "foo"}, [UNKNOWN % "FooForCausalLM"]),
+        ({}, ["its configuration names no architecture: taken for a decoder with gated feed-forward layers"]),
+        (
+            {"model_type": "bamba", "layer_types": ["mamba"] * 3 + ["full_attention"]},
+            [UNKNOWN % "bamba", "3 of its 4 layers are mamba: counted as full attention"],
+        ),
+        (
+            {"model_type": "jamba", "attn_layer_period": 8},
+            [UNKNOWN % "jamba", "it has layers of other kinds (attn_layer_period): all are counted as full attention"],
+        ),
+        (
+            {"model_type": "llama", "intermediate_size": None, "max_position_embeddings": None},
+            [
+                "its feed-forward width is not given: taken to be 256",
+                "its context window is not given: taken to be 8,192",
+            ],
+        ),
+    ],
+)
+def test_what_a_configuration_leaves_open_is_said_and_makes_less_certain(
+    change: dict[str, object], assumed: list[str]
+) -> None:
+    facts, source, h100 = facts_from_config(CONFIG | change), Roofline(), gpu_facts("H100-SXM-80GB")
+    assert list(facts.assumed) == assumed
+    assert list(source.extrapolations(facts, h100, Shape())) == assumed
+    known = source.uncertainty_percent(model_facts("meta-llama/Llama-3.1-8B"), h100, Shape())
+    assert (source.uncertainty_percent(facts, h100, Shape()) > known) == bool(assumed)
+    assert MeasuredTables().extrapolations(facts, h100, Shape()) == facts.assumed
+
+
+def test_dense_models_whose_attention_was_measured_on_mixtures_only_are_extrapolated() -> None:
+    said = Roofline().extrapolations(model_facts("google/gemma-3-27b-it"), gpu_facts("H100-SXM-80GB"), Shape())
+    assert said == ("no measured dense model with windowed attention, as google/gemma-3-27b-it is",)
+    assert not Roofline().extrapolations(model_facts("openai/gpt-oss-120b"), gpu_facts("H100-SXM-80GB"), Shape())
+
+
+@pytest.mark.parametrize(
+    ("change", "kv_heads"),
+    [
+        ({"num_kv_heads": 2, "new_decoder_architecture": True, "multi_query": True}, 2),  # Falcon 40B
+        ({"multi_query": True}, 1),  # Falcon 7B
+        ({"multi_query_group_num": 2}, 2),  # GLM
+    ],
+)
+def test_key_value_heads_by_other_names(change: dict[str, object], kv_heads: int) -> None:
+    assert facts_from_config(CONFIG | change).kv_heads == kv_heads
 
 
 def test_a_gpu_from_five_numbers() -> None:

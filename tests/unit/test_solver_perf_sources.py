@@ -212,3 +212,11 @@ def test_certainty_is_of_the_least_certain_replica() -> None:
     )
     assert found.uncertainty_percent == source.uncertainty_percent(L70, H100, Shape(4, 2))
     assert found.extrapolates == ("large: no measured engine with pipeline parallelism",)
+
+
+def test_mixtral_is_found_in_the_wheel_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiconfigurator_core", reason="needs the extra: pip install 'cascadia[measured]'")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the network was asked"))
+    mixtral, h100 = model_facts("mistralai/Mixtral-8x7B-Instruct-v0.1"), gpu_facts("H100-SXM-80GB")
+    step = MeasuredTables().step_model(mixtral, h100, Shape(4, 1), "bf16")
+    assert step.kv_capacity_tokens > 100_000
