@@ -38,6 +38,7 @@ def status_view(cascade: Mapping[str, Any]) -> RenderableType:
         Text(
             f"{learnt.model} on {learnt.shape} of {learnt.gpu} ({learnt.engine_version}): prompts take "
             f"{learnt.prefill:g} and decoding {learnt.decode:g} times as long as the cost model says"
+            + ("" if learnt.planned_with is None else f" (planned with {learnt.planned_with:g})")
         )
         for learnt in status.corrections or ()
     ]

@@ -21,6 +21,7 @@ __all__ = [
     "PLAN_PLURAL",
     "PLURAL",
     "POLICY_KEY",
+    "REPLAN_ANNOTATION",
     "REPLICA_LABEL",
     "ROLE_LABEL",
     "STAGE_LABEL",
@@ -48,6 +49,8 @@ REPLICA_LABEL = f"{GROUP}/replica"
 ROLE_LABEL = f"{GROUP}/role"
 """``leader`` (rank 0, serves) or ``follower``; carried by pods through the pod-index label."""
 PLAN_ANNOTATION = f"{GROUP}/plan"
+REPLAN_ANNOTATION = f"{GROUP}/replan"
+"""On a CascadeDeployment: another value, whatever it is, asks for another plan."""
 
 POLICY_KEY = "policy.json"
 """Key of the policy ConfigMap that holds the router policy."""

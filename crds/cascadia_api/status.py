@@ -107,6 +107,9 @@ class LearntCorrection(ApiModel):
     engine_version: Short
     prefill: Figure = Field(description="Prompts take this many times as long as predicted.")
     decode: Figure = Field(description="The same, for tokens after the first.")
+    planned_with: Figure | None = Field(
+        None, description="`decode` as the plan in force has it; absent where the plan does not use such replicas."
+    )
 
 
 class Display(ApiModel):

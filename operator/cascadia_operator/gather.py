@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from cascadia_api.cascade import CascadeDeployment
+from cascadia_api.cascade import CascadeDeployment, Planning
 from cascadia_api.cascade.scorer import scorer_secrets
 from cascadia_api.errors import InputError
 from cascadia_api.load import calibration_lines, corrections_text, parse_cascade
@@ -25,9 +25,12 @@ from cascadia_operator.manifests.plan_object import (
     PLACEMENT_ANNOTATION,
     inputs_digest,
     placement_digest,
+    planned_corrections,
 )
 from cascadia_operator.manifests.policy import read_policy
 from cascadia_operator.world import CalibrationData, CorrectionsData, Key, StoredPlan, World, instant
+from cascadia_solver.live_correction import LiveSource
+from cascadia_solver.sources import parse_corrections, source_of
 
 __all__ = ["InvalidCascadeError", "gather", "owned_by"]
 
@@ -149,7 +152,19 @@ async def _corrections(cluster: Cluster, cascade: CascadeDeployment, namespace: 
         text = corrections_text(config_map.get("data") or {})
     except InputError as error:
         return CorrectionsData(problem=str(error))
-    return CorrectionsData(text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:32])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return CorrectionsData(text=text, digest=digest, given=_given(planning, text))
+
+
+def _given(planning: Planning, text: str) -> frozenset[tuple[str, str, str]]:
+    """What corrections are of; nothing where they are of no use, which planning says why."""
+    try:
+        source = source_of(planning, parse_corrections(text))
+    except InputError:
+        return frozenset()
+    assert isinstance(source, LiveSource)
+    found = (key for key in source.corrections.by_key if key.engine_version == source.engine_version)
+    return frozenset((key.model, key.gpu, key.shape) for key in found)
 
 
 async def _missing_secrets(cluster: Cluster, cascade: CascadeDeployment, namespace: str) -> list[tuple[str, str]]:
@@ -188,6 +203,7 @@ def _stored_plans(documents: Iterable[Object]) -> list[StoredPlan]:
                 trigger=content.spec.trigger,
                 created=instant(metadata["creationTimestamp"]),
                 placement=(metadata.get("annotations") or {}).get(PLACEMENT_ANNOTATION, ""),
+                corrections=planned_corrections(document),
             )
         )
     return sorted(stored, key=lambda plan: (plan.created, plan.name))

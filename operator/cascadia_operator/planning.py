@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cascadia_api.errors import InfeasibleError, InputError, PlanningTimeoutError
 from cascadia_api.load import parse_cascade
@@ -25,7 +25,7 @@ from cascadia_operator.decide.plan_choice import PlanFailure, Trouble
 from cascadia_operator.metrics import PLANNING_SECONDS, PLANS
 from cascadia_operator.world import Key, World
 
-__all__ = ["Planner", "PlanningJob", "PlanningOutcome", "PlanningPool", "PlansCascades", "plan_job"]
+__all__ = ["MadePlan", "Planner", "PlanningJob", "PlanningOutcome", "PlanningPool", "PlansCascades", "plan_job"]
 
 log = logging.getLogger("cascadia.operator.planning")
 
@@ -200,10 +200,27 @@ class _Attempt:
     trigger_message: str
     available: Mapping[str, int]
     free_by_node: Mapping[str, tuple[int, ...]]
+    learnt: Mapping[str, Any]
     tries: int = 1
     outcome: PlanningOutcome | None = None
     finished: float = 0.0
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class MadePlan(NamedTuple):
+    """A plan that was made.
+
+    Attributes:
+        plan: The plan.
+        trigger: Why.
+        message: The facts behind it.
+        learnt: See `PlanningJob.learnt`.
+    """
+
+    plan: Plan
+    trigger: str
+    message: str
+    learnt: Mapping[str, Any]
 
 
 class Planner:
@@ -226,12 +243,13 @@ class Planner:
         attempt = self._attempts.get(world.key)
         return attempt is not None and attempt.inputs == world.inputs and attempt.outcome is None
 
-    def made(self, world: World) -> tuple[Plan, str, str] | None:
-        """The plan that was made for the present inputs, with its trigger and the facts behind it."""
+    def made(self, world: World) -> MadePlan | None:
+        """The plan that was made for the present inputs."""
         attempt = self._attempts.get(world.key)
         if attempt is None or attempt.inputs != world.inputs or attempt.outcome is None or not attempt.outcome.plan:
             return None
-        return Plan.model_validate(attempt.outcome.plan), attempt.trigger, attempt.trigger_message
+        plan = Plan.model_validate(attempt.outcome.plan)
+        return MadePlan(plan, attempt.trigger, attempt.trigger_message, attempt.learnt)
 
     def failure(self, world: World) -> PlanFailure | None:
         """How planning for the present inputs failed; None once it is worth another try.
@@ -271,7 +289,9 @@ class Planner:
             return
         before = self._attempts.get(world.key)
         tries = before.tries + 1 if before is not None and before.inputs == world.inputs else 1
-        attempt = _Attempt(world.inputs, trigger, message, dict(world.available), dict(world.free_by_node), tries)
+        attempt = _Attempt(
+            world.inputs, trigger, message, dict(world.available), dict(world.free_by_node), learnt or {}, tries
+        )
         job = PlanningJob(
             cascade=world.cascade.model_dump(mode="json", by_alias=True, exclude_none=True),
             calibration=world.calibration.lines,

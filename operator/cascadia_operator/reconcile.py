@@ -35,6 +35,7 @@ from cascadia_operator.report.findings import Findings, Learning
 from cascadia_operator.report.status import invalid_status, status_document, status_of
 from cascadia_operator.settings import Images
 from cascadia_operator.world import Key, World
+from cascadia_solver.live_correction import LiveCorrections
 
 __all__ = ["Reconciler"]
 
@@ -119,7 +120,7 @@ class Reconciler:
 
     def _learning(self, world: World) -> Learning:
         return Learning(
-            lessons=lessons_for(world.cascade, world.learnt, self._images),
+            lessons=lessons_for(world.cascade, world.learnt, self._images, world.corrections.given),
             asks=self._learner is not None,
             problem=self._learner.problem(world.key) if self._learner is not None else "",
         )
@@ -129,9 +130,14 @@ class Reconciler:
         made = self._planner.made(world)
         if made is None or any(stored.inputs == world.inputs for stored in world.plans):
             return False
-        plan, trigger, message = made
         manifest = plan_object(
-            world.cascade, plan, inputs=world.inputs, placement=world.placement, trigger=trigger, message=message
+            world.cascade,
+            made.plan,
+            inputs=world.inputs,
+            placement=world.placement,
+            trigger=made.trigger,
+            message=made.message,
+            corrections=LiveCorrections.from_json(made.learnt).by_key if made.learnt else {},
         )
         try:
             await self._cluster.create(manifest)

@@ -12,6 +12,7 @@ from cascadia_api.plan import Plan
 from cascadia_api.policy import RouterPolicy
 from cascadia_operator.cluster import Object
 from cascadia_operator.learning.learnt import Learnt
+from cascadia_solver.live_correction import CorrectionKey
 
 __all__ = ["CalibrationData", "CorrectionsData", "Key", "StoredPlan", "World", "instant"]
 
@@ -49,11 +50,13 @@ class CorrectionsData:
         text: The file of corrections; empty if the manifest refers to none.
         digest: Digest of the text; empty if the manifest refers to none.
         problem: Why they cannot be had; empty if they can.
+        given: Model, GPU and shape of the replicas that there are any of.
     """
 
     text: str = ""
     digest: str = ""
     problem: str = ""
+    given: frozenset[tuple[str, str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class StoredPlan:
         trigger: Why it was made.
         created: When.
         placement: Digest of what its replicas follow from, whatever the load and the quality floor.
+        corrections: Factors of decoding that the operator had learnt and it was made with; None if that is not known.
     """
 
     name: str
@@ -75,6 +79,7 @@ class StoredPlan:
     trigger: str
     created: datetime
     placement: str = ""
+    corrections: Mapping[CorrectionKey, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

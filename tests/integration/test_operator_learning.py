@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
+from cascadia_operator.manifests.plan_object import CORRECTIONS_ANNOTATION
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
 from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, scaled
@@ -108,4 +109,6 @@ def test_a_slow_engine_is_learnt_of_kept_and_planned_with(
         "a plan", lambda: [each for each in cascades.plans() if each["metadata"]["name"] != "reviewed"], LONG_S
     )
     assert "live correction of roofline" in made[0]["spec"]["plan"]["latency"]["source"]
+    [[*key, factor]] = json.loads(made[0]["metadata"]["annotations"][CORRECTIONS_ANNOTATION])
+    assert (CorrectionKey(*key), factor > 1.2) == (OF_SMALL, True)
     assert "Traceback" not in asking.log()

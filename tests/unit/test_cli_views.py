@@ -329,6 +329,7 @@ def cluster_cascade() -> dict[str, Any]:
                 "engineVersion": "sglang 0.5.23",
                 "prefill": "1.1",
                 "decode": "1.32",
+                "plannedWith": "1",
             }
         ],
         "lastReplan": {
@@ -350,7 +351,9 @@ def test_status_shows_conditions_stages_and_the_proposal(capsys: pytest.CaptureF
     assert re.search(r"small\s+1/2\s+2\s+h100\s+TP1 PP1\s+100 %\s+≥ 0.810", text)
     assert re.search(r"large\s+1/1\s+4\s+h100\s+TP4 PP1\s+40 %\s+every answer", text)
     assert "kubectl cascadia approve chat-ba9876543210" in text
-    assert "prompts take 1.1 and decoding 1.32 times as long as the cost model says" in " ".join(text.split())
+    assert "prompts take 1.1 and decoding 1.32 times as long as the cost model says (planned with 1)" in " ".join(
+        text.split()
+    )
     assert "Drift, proposed: rate +30 %" in text
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cascadia_api.errors import PlanningTimeoutError
+from cascadia_api.names import REPLAN_ANNOTATION
 from cascadia_operator import router_port
 from cascadia_operator.cluster import Object
 from cascadia_operator.learning import learner
@@ -142,6 +143,7 @@ def test_only_what_was_learnt_of_such_engines_is_planned_with(change: dict[str, 
     document = cascade_document([SMALL, LARGE])
     document["spec"] |= change
     assert bool(lessons_for(cascade(document), learnt(lesson()), Images())) == kept
+    assert lessons_for(CHAT, learnt(lesson()), Images(), frozenset({OF_SMALL[:3]})) == ()  # the manifest has its own
     assert lessons_for(CHAT, learnt(lesson(windows=7)), Images()) == ()
     assert lessons_for(CHAT, learnt(lesson()), Images(engine="lmsysorg/sglang:v0.6.0")) == ()
 
@@ -300,7 +302,7 @@ async def test_slow_engines_are_found_kept_said_and_planned_with_but_nothing_is_
     for _ in range(6):
         engines.work(LOOK_SECONDS)
         await operator.reconcile()
-    assert operator.condition("MetricsAvailable") == ("True", "Collected")
+    assert operator.condition("MetricsAvailable") == ("True", "EnginesDiffer")
     [known] = kept(cluster).lessons.values()
     assert known.key == OF_SMALL
     assert len(known.correction.decode) == 12
@@ -327,6 +329,59 @@ async def test_slow_engines_are_found_kept_said_and_planned_with_but_nothing_is_
     assert told.by_key[OF_SMALL].factor("decode") > 1.3
 
 
+def metrics_available(operator: Operator) -> str:
+    return str(next(c for c in operator.status["conditions"] if c["type"] == "MetricsAvailable")["message"])
+
+
+async def test_a_plan_that_was_made_with_other_factors_is_said_to_be_and_made_again_when_asked_for(
+    cluster: MemoryCluster,
+) -> None:
+    operator, engines = await served(cluster, looks=20)
+    await operator.reconcile()
+    assert operator.condition("MetricsAvailable") == ("True", "EnginesDiffer")
+    [said] = operator.status["corrections"]
+    assert said["plannedWith"] == "1"
+    decodes = f"decodes {float(said['decode']):g} times as long as the cost model says"
+    assert f"{decodes}, the plan in force was made with 1; to plan again" in metrics_available(operator)
+    assert len(operator.plans.jobs) == 1
+    # Asked for with the annotation that the message names, all is planned anew.
+    document = cascade_document(MODELS)
+    cluster.put(document | {"metadata": document["metadata"] | {"annotations": {REPLAN_ANNOTATION: "once"}}})
+    await operator.settle()
+    assert len(operator.plans.jobs) == 2
+    assert operator.plans.jobs[1].in_force is None
+    stored = cluster.objects["CascadePlan", "serving", operator.status["plan"]["name"]]
+    assert f"or the annotation {REPLAN_ANNOTATION} changed" in stored["spec"]["triggerMessage"]
+    [said] = operator.status["corrections"]
+    assert float(said["plannedWith"]) == pytest.approx(float(said["decode"]), rel=0.06)
+    assert operator.condition("MetricsAvailable") == ("True", "Collected")
+    # An operator that starts again knows what the plan was made with.
+    operator.restart()
+    await operator.reconcile()
+    assert operator.status["corrections"] == [said]
+    assert len(operator.plans.jobs) == 2
+    # Engines that then become faster are as far from the plan.
+    for running in engines.by_life.values():
+        running.step = STEP
+    for _ in range(40):
+        engines.work(LOOK_SECONDS)
+        await operator.reconcile()
+    assert operator.condition("MetricsAvailable") == ("True", "EnginesDiffer")
+
+
+async def test_what_the_manifest_gives_itself_is_not_said_to_be_learnt(cluster: MemoryCluster) -> None:
+    operator, _ = await served(cluster, looks=6)
+    await operator.reconcile()
+    assert operator.status["corrections"]
+    given = LiveCorrections({OF_SMALL: Correction((0.0,), (0.1,))})
+    file = {"kind": "ConfigMap", "metadata": {"name": "mine", "namespace": "serving"}}
+    cluster.put(file | {"data": {"live.json": json.dumps(given.to_json())}})
+    cluster.put(cascade_document(MODELS, planning={"corrections": {"configMapRef": {"name": "mine"}}}))
+    await operator.settle()
+    assert "corrections" not in operator.status
+    assert operator.plans.jobs[-1].learnt == {}
+
+
 async def test_a_look_that_teaches_nothing_new_writes_nothing(cluster: MemoryCluster) -> None:
     operator, _ = await served(cluster, looks=4)
     for _ in range(3):  # nobody asks for answers any more
@@ -340,8 +395,7 @@ async def test_a_look_that_teaches_nothing_new_writes_nothing(cluster: MemoryClu
     cluster.advance(7 * 3600)
     await operator.reconcile()
     assert kept(cluster) == before
-    said = next(c for c in operator.status["conditions"] if c["type"] == "MetricsAvailable")
-    assert "for more than 6 hours the engines have had too little work" in said["message"]
+    assert "for more than 6 hours the engines have had too little work" in metrics_available(operator)
 
 
 async def test_figures_in_the_status_stand_until_they_have_moved(cluster: MemoryCluster) -> None:
@@ -410,9 +464,8 @@ async def test_metrics_that_cannot_be_read_are_named_and_change_nothing(cluster:
         engines.work(LOOK_SECONDS)
         await operator.reconcile()
     assert operator.condition("MetricsAvailable") == ("False", "EnginesSilent")
-    said = next(c for c in operator.status["conditions"] if c["type"] == "MetricsAvailable")
-    assert "its router does not answer: timed out" in said["message"]
-    assert "what was learnt stays" in said["message"]
+    assert "its router does not answer: timed out" in metrics_available(operator)
+    assert "what was learnt stays" in metrics_available(operator)
     assert kept(cluster).lessons == lessons
     assert operator.status["corrections"] == corrections
     assert operator.condition("Ready") == ("True", "Serving")
@@ -421,7 +474,7 @@ async def test_metrics_that_cannot_be_read_are_named_and_change_nothing(cluster:
     await operator.reconcile()
     cluster.advance(1)
     await operator.reconcile()
-    assert operator.condition("MetricsAvailable") == ("True", "Collected")
+    assert operator.condition("MetricsAvailable")[0] == "True"
 
 
 async def test_some_of_many_replicas_are_asked(cluster: MemoryCluster) -> None:
@@ -458,8 +511,7 @@ async def test_a_config_map_of_somebody_else_is_left_alone(cluster: MemoryCluste
     operator, engines = await served(cluster, looks=2)
     await operator.reconcile()
     assert operator.condition("MetricsAvailable") == ("Unknown", "NotKept")
-    said = next(c for c in operator.status["conditions"] if c["type"] == "MetricsAvailable")
-    assert "ConfigMap chat-learnt exists and does not belong to this cascade" in said["message"]
+    assert "ConfigMap chat-learnt exists and does not belong to this cascade" in metrics_available(operator)
     assert cluster.objects["ConfigMap", "serving", "chat-learnt"]["data"] == {"a": "b"}
     assert operator.condition("Ready") == ("True", "Serving")
     assert engines.asked

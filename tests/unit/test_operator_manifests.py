@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadia_api.cascade import CascadeDeployment
-from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX
+from cascadia_api.names import CASCADE_NAME_MAX, MODEL_NAME_MAX, REPLAN_ANNOTATION
 from cascadia_api.plan import Plan
 from cascadia_api.policy import AccessLogPolicy, ShadowPolicy, StreamingPolicy, TracingPolicy
 from cascadia_operator.manifests.naming import (
@@ -21,7 +21,7 @@ from cascadia_operator.manifests.naming import (
     router_account_name,
     stage_service_name,
 )
-from cascadia_operator.manifests.plan_object import inputs_digest, plan_object
+from cascadia_operator.manifests.plan_object import inputs_digest, placement_digest, plan_object
 from cascadia_operator.manifests.policy import read_policy, revised, router_policy
 from cascadia_operator.manifests.rendering import as_yaml, peer_secret, rendered
 from cascadia_operator.manifests.replica import ReplicaIdentity, replica_identity, statefulset_name
@@ -287,6 +287,16 @@ def test_only_what_planning_reads_makes_another_plan(spec: dict[str, Any], repla
     after = inputs_digest(cascade(cascade_document([SMALL, LARGE], **spec)), "")
     assert (before != after) == replans
     assert before != inputs_digest(cascade(cascade_document([SMALL, LARGE])), "calibrated")
+
+
+def test_another_plan_may_be_asked_for() -> None:
+    document = cascade_document([SMALL, LARGE])
+    asked = document | {"metadata": document["metadata"] | {"annotations": {REPLAN_ANNOTATION: "1", "other": "x"}}}
+    other = document | {"metadata": document["metadata"] | {"annotations": {"other": "y"}}}
+    digests = [(inputs_digest(cascade(each), ""), placement_digest(cascade(each))) for each in (document, asked, other)]
+    assert digests[0] == digests[2]
+    # All is planned anew: neither digest is the plan's before.
+    assert not {*digests[0]} & {*digests[1]}
 
 
 def test_a_plan_survives_its_object() -> None:

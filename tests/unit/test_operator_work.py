@@ -174,7 +174,7 @@ async def test_a_plan_for_inputs_that_changed_meanwhile_is_not_used() -> None:
     await asyncio.sleep(0)
     found = planner.made(now)
     assert found is not None
-    assert found[1:] == ("Created", "first")
+    assert found[1:] == ("Created", "first", {})
     assert planner.made(world(inputs="other")) is None
     planner.forget(Key("serving", "chat"))
     assert planner.made(now) is None

@@ -117,6 +117,7 @@ class ObjectMeta(ApiModel):
     namespace: str | None = None
     uid: str | None = None
     generation: int | None = None
+    annotations: dict[str, str] | None = None
 
 
 class CascadeDeployment(ApiModel):

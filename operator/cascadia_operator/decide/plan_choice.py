@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cascadia_api.names import REPLAN_ANNOTATION
 from cascadia_api.plan import Plan
 from cascadia_operator.world import StoredPlan, World
 
@@ -166,7 +167,7 @@ def _needed(world: World, _: PlanFailure | None) -> Choice:
     if not world.plans:
         return Choice(None, trigger="Created", trigger_message="the first plan")
     if world.status.get("observedGeneration") == world.generation:
-        message = "the calibration set or the corrections of step times changed"
+        message = f"the calibration set, the corrections of step times or the annotation {REPLAN_ANNOTATION} changed"
     else:
         message = f"generation {world.generation} of the manifest changes what plans follow from"
     in_force = plan_in_force(world)

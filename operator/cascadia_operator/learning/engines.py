@@ -6,7 +6,7 @@ An engine's metrics are asked from the router beside it: the engine itself liste
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -97,13 +97,19 @@ def _ready_since(pod: Object) -> datetime:
     return datetime.fromisoformat(next(c["lastTransitionTime"] for c in conditions if c["type"] == "Ready"))
 
 
-def lessons_for(cascade: CascadeDeployment, learnt: Learnt, images: Images) -> tuple[Lesson, ...]:
+def lessons_for(
+    cascade: CascadeDeployment,
+    learnt: Learnt,
+    images: Images,
+    given: Set[tuple[str, str, str]] = frozenset(),
+) -> tuple[Lesson, ...]:
     """What to plan with: lessons with enough windows, of engines as the manifest wants them now.
 
     Args:
         cascade: The manifest.
         learnt: All that is known.
         images: Default images of new replicas.
+        given: Model, GPU and shape of what the manifest's own corrections are of: they go first.
     """
     found: dict[CorrectionKey, Lesson] = {}
     for model in cascade.spec.models if learnt.lessons else ():
@@ -119,7 +125,7 @@ def lessons_for(cascade: CascadeDeployment, learnt: Learnt, images: Images) -> t
                 for key, lesson in learnt.lessons.items()
                 if (key.model, key.gpu, key.engine_version) == wanted and lesson.basis == basis and lesson.believed
             }
-    return tuple(found[key] for key in sorted(found))
+    return tuple(found[key] for key in sorted(found) if key[:3] not in given)
 
 
 def engine_version_of(image: str) -> str:

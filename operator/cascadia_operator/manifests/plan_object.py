@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.engine_args import chunked_prefill_size
 from cascadia_api.errors import InputError
-from cascadia_api.names import API_VERSION, GROUP, PLAN_KIND
+from cascadia_api.names import API_VERSION, GROUP, PLAN_KIND, REPLAN_ANNOTATION
 from cascadia_api.plan import Plan
 from cascadia_operator.manifests.naming import child_metadata, common_labels, plan_object_name
+from cascadia_solver.live_correction import Correction, CorrectionKey
 
-__all__ = ["INPUTS_ANNOTATION", "PLACEMENT_ANNOTATION", "inputs_digest", "placement_digest", "plan_object"]
+__all__ = [
+    "CORRECTIONS_ANNOTATION",
+    "INPUTS_ANNOTATION",
+    "PLACEMENT_ANNOTATION",
+    "inputs_digest",
+    "placement_digest",
+    "plan_object",
+    "planned_corrections",
+]
 
 INPUTS_ANNOTATION = f"{GROUP}/inputs"
 PLACEMENT_ANNOTATION = f"{GROUP}/placement-inputs"
+CORRECTIONS_ANNOTATION = f"{GROUP}/corrections"
 _FLOOR_FIELDS = frozenset({"minQuality", "confidence", "minQualityOverloaded"})
 
 _PLANNED_MODEL_FIELDS = frozenset(
@@ -63,6 +74,7 @@ def _inputs(cascade: CascadeDeployment, corrections: str) -> dict[str, Any]:
         "maxEscalations": spec["routing"].get("maxEscalations"),
         "workload": spec["workload"],
         **_cost(cascade, corrections),
+        **_asked(cascade),
     }
 
 
@@ -75,6 +87,12 @@ def _planned(model: dict[str, Any]) -> dict[str, Any]:
         size = str(error)
     fields = {k: v for k, v in model.items() if k in _PLANNED_MODEL_FIELDS}
     return fields if size is None else fields | {"chunkedPrefillSize": size}
+
+
+def _asked(cascade: CascadeDeployment) -> dict[str, Any]:
+    """What was asked for beside the manifest: another plan, for what has been learnt since."""
+    value = (cascade.metadata.annotations or {}).get(REPLAN_ANNOTATION)
+    return {} if value is None else {"replan": value}
 
 
 def _cost(cascade: CascadeDeployment, corrections: str) -> dict[str, Any]:
@@ -97,7 +115,14 @@ def _digest(inputs: dict[str, Any]) -> str:
 
 
 def plan_object(
-    cascade: CascadeDeployment, plan: Plan, *, inputs: str, trigger: str, message: str = "", placement: str = ""
+    cascade: CascadeDeployment,
+    plan: Plan,
+    *,
+    inputs: str,
+    trigger: str,
+    message: str = "",
+    placement: str = "",
+    corrections: Mapping[CorrectionKey, Correction] | None = None,
 ) -> dict[str, Any]:
     """Build the CascadePlan of a plan.
 
@@ -108,7 +133,13 @@ def plan_object(
         trigger: Why it was made, as in `CascadePlanSpec.trigger`.
         message: The numbers behind the trigger.
         placement: Digest of what its replicas follow from (`placement_digest`); empty: plans after it are made anew.
+        corrections: Those that the operator had learnt and it was made with; None where that is not known.
     """
+    annotations = {INPUTS_ANNOTATION: inputs, PLACEMENT_ANNOTATION: placement}
+    if corrections is not None:
+        annotations[CORRECTIONS_ANNOTATION] = json.dumps(
+            [[*key, round(known.factor("decode"), 4)] for key, known in sorted(corrections.items())]
+        )
     spec: dict[str, Any] = {
         "plan": plan.for_kubernetes(),
         "generation": cascade.metadata.generation or 0,
@@ -123,7 +154,16 @@ def plan_object(
             cascade,
             plan_object_name(cascade.metadata.name, plan.plan_id),
             common_labels(cascade.metadata.name),
-            {INPUTS_ANNOTATION: inputs, PLACEMENT_ANNOTATION: placement},
+            annotations,
         ),
         "spec": spec,
     }
+
+
+def planned_corrections(document: Mapping[str, Any]) -> dict[CorrectionKey, float] | None:
+    """The factors of decoding that a CascadePlan was made with; None where it does not say."""
+    text = (document["metadata"].get("annotations") or {}).get(CORRECTIONS_ANNOTATION)
+    try:
+        return None if text is None else {CorrectionKey(*map(str, key)): float(f) for *key, f in json.loads(text)}
+    except (ValueError, TypeError):
+        return None

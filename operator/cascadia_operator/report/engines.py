@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
+from cascadia_api.errors import InputError
+from cascadia_api.names import REPLAN_ANNOTATION
 from cascadia_api.status import LearntCorrection
 from cascadia_operator.decide.replicas import ready_leaders
 from cascadia_operator.learning.learnt import Lesson
 from cascadia_operator.report.findings import Findings
+from cascadia_solver.catalogue.manifest import gpu_of, model_of
+from cascadia_solver.replica_memory import Shape
 
 __all__ = ["metrics_available", "stated_corrections"]
 
 _MOVED = 0.05
 """Share by which a figure has to move before the status says another: it changes with every window."""
+_NOTICED = 0.2
+"""Share by which decoding has to differ from what the plan in force was made with before that is said."""
 _QUIET = timedelta(hours=6)
 _MOST_STATED = 32
 _NAMED = 3
@@ -50,22 +58,64 @@ def _metrics(findings: Findings) -> tuple[str, str, str]:
         parts.append("nothing is learnt yet: the engines have had too little work, or too much")
     elif findings.world.now - latest > _QUIET:
         parts.append("for more than 6 hours the engines have had too little work to learn from, or too much")
-    return "True", "Collected", "; ".join(parts)
+    differing = [each for each in stated_corrections(findings) if _differs(each)]
+    parts += [
+        f"{each.model} on {each.shape} of {each.gpu} decodes {each.decode:g} times as long as the cost model says, the "
+        f"plan in force was made with {each.planned_with:g}"
+        for each in differing[:_NAMED]
+    ]
+    if differing:
+        parts.append(f"to plan again with that, give the annotation {REPLAN_ANNOTATION} another value")
+    return "True", "EnginesDiffer" if differing else "Collected", "; ".join(parts)
 
 
 def stated_corrections(findings: Findings) -> list[LearntCorrection]:
     """What the next plan is made with; figures stay as the status has them until they have moved."""
     before = findings.world.status.get("corrections") or ()
-    return [_stated(lesson, before) for lesson in findings.learning.lessons[:_MOST_STATED]]
+    planned = _planned(findings)
+    return [_stated(lesson, before, planned) for lesson in findings.learning.lessons[:_MOST_STATED]]
 
 
-def _stated(lesson: Lesson, before: Iterable[Mapping[str, Any]]) -> LearntCorrection:
+def _planned(findings: Findings) -> dict[tuple[str, str, str], float]:
+    """The factors of decoding that the plan to go for was made with, of each kind of its replicas; empty if unknown."""
+    stored, spec = findings.choice.stored, findings.world.cascade.spec
+    if stored is None or stored.corrections is None or not findings.learning.lessons:
+        return {}
+    factors = {key[:3]: factor for key, factor in stored.corrections.items()}
+    found: dict[tuple[str, str, str], float] = {}
+    for stage in stored.plan.live_stages:
+        for model, pool in product(spec.models, spec.gpus.pools):
+            if (model.name, pool.name) != (stage.name, stage.pool):
+                continue
+            with contextlib.suppress(InputError):  # nothing is learnt of a model or GPU that is not known
+                named = model_of(model).name, gpu_of(pool).name
+                shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
+                found |= {(*named, str(shape)): factors.get((*named, str(shape)), 1.0) for shape in shapes}
+    return found
+
+
+def _stated(
+    lesson: Lesson, before: Iterable[Mapping[str, Any]], planned: Mapping[tuple[str, str, str], float]
+) -> LearntCorrection:
     model, gpu, shape, version = lesson.key
     mine = {"model": model, "gpu": gpu, "shape": shape, "engineVersion": version}
     old: Mapping[str, Any] = next((each for each in before if mine.items() <= each.items()), {})
     prefill = _standing(old.get("prefill"), lesson.correction.factor("prefill"))
     decode = _standing(old.get("decode"), lesson.correction.factor("decode"))
-    return LearntCorrection(model=model, gpu=gpu, shape=shape, engine_version=version, prefill=prefill, decode=decode)
+    return LearntCorrection(
+        model=model,
+        gpu=gpu,
+        shape=shape,
+        engine_version=version,
+        prefill=prefill,
+        decode=decode,
+        planned_with=planned.get((model, gpu, shape)),
+    )
+
+
+def _differs(stated: LearntCorrection) -> bool:
+    planned = stated.planned_with
+    return planned is not None and abs(math.log(stated.decode / planned)) > math.log1p(_NOTICED)
 
 
 def _standing(old: Any, factor: float) -> float:
