@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,11 @@ from cascadia_solver.sites import find_sites
 
 __all__ = ["latency_out_of_reach", "quality_out_of_reach", "too_few_gpus"]
 
-_MORE_GPUS = 4
+_TIMES_THE_GPUS = (4, 32, 4096)
+_A_LITTLE_MORE = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5)
+_FEWEST_GPUS = 64
+_MOST_GPUS = 4096
+"""Of a pool in a manifest."""
 _STEPS = 8
 _MOST_REQUESTS = 1_000_000
 """A larger calibration set than this is not worth naming."""
@@ -85,41 +89,42 @@ def too_few_gpus(
     problem: Problem, spec: CascadeDeploymentSpec, facts: Sequence[ModelFacts], sources: Sequence[CostSource]
 ) -> InfeasibleError:
     """The floor can be kept, but not by stages that fit into the GPU budget at this rate."""
-    most = [max(64, _MORE_GPUS * limit) for limit in problem.limits]
-    budgets = [replace(budget, gpus=gpus, room=None) for budget, gpus in zip(problem.budgets, most, strict=True)]
-    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile, sources=sources)
-    grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
-    roomy = replace(
-        _by_cost(problem),
-        sites=sites,
-        budgets=budgets,
-        study=problem.study.of(grids),
-        qualities=[problem.qualities[k] for k in grids],
-    )
-    forced = [model for model in sorted(problem.sites.unfit) if spec.models[model].min_replicas]
-    hopeless = [model for model in forced if model in sites.unfit or any(problem.rooms)]
-    if hopeless or not grids:
-        # More GPUs, or the same ones in whole nodes, would not do, or would do only if they lay together.
-        return problem.sites.unfit[hopeless[0]] if hopeless else next(iter(sites.unfit.values()))
     have = ", ".join(f"{b.gpus} of pool {b.name}" for b in problem.budgets)
-    least = _least_gpus(problem, _screen(roomy))
+    forced = [model for model, of in enumerate(spec.models) if of.min_replicas]
+    remedy = f"add GPUs, or lower the rate{', minQuality or minReplicas' if forced else ' or minQuality'}"
+    asked = f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g}"
+    least, most = None, [0] * len(problem.budgets)
+    for times in _TIMES_THE_GPUS:
+        most = [min(_MOST_GPUS, max(_FEWEST_GPUS, times * limit)) for limit in problem.limits]
+        roomy = _having(_by_cost(problem), most, spec, facts, sources)
+        sites = roomy.sites
+        missing = [model for model in forced if model in problem.sites.unfit]
+        hopeless = [model for model in missing if model in sites.unfit or any(problem.rooms)]
+        if hopeless or not roomy.grids:
+            # More GPUs, or the same ones in whole nodes, would not do, or would do only if they lay together.
+            return problem.sites.unfit[hopeless[0]] if hopeless else next(iter(sites.unfit.values()))
+        least = _least_gpus(problem, _screen(roomy))
+        if least is not None or min(most) == _MOST_GPUS:
+            break
     if least is None:
         return InfeasibleError(
             "InsufficientGPUs",
-            f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g} need more than "
-            f"{_MORE_GPUS} times the GPUs that there are ({have}); add GPUs, or lower the rate or minQuality",
+            f"{asked} need more GPUs than the {_MOST_GPUS} that a pool may have, or stages that no pool can hold "
+            f"(there are {have}); {remedy}",
             shortfalls=[
                 Shortfall(f"GPUs of pool {b.name}", m + 1, b.gpus) for b, m in zip(problem.budgets, most, strict=True)
             ],
-            nearest=_nearest_rate(problem),
+            nearest=_nearest(problem),
         )
     points, k = least
     needed = [0] * len(problem.budgets)
     for gpus, pool in zip(points.gpus[k], points.pools, strict=True):
         needed[pool] += int(gpus)
+    several = len(problem.budgets) > 1
     stages = " + ".join(
-        f"{int(gpus)} for {spec.models[model].name}" + _asked_for(spec.models[model])
-        for gpus, model in zip(points.gpus[k], points.grid.stages, strict=True)
+        f"{int(gpus)}{f' of pool {problem.budgets[pool].name}' if several else ''} for {spec.models[model].name}"
+        + _asked_for(spec.models[model])
+        for gpus, pool, model in zip(points.gpus[k], points.pools, points.grid.stages, strict=True)
     )
     if not any(n > b.gpus for b, n in zip(problem.budgets, needed, strict=True)):
         if any(problem.rooms):
@@ -127,12 +132,61 @@ def too_few_gpus(
         return _not_certain(problem, have)
     short = [(b, n) for b, n in zip(problem.budgets, needed, strict=True) if n > b.gpus]
     words = " and ".join(f"at least {n} GPUs of pool {b.name}, has {b.gpus}" for b, n in short)
+    enough = _enough(problem, needed, spec, facts, sources)
+    certain = [(b, n) for b, n in zip(problem.budgets, enough, strict=True) if n > b.gpus]
+    if certain != short:
+        stages += "; there is a plan with " + " and ".join(f"{n} of pool {b.name}" for b, n in certain)
     return InfeasibleError(
         "InsufficientGPUs",
-        f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g} need {words} ({stages}); "
-        "add GPUs, or lower the rate or minQuality",
-        shortfalls=[Shortfall(f"GPUs of pool {b.name}", n, b.gpus) for b, n in short],
-        nearest=_nearest_rate(problem),
+        f"{asked} need {words} ({stages}); {remedy}",
+        shortfalls=[Shortfall(f"GPUs of pool {b.name}", n, b.gpus) for b, n in certain],
+        nearest=_nearest(problem),
+    )
+
+
+def _enough(
+    problem: Problem,
+    needed: Sequence[int],
+    spec: CascadeDeploymentSpec,
+    facts: Sequence[ModelFacts],
+    sources: Sequence[CostSource],
+) -> list[int]:
+    """GPUs of each pool with which planning finds something: what is needed, or a little more.
+
+    Among so many GPUs thresholds are certified in another order than among more or fewer: what is told is tried.
+    """
+    for times in _A_LITTLE_MORE:
+        gpus = [
+            min(_MOST_GPUS, math.ceil(n * times)) if n > budget.gpus else budget.gpus
+            for n, budget in zip(needed, problem.budgets, strict=True)
+        ]
+        if _fits(_having(problem, gpus, spec, facts, sources)):
+            return gpus
+    return list(needed)
+
+
+def _having(
+    problem: Problem,
+    gpus: Sequence[int],
+    spec: CascadeDeploymentSpec,
+    facts: Sequence[ModelFacts],
+    sources: Sequence[CostSource],
+) -> Problem:
+    """The same problem with other numbers of GPUs, whole nodes where they differ."""
+    budgets = [
+        budget if n == budget.gpus else replace(budget, gpus=n, room=None)
+        for n, budget in zip(gpus, problem.budgets, strict=True)
+    ]
+    sites = find_sites(spec, facts, budgets, problem.sample, percentile=problem.percentile, sources=sources)
+    grids = [k for k, grid in enumerate(problem.grids) if all(sites.pools_of(model) for model in grid.stages)]
+    return replace(
+        problem,
+        sites=sites,
+        budgets=budgets,
+        study=problem.study.of(grids),
+        qualities=[problem.qualities[k] for k in grids],
+        made={},
+        known={},
     )
 
 
@@ -153,7 +207,7 @@ def _not_together(problem: Problem, enough: str) -> InfeasibleError:
         "InsufficientGPUs",
         f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g}: {enough} by number, but "
         f"the free GPUs lie scattered over nodes ({lie}); free whole nodes, or lower the rate or minQuality",
-        nearest=_nearest_rate(problem),
+        nearest=_nearest(problem),
     )
 
 
@@ -165,7 +219,7 @@ def _not_certain(problem: Problem, have: str) -> InfeasibleError:
         f"{problem.sample.requests_per_second:g} requests/s at minQuality {problem.floor:g}: what the GPUs there are "
         f"({have}) can carry is not certain to keep the floor at confidence {confidence}, though more of them could; "
         "add GPUs, enlarge the calibration set, or lower the rate, minQuality or confidence",
-        nearest=_nearest_rate(problem),
+        nearest=_nearest(problem),
     )
 
 
@@ -246,21 +300,43 @@ def _least_gpus(problem: Problem, screened: Sequence[Screened]) -> tuple[Screene
     return None if best is None else (best[1], best[2])
 
 
-def _nearest_rate(problem: Problem) -> str:
-    """The highest rate that the GPUs carry at the floor, by bisection; empty if none.
+def _nearest(problem: Problem) -> str:
+    """The highest rate that the GPUs carry at the floor, else the highest floor at the rate; empty if none.
 
     What is tried is what is told, three digits: at another rate, however near, other thresholds are certified.
     """
     if not any(pool_choices(problem, grid) for grid in problem.grids):
         return ""
-    asked = problem.sample.requests_per_second
+
+    def slower(rate: float) -> Problem:
+        return replace(problem, sample=replace(problem.sample, requests_per_second=rate), made={}, known={})
+
+    def worse(floor: float) -> Problem:
+        aim = problem.objective.model_copy(update={"min_quality": f"{floor:.3f}"})
+        return replace(problem, objective=aim, made={}, known={})
+
+    rate = _highest(problem.sample.requests_per_second, slower, lambda middle: float(f"{middle:.3g}"))
+    if rate > 0:
+        return f"{rate:g} requests/s on the GPUs that there are"
+    floor = _highest(problem.floor, worse, lambda middle: round(middle, 3))
+    return f"minQuality {floor:g} on the GPUs that there are" if floor > 0 else ""
+
+
+def _highest(asked: float, at: Callable[[float], Problem], told: Callable[[float], float]) -> float:
+    """The highest figure below what was asked at which something fits, by bisection; 0 if none."""
     low, high = 0.0, asked
     for _ in range(_STEPS):
-        middle = float(f"{(low + high) / 2:.3g}")
+        middle = told((low + high) / 2)
         if not low < middle < high:
             break
-        sample = replace(problem.sample, requests_per_second=middle)
-        slower = replace(problem, sample=sample, made={}, known={})
-        screened = certified(slower, screen_all(slower, lambda: False, lambda _: None))
-        low, high = (middle, high) if candidates(*screened, lambda: False, lambda _: None) else (low, middle)
-    return f"{low:g} requests/s on the GPUs that there are" if low > 0 else ""
+        low, high = (middle, high) if _fits(at(middle)) else (low, middle)
+    return low
+
+
+def _fits(problem: Problem) -> bool:
+    """Whether planning finds anything."""
+    return bool(
+        candidates(
+            *certified(problem, screen_all(problem, lambda: False, lambda _: None)), lambda: False, lambda _: None
+        )
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -39,6 +42,45 @@ def test_too_few_gpus_says_how_many_are_needed_and_what_they_would_carry() -> No
     rate, _, words = caught.value.nearest.partition(" ")
     assert words == "requests/s on the GPUs that there are"
     assert plan_cascade(PlanningInputs(cascade(gpus=8, rate=rate), TABLE)).gpus <= 8
+
+
+PAIR = ("small", "medium")
+PAIR_TABLE = probit_table(600, 7, accuracies=(0.72, 0.86), models=PAIR)
+
+
+def pair(gpus: int, rate: str, floor: str = "0.78", **fields: Any) -> PlanningInputs:
+    manifest = cascade(models=PAIR, gpus=gpus, rate=rate, objective={"minQuality": floor}, **fields)
+    return PlanningInputs(manifest, PAIR_TABLE)
+
+
+def test_a_need_of_many_times_the_gpus_is_told_in_full() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(pair(2, "800"))
+    (shortfall,) = caught.value.shortfalls
+    needed = int(shortfall.needed)
+    assert needed > 64
+    assert re.search(r"need at least \d+ GPUs of pool h100, has 2 \(", str(caught.value))
+    # Among so many GPUs other thresholds are certified: the number was tried.
+    assert f" {needed} " in str(caught.value)
+    assert plan_cascade(pair(needed, "800")).gpus <= needed
+
+
+def test_where_no_rate_helps_the_nearest_floor_is_told() -> None:
+    """The larger model fits on none of the GPUs: slower traffic makes no difference, a lower floor does."""
+    with pytest.raises(InfeasibleError) as caught:
+        plan_cascade(pair(1, "5"))
+    floor, _, words = caught.value.nearest.removeprefix("minQuality ").partition(" ")
+    assert words == "on the GPUs that there are"
+    assert 0.6 < float(floor) < 0.78
+    assert plan_cascade(pair(1, "5", floor)).gpus == 1
+
+
+def test_replicas_that_have_to_be_are_named_among_what_to_lower() -> None:
+    forced = pair(4, "5", model_fields={"medium": {"minReplicas": 3}})
+    with pytest.raises(
+        InfeasibleError, match=r"minReplicas 3\); add GPUs, or lower the rate, minQuality or minReplicas"
+    ):
+        plan_cascade(forced)
 
 
 def test_a_floor_that_what_fits_may_miss_by_a_hair_is_said_to_be_uncertain() -> None:
