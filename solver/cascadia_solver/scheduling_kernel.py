@@ -19,6 +19,7 @@ import numpy.typing as npt
 from numba.cpython.unsafe.numbers import trailing_zeros
 
 from cascadia_solver.compiled import borrowed, compiled, inlined
+from cascadia_solver.scheduling_records import REPLICA, REQUEST, STEP_MODEL, Replica, Request
 from cascadia_solver.steptime import StepModel, cached_tokens, decode_run_seconds, reserved_tokens, step_seconds
 
 __all__ = ["StageRun", "run_stage"]
@@ -34,7 +35,6 @@ _cached_tokens = inlined(cached_tokens)
 
 _NONE = -1
 _WORD = 64  # slots to a word of `used`
-_STEP_MODEL = np.dtype([(name, np.float64) for name in StepModel._fields])
 
 
 class StageRun(NamedTuple):
@@ -46,6 +46,8 @@ class StageRun(NamedTuple):
         finish: Times of the last tokens, [n], s; the same.
         busy: Time that each replica spent in steps, [replicas], s.
         waiting: Requests waiting for admission at the last arrival.
+        served: Requests that some replica can hold.
+        last_finish: The last of the last tokens' times, s; minus infinity if there is none.
     """
 
     arrival: Floats
@@ -53,96 +55,22 @@ class StageRun(NamedTuple):
     finish: Floats
     busy: Floats
     waiting: int
-
-
-class _Replica:
-    """One replica, a record of `_REPLICA`.
-
-    Attributes:
-        segment_steps: Steps in the current segment; 0 between segments.
-        decoding: Decoding requests.
-        context: Their summed context at the next step.
-        reserved: Cache set aside for admitted requests, tokens.
-        admitted: Admitted requests.
-        steps_done: Steps made so far.
-        partial: The request whose prompt is partly processed, or none.
-        partial_done: How many tokens of it.
-        completing: First of the requests whose prompts the current step finishes.
-        head: First waiting request.
-        tail: Last waiting request.
-        waiting: Waiting requests.
-        outstanding: Requests that have not ended.
-        kv_capacity: See `StepModel`.
-        max_running: See `StepModel`.
-        chunk_tokens: See `StepModel`.
-        start: Boundary at which the current segment began, or the next step may begin, s.
-        first: Time of the first step of the segment, s.
-        end: When the segment ends, s.
-        busy: Time spent in steps, s.
-    """
-
-    segment_steps: int
-    decoding: int
-    context: int
-    reserved: int
-    admitted: int
-    steps_done: int
-    partial: int
-    partial_done: int
-    completing: int
-    head: int
-    tail: int
-    waiting: int
-    outstanding: int
-    kv_capacity: int
-    max_running: int
-    chunk_tokens: int
-    start: float
-    first: float
-    end: float
-    busy: float
-
-
-class _Request:
-    """One request, a record of `_REQUEST`.
-
-    Attributes:
-        prompt: Prompt length, tokens.
-        answer: Answer length, tokens.
-        following: The next request of the list that it is in. Of the last record, which is no request, the
-            next request that a closed loop sends, or their number.
-        arrival: s.
-        first_token: s.
-        finish: s.
-    """
-
-    prompt: int
-    answer: int
-    following: int
-    arrival: float
-    first_token: float
-    finish: float
-
-
-def _layout(of: type) -> np.dtype[np.void]:
-    return np.dtype([(name, {"int": np.int64, "float": np.float64}[kind]) for name, kind in of.__annotations__.items()])
-
-
-_REPLICA, _REQUEST = _layout(_Replica), _layout(_Request)
+    served: int
+    last_finish: float
 
 
 @inlined
-def _has_room(replica: _Replica, need: int) -> bool:
+def _has_room(replica: Replica, need: int) -> bool:
     return replica.admitted < replica.max_running and replica.reserved + need <= replica.kv_capacity
 
 
 @inlined
-def _idle(replica: _Replica) -> bool:
+def _idle(replica: Replica) -> bool:
     return replica.segment_steps == 0 and replica.waiting == 0 and replica.partial == _NONE and replica.decoding == 0
 
 
 @inlined
-def _enqueue(replica: _Replica, requests: MutableSequence[_Request], request: int) -> None:
+def _enqueue(replica: Replica, requests: MutableSequence[Request], request: int) -> None:
     if replica.waiting == 0:
         replica.head = request
     else:
@@ -181,7 +109,7 @@ def _steps_to_finish(used: Bits, r: int, steps_done: int) -> int:
 
 
 @inlined
-def _compose(step: StepModel, replica: _Replica, requests: MutableSequence[_Request], used: Bits, r: int) -> None:
+def _compose(step: StepModel, replica: Replica, requests: MutableSequence[Request], used: Bits, r: int) -> None:
     """Compose the step at the boundary, or the run of decode steps up to the first finish."""
     prefill = 0
     pairs = 0.0
@@ -228,7 +156,7 @@ def _compose(step: StepModel, replica: _Replica, requests: MutableSequence[_Requ
 
 
 @inlined
-def _cut(step: StepModel, replica: _Replica, now: float) -> None:
+def _cut(step: StepModel, replica: Replica, now: float) -> None:
     """End the current run of decode steps at its first boundary that is not before `now`."""
     first = replica.first
     start = replica.start
@@ -254,7 +182,7 @@ def _cut(step: StepModel, replica: _Replica, now: float) -> None:
 
 
 @inlined
-def _finish(replica: _Replica, requests: MutableSequence[_Request], request: int, time: float) -> None:
+def _finish(replica: Replica, requests: MutableSequence[Request], request: int, time: float) -> None:
     replica.context -= requests[request].prompt + requests[request].answer
     replica.reserved -= _reserved_tokens(requests[request].prompt, requests[request].answer)
     replica.admitted -= 1
@@ -269,7 +197,7 @@ def _finish(replica: _Replica, requests: MutableSequence[_Request], request: int
 
 
 @inlined
-def _finish_segment(replica: _Replica, requests: MutableSequence[_Request], slots: Ints, used: Bits, r: int) -> None:
+def _finish_segment(replica: Replica, requests: MutableSequence[Request], slots: Ints, used: Bits, r: int) -> None:
     end = replica.end
     replica.busy += end - replica.start
     replica.start = end
@@ -305,7 +233,7 @@ def _finish_segment(replica: _Replica, requests: MutableSequence[_Request], slot
 
 @inlined
 def _advance(
-    step: StepModel, replica: _Replica, requests: MutableSequence[_Request], slots: Ints, used: Bits, r: int, now: float
+    step: StepModel, replica: Replica, requests: MutableSequence[Request], slots: Ints, used: Bits, r: int, now: float
 ) -> float:
     """Bring one replica up to `now`; returns when it next needs attention, infinite if it is idle."""
     due = np.inf
@@ -326,7 +254,7 @@ def _advance(
 
 
 @inlined
-def _submit(step: StepModel, replica: _Replica, requests: MutableSequence[_Request], request: int, now: float) -> float:
+def _submit(step: StepModel, replica: Replica, requests: MutableSequence[Request], request: int, now: float) -> float:
     """Hand a request to a replica that has been advanced to `now`; returns when it next needs attention."""
     if _idle(replica):
         replica.start = max(replica.start, now)
@@ -338,22 +266,56 @@ def _submit(step: StepModel, replica: _Replica, requests: MutableSequence[_Reque
     return replica.end if replica.segment_steps > 0 else replica.start
 
 
+@inlined
+def _fill(requests: MutableSequence[Request], arrivals: Floats, inputs: Ints, outputs: Ints, sent: int) -> None:
+    n = len(arrivals)
+    for request in range(n):
+        requests[request].prompt, requests[request].answer = inputs[request], outputs[request]
+        requests[request].arrival = arrivals[request]
+        requests[request].first_token = requests[request].finish = np.inf
+    requests[n].following = sent
+
+
+@inlined
+def _read(requests: MutableSequence[Request], times: Floats) -> tuple[int, float]:
+    """Copy out arrivals, first and last tokens; returns how many have been served, and when the last one was."""
+    served = 0
+    last_finish = -np.inf
+    for request in range(len(requests) - 1):
+        finish = requests[request].finish
+        times[0, request], times[1, request] = requests[request].arrival, requests[request].first_token
+        times[2, request] = finish
+        if finish < np.inf:
+            served += 1
+            last_finish = max(last_finish, finish)
+    return served, last_finish
+
+
 @compiled
 def _run(
     held_steps: Sequence[StepModel],
     held_weights: Floats,
-    held_replicas: MutableSequence[_Replica],
-    held_requests: MutableSequence[_Request],
+    held_replicas: MutableSequence[Replica],
+    held_requests: MutableSequence[Request],
     held_slots: Ints,
     held_used: Bits,
     held_due: Floats,
     held_loads: Floats,
+    arrivals: Floats,
+    inputs: Ints,
+    outputs: Ints,
     sent: int,
-) -> int:
-    """Run all requests, of which so many are sent from outside; returns how many wait when the last one has come."""
+    times: Floats,
+) -> tuple[int, int, float]:
+    """Run all requests, of which so many are sent from outside; fills in their times.
+
+    Returns:
+        How many wait when the last one has come, how many have been served, and when the last one was.
+    """
     steps, replicas, requests = borrowed(held_steps), borrowed(held_replicas), borrowed(held_requests)
     slots, used = borrowed(held_slots), borrowed(held_used)
     weights, due, loads = borrowed(held_weights), borrowed(held_due), borrowed(held_loads)
+    _fill(requests, arrivals, inputs, outputs, sent)
     waiting = 0
     for request in range(sent + 1):
         now = np.inf
@@ -378,7 +340,8 @@ def _run(
             if chosen != _NONE:
                 due[chosen] = _submit(steps[chosen], replicas[chosen], requests, request, now)
                 loads[chosen] = replicas[chosen].outstanding / weights[chosen]
-    return waiting
+    served, last_finish = _read(requests, times)
+    return waiting, served, last_finish
 
 
 def run_stage(
@@ -397,23 +360,21 @@ def run_stage(
     """
     n = len(arrivals)
     sent = min(n, concurrency) if concurrency > 0 else n
-    models: Any = steps.view(_STEP_MODEL)[:, 0]
-    replicas: Any = np.zeros(len(weights), _REPLICA)
+    models: Any = steps.view(STEP_MODEL)[:, 0]
+    replicas: Any = np.zeros(len(weights), REPLICA)
     replicas["partial"] = replicas["completing"] = _NONE
     replicas["kv_capacity"] = models["kv_capacity_tokens"]
     replicas["max_running"] = models["max_running"]
     replicas["chunk_tokens"] = models["chunk_tokens"]
-    requests: Any = np.empty(n + 1, _REQUEST)
-    requests["prompt"][:n] = inputs
-    requests["answer"][:n] = outputs
-    requests["arrival"][:n] = arrivals
-    requests["first_token"] = requests["finish"] = np.inf
-    requests["following"][n] = sent
+    requests: Any = np.empty(n + 1, REQUEST)
     longest = min(int(outputs.max(initial=1)), int(replicas["kv_capacity"].max()))
     window = max(_WORD, 1 << longest.bit_length())
     slots = np.empty((len(weights), window), np.int64)
     used = np.zeros((len(weights), window // _WORD), np.uint64)
     due, loads = np.full(len(weights), np.inf), np.zeros(len(weights))
-    waiting = _run(models, weights, replicas, requests, slots, used, due, loads, sent)
-    arrival, first_token, finish = (requests[name][:n].copy() for name in ("arrival", "first_token", "finish"))
-    return StageRun(arrival, first_token, finish, replicas["busy"].copy(), int(waiting))
+    times = np.empty((3, n))
+    waiting, served, last_finish = _run(
+        models, weights, replicas, requests, slots, used, due, loads, arrivals, inputs, outputs, sent, times
+    )
+    arrival, first_token, finish = times
+    return StageRun(arrival, first_token, finish, replicas["busy"].copy(), waiting, served, last_finish)

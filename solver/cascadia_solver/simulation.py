@@ -6,13 +6,16 @@ one event, so ten thousand requests take milliseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from cascadia_solver.scheduling_kernel import Floats, Ints, run_stage
+from cascadia_solver.stage_visits import Journeys, Visit, let_in, let_out, merged
 from cascadia_solver.steptime import StepModel
 
 __all__ = [
@@ -25,7 +28,10 @@ __all__ = [
     "simulate_stage",
 ]
 
+_OUTSIDE = StepModel._fields.index("first_token_seconds")
 _CROWD_SEED = 20260707
+_CROWDS = 8
+"""Draws that are kept: many simulations of one plan differ in their replicas only."""
 _APART = 0.02
 """How far, as a share of the time that is simulated, a request of the crowd may come from one that it is like."""
 
@@ -135,21 +141,29 @@ def simulate_stage(
         raise ValueError("a stage without replicas serves nothing")
     if not len(when) == len(prompts) == len(answers):
         raise ValueError(f"{len(when)} arrivals, {len(prompts)} prompts and {len(answers)} answers")
-    if len(when) == 0:
-        return StageTimes(np.empty(0), np.empty(0), 0.0, saturated=False)
     if not np.all(np.diff(when) >= 0.0):
         raise ValueError("arrivals must ascend")
-    steps, weights = np.array(stage.steps, dtype=np.float64), np.array(stage.weights, dtype=np.float64)
-    outside = np.average([step.first_token_seconds for step in stage.steps], weights=weights)
+    return _simulated(_matrix(stage), when, prompts, answers)
+
+
+def _simulated(replicas: Floats, when: Floats, prompts: Ints, answers: Ints) -> StageTimes:
+    """A stage with replicas as `_matrix` has them; [n]."""
+    if len(when) == 0:
+        return StageTimes(np.empty(0), np.empty(0), 0.0, saturated=False)
+    steps, weights = np.ascontiguousarray(replicas[:, :-1]), np.ascontiguousarray(replicas[:, -1])
+    outside = (steps[:, _OUTSIDE] * weights).sum() / weights.sum()
     run = run_stage(steps, weights, when + outside, prompts, answers, 0)
-    finish = run.finish
-    served = finish[np.isfinite(finish)]
-    span = float(served.max() - when[0]) if len(served) else 0.0
-    utilisation = float(run.busy.mean()) / span if span > 0.0 else 0.0
+    span = run.last_finish - when[0]
+    utilisation = float(run.busy.mean()) / span if 0.0 < span < np.inf else 0.0
     # A stable queue's length does not depend on the number of requests, and at the very limit it
     # grows as a random walk, like the square root; more than three times that is growth in proportion.
-    saturated = run.waiting > 3.0 * np.sqrt(len(when)) or len(served) < len(when)
-    return StageTimes(run.first_token, finish, utilisation, saturated=bool(saturated))
+    saturated = run.waiting > 3.0 * math.sqrt(len(when)) or run.served < len(when)
+    return StageTimes(run.first_token, run.finish, utilisation, saturated)
+
+
+def _matrix(stage: StageReplicas) -> Floats:
+    """A stage's replicas as rows: step model and weight."""
+    return np.array([(*step, weight) for step, weight in zip(stage.steps, stage.weights, strict=True)])
 
 
 def simulate_closed_loop(
@@ -233,8 +247,8 @@ def simulate_cascade(
     """
     when = np.ascontiguousarray(arrivals, dtype=np.float64)
     prompts = _lengths(inputs)
-    answers = np.asarray(outputs)
-    exits = np.asarray(exit_stage)
+    answers = np.ascontiguousarray(outputs, dtype=np.float64)
+    exits = np.ascontiguousarray(exit_stage, dtype=np.int64)
     live = [index for index, stage in enumerate(stages) if stage.steps]
     if answers.shape != (len(when), len(stages)) or exits.shape != when.shape:
         raise ValueError(f"outputs must have shape {(len(when), len(stages))}, not {answers.shape}")
@@ -244,105 +258,85 @@ def simulate_cascade(
     if elsewhere.any():
         raise ValueError(f"requests end at stages without replicas; those with replicas are {live}")
 
-    at_stage = when.copy()
-    end = np.full(len(when), np.inf)
-    first_byte = np.full(len(when), np.inf)
-    service: list[Floats] = [np.empty(0) for _ in stages]
-    first: list[Floats] = [np.empty(0) for _ in stages]
-    per_token: list[Floats] = [np.empty(0) for _ in stages]
+    journeys = Journeys(prompts, answers, exits, when.copy(), *np.full((2, len(when)), np.inf))
+    own: list[Floats] = [np.empty((3, 0)) for _ in stages]
     utilisation = [0.0] * len(stages)
     saturated = [False] * len(stages)
     for index in live:
         if until is not None and index > until:
-            going_on = exits > until
-            end[going_on] = first_byte[going_on] = at_stage[going_on]
+            _end(journeys, exits > until)
             break
         comes = exits >= index
         if able is not None:
-            refused = (exits == index) & ~able[:, index]
-            end[refused] = first_byte[refused] = at_stage[refused]
+            _end(journeys, (exits == index) & ~able[:, index])
             comes &= able[:, index]
-        visitors = np.flatnonzero(comes)
-        came = at_stage[visitors]
-        reached = np.isfinite(came)
-        if not reached.all():
-            saturated[index] = True
-            visitors, came = visitors[reached], came[reached]
         last = index == live[-1]
-        accepted = exits[visitors] == index
-        lengths = answers[visitors, index]
-        if gate_tokens is not None and not last:
-            lengths = np.where(accepted, lengths, np.minimum(lengths, gate_tokens))
-        order = np.argsort(came, kind="stable")
-        times = _simulate_crowded(
-            stages[index],
-            came[order],
-            prompts[visitors[order]],
-            lengths[order],
-            1.0 if crowd is None else crowd[index],
-            known,
-        )
+        gate = math.inf if gate_tokens is None or last else float(gate_tokens)
+        visit = let_in(journeys, comes, index, gate)
+        times = _simulated_crowd(stages[index], visit, 1.0 if crowd is None else crowd[index], known)
         utilisation[index] = times.utilisation
-        saturated[index] |= times.saturated
-        finish, first_token = np.empty(len(order)), np.empty(len(order))
-        finish[order], first_token[order] = times.finish, times.first_token
-        further = np.maximum(lengths - 1, 1)
-        with np.errstate(invalid="ignore"):  # what never ends has no tokens either
-            decoding = finish - first_token
-        inner = slice(*np.searchsorted(visitors, [margin, len(when) - margin]))
-        service[index] = (finish - came)[inner]
-        first[index] = (first_token - came)[inner]
-        per_token[index] = (decoding / further)[inner]
-
-        decided = finish if last else finish + scorer_seconds
-        seen = first_token if last else decided
-        if gate_tokens is not None and not last:
-            seen = first_token + (np.minimum(lengths, gate_tokens) - 1) / further * decoding + scorer_seconds
-        answered, passed_on = np.flatnonzero(accepted), np.flatnonzero(~accepted)
-        end[visitors[answered]] = decided[answered]
-        first_byte[visitors[answered]] = seen[answered]
-        at_stage[visitors[passed_on]] = decided[passed_on] + hop_seconds
+        saturated[index] = times.saturated or not visit.all_come
+        each = let_out(
+            journeys, visit, times.first_token, times.finish, index, last, gate, float(scorer_seconds), hop_seconds
+        )
+        first, end = np.searchsorted(visit.visitors, (margin, len(when) - margin))
+        own[index] = each[:, first:end]
     measured = slice(margin, len(when) - margin)
-    end_to_end, to_first_byte = (end - when)[measured], (first_byte - when)[measured]
-    return CascadeTimes(end_to_end, to_first_byte, service, first, per_token, utilisation, saturated)
+    end_to_end, first_byte = ((seen - when)[measured] for seen in (journeys.end, journeys.first_byte))
+    service, to_first, per_token = ([of[figure] for of in own] for figure in range(3))
+    return CascadeTimes(end_to_end, first_byte, service, to_first, per_token, utilisation, saturated)
 
 
-def _simulate_crowded(
-    stage: StageReplicas,
-    arrivals: Floats,
-    prompts: Ints,
-    answers: Ints,
-    crowd: float,
-    known: dict[bytes, StageTimes] | None,
+def _end(journeys: Journeys, where: npt.NDArray[np.bool_]) -> None:
+    """Let requests end where they are."""
+    np.copyto(journeys.end, journeys.at_stage, where=where)
+    np.copyto(journeys.first_byte, journeys.at_stage, where=where)
+
+
+def _simulated_crowd(
+    stage: StageReplicas, visit: Visit, crowd: float, known: dict[bytes, StageTimes] | None
 ) -> StageTimes:
-    """A stage among others' requests, unless that is known; returns the times of the given ones."""
-    others = round((crowd - 1.0) * len(arrivals))
+    """A stage that its visitors come to among others, unless that is known; returns the visitors' times."""
+    replicas = _matrix(stage)
+    others = round((crowd - 1.0) * len(visit.came))
     if known is None:
-        return _simulate_among(stage, arrivals, prompts, answers, others)
-    given = (np.array(stage.steps), np.array([*stage.weights, crowd]), arrivals, prompts, answers)
+        return _simulated_among(replicas, visit, others)
+    given = (np.append(replicas, crowd), visit.came, visit.prompts, visit.answers)
     key = b"".join(hash(array.tobytes()).to_bytes(8, "little", signed=True) for array in given)
     if key not in known:
-        known[key] = _simulate_among(stage, arrivals, prompts, answers, others)
+        known[key] = _simulated_among(replicas, visit, others)
     return known[key]
 
 
-def _simulate_among(stage: StageReplicas, arrivals: Floats, prompts: Ints, answers: Ints, others: int) -> StageTimes:
+def _simulated_among(replicas: Floats, visit: Visit, others: int) -> StageTimes:
     """A stage that so many other requests come to as well."""
-    count = len(arrivals)
-    if others <= 0:
-        return simulate_stage(stage, arrivals, prompts, answers)
+    count = len(visit.came)
+    if visit.ascending and others <= 0:
+        return _simulated(replicas, visit.came, visit.prompts, visit.answers)
+    order = np.arange(count) if visit.ascending else np.argsort(visit.came, kind="stable")
+    others_at, like = np.empty(0), np.empty(0, np.int64)
+    if others > 0:
+        begin, end = visit.came[order[0]], visit.came[order[-1]]
+        like, when, aside = _drawn(count, 1 << (others - 1).bit_length())
+        like, when, aside = like[:others], when[:others], aside[:others]
+        # Near enough in time to come in the same burst, and far enough not to queue behind the one that they are like.
+        others_at = np.abs(visit.came[order[when]] - begin + _APART * (end - begin) * aside)  # reflected at both ends
+        others_at = np.sort(end - np.abs(end - begin - others_at))
+    every, prompts, answers, place = merged(visit, order, others_at, like)
+    times = _simulated(replicas, every, prompts, answers)
+    return StageTimes(times.first_token[place], times.finish[place], times.utilisation, times.saturated)
+
+
+@lru_cache(maxsize=_CROWDS)
+def _drawn(count: int, others: int) -> tuple[Ints, Ints, Floats]:
+    """Of others among so many requests: whom they are like, about when they come, and how far from that [others].
+
+    Returns:
+        Places in the order of arrival, twice, and numbers in [-1, 1). The first of more are the same ones.
+    """
     random = np.random.default_rng(_CROWD_SEED)
-    like, when = (random.permutation(count)[np.arange(others) % count] for _ in range(2))
-    # Near enough in time to come in the same burst, and far enough not to queue behind the one that they are like.
-    apart = _APART * (arrivals[-1] - arrivals[0]) * random.uniform(-1.0, 1.0, others)
-    others_at = np.abs(arrivals[when] - arrivals[0] + apart)  # reflected at both ends
-    others_at = arrivals[-1] - np.abs(arrivals[-1] - arrivals[0] - others_at)
-    every = np.concatenate([arrivals, np.sort(others_at)])  # two ascending runs: argsort merges them
-    order = np.argsort(every, kind="stable")
-    of = np.concatenate([np.arange(count), like])[order]
-    times = simulate_stage(stage, every[order], prompts[of], answers[of])
-    own = np.flatnonzero(order < count)  # in order of arrival, as the given ones are
-    return StageTimes(times.first_token[own], times.finish[own], times.utilisation, times.saturated)
+    like, when = (np.resize(random.permutation(count), others) for _ in range(2))
+    return like, when, random.uniform(-1.0, 1.0, others)
 
 
 def _lengths(tokens: npt.ArrayLike) -> Ints:
