@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,11 +50,11 @@ def learn_from_engines(flags: EngineFlags) -> None:
     """Read the engines' metrics a few times, learn from each window between, and keep that in the file.
 
     Raises:
-        InputError: A flag is wrong, an engine does not answer or is no SGLang with ``--enable-metrics``, or no
-            window held enough work to learn from.
+        InputError: A flag is wrong, an engine does not answer at first or is no SGLang with ``--enable-metrics``,
+            or no window held enough work to learn from.
         InfeasibleError: The model does not fit on the GPUs that the flags name.
     """
-    from cascadia_local.engine_watch import save_corrections
+    from cascadia_local.corrections_file import learn_into
     from cascadia_solver.engine_settings import EngineSettings, with_settings
     from cascadia_solver.engine_window import learn, window_between
     from cascadia_solver.live_correction import CorrectionKey, LiveCorrections
@@ -74,20 +75,33 @@ def learn_from_engines(flags: EngineFlags) -> None:
     source = with_settings(Roofline(engine=engine.engine), settings)
     step = source.step_model(facts, gpu, shape, flags.precision or facts.native_precision)
     key = CorrectionKey(facts.name, gpu.name, str(shape), str(engine))
-    known = read_corrections(flags.live) if Path(flags.live).exists() else LiveCorrections()
-    learnt = known
+    file = Path(flags.live)
+    if not file.absolute().parent.is_dir():
+        raise InputError(Problem("--live", f"{file} cannot be written: its folder is not there: make it"))
+    if file.exists():
+        read_corrections(flags.live)  # says what is wrong with it before the first window
+    learnt: LiveCorrections | None = None
     before = {url: _read(url) for url in flags.metrics}
     for number in range(1, flags.windows + 1):
         time.sleep(flags.interval)
-        now = {url: _read(url) for url in flags.metrics}
-        windows = {url: w for url in now if (w := window_between(before[url], now[url])) is not None}
-        more = learn(learnt, key, step, windows)
-        said = "too little work, or too much, to learn from" if more is learnt else _words(more, key)
+        now, windows = {}, {}
+        for url in flags.metrics:
+            try:
+                now[url] = _read(url)
+            except InputError as error:  # it is down or restarts: nothing is learnt from it until it answers twice
+                say(*(problem.message for problem in error.problems))
+                continue
+            window = window_between(before[url], now[url]) if url in before else None
+            if window is not None:
+                windows[url] = window
+        before = now
+        tried = learn(LiveCorrections(), key, step, windows)
+        said = "too little work, or too much, to learn from"
+        if tried.by_key:
+            learnt = learn_into(file, partial(learn, key=key, step=step, windows=windows))
+            said = _words(learnt, key)
         say(f"window {number} of {flags.windows}: {said}")
-        if more is not learnt:
-            save_corrections(Path(flags.live), more)
-        learnt, before = more, now
-    if learnt is known:
+    if learnt is None:
         raise InputError(
             f"nothing was learnt: no window of {flags.interval:g} s held 20 answers, or prompts filled more than half "
             "of the time; take longer windows, or a load that the engines carry"

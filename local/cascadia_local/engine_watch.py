@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.clock import ScaledClock
 from cascadia_api.errors import CascadiaError
+from cascadia_local.corrections_file import learn_into
 from cascadia_local.events import EventLog
 from cascadia_local.loopback_http import UnreachableError, ask
 from cascadia_local.replica import Replica
@@ -19,7 +19,7 @@ from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, Live
 from cascadia_solver.predicted_replica import predicted_replica
 from cascadia_solver.roofline import CostSource, Shape
 
-__all__ = ["SIMULATED", "EngineWatch", "save_corrections"]
+__all__ = ["SIMULATED", "EngineWatch"]
 
 SIMULATED = "sglang simulated"
 """Engine version under which corrections of simulated engines are kept."""
@@ -28,20 +28,6 @@ _WINDOWS = 3
 """Fewest windows from which a correction sets off a plan."""
 _NOTICED = 0.2
 """Share by which a correction has to have moved since the plan in force was made."""
-
-
-def save_corrections(path: Path, corrections: LiveCorrections) -> None:
-    """Replace a file of corrections as a whole.
-
-    Raises:
-        CascadiaError: It cannot be written.
-    """
-    beside = path.with_name(path.name + ".new")
-    try:
-        beside.write_text(json.dumps(corrections.to_json(), indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise CascadiaError(f"{path}: what was learnt cannot be written: {error.strerror}") from None
 
 
 class EngineWatch:
@@ -126,10 +112,11 @@ class EngineWatch:
                 learnt = learn(learnt, expected.key(SIMULATED), expected.step, {replica.name: window})
         if learnt is self.corrections:
             return
-        self.corrections = learnt
+        before_it, self.corrections = self.corrections.by_key, learnt
+        changed = {key: known for key, known in learnt.by_key.items() if before_it.get(key) is not known}
         if self._file is not None:
             try:
-                save_corrections(self._file, learnt)
+                learn_into(self._file, lambda there: LiveCorrections({**there.by_key, **changed}))
             except CascadiaError as error:
                 self._events.add("Warning", str(error))
                 self._file = None

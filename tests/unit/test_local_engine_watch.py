@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 
+from cascadia_api.errors import CascadiaError, InputError, Problem
 from cascadia_cli import learning
 from cascadia_cli.main import main
 from cascadia_local import engine_watch
+from cascadia_local.corrections_file import learn_into
 from cascadia_local.engine_watch import EngineWatch
 from cascadia_local.events import EventLog
 from cascadia_local.loopback_http import UnreachableError
 from cascadia_local.session import Options
 from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import model_facts
-from cascadia_solver.live_correction import LiveCorrections, LiveSource
+from cascadia_solver.engine_window import EngineCounters
+from cascadia_solver.live_correction import CorrectionKey, LiveCorrections, LiveSource
 from cascadia_solver.roofline import Roofline, Shape, step_model
 from cascadia_solver.transition import DesiredReplica
 from tests.support.embedded import pair
@@ -220,6 +223,51 @@ def test_what_the_command_refuses(
     assert "nothing was learnt: no window of 3 s held 20 answers" in capsys.readouterr().err
     assert main([*COMMAND.replace("sglang:0.5.23", "sglang").split(), file]) == 2
     assert "--engine: corrections are of one version: sglang:VERSION" in capsys.readouterr().err
+    assert main([*COMMAND.split(), str(tmp_path / "no" / "live.json")]) == 2
+    assert "--live: " in (said := capsys.readouterr().err)
+    assert "its folder is not there: make it" in said
     (tmp_path / "live.json").write_text("{}")
     assert main([*COMMAND.split(), file]) == 2
     assert f"{file}: schemaVersion: must be 1" in capsys.readouterr().err
+
+
+def test_what_others_learn_into_the_same_file_is_kept(
+    served: Callable[[float], None], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(1.0)
+    file = tmp_path / "live.json"
+    other = CorrectionKey("other", H100.name, "TP1xPP1", "sglang 0.5.23")
+    sleep = learning.time.sleep
+
+    def sleep_while_another_learns(seconds: float) -> None:
+        sleep(seconds)
+        learn_into(file, lambda known: known.observed(other, "decode", 2.0, 1.0))
+
+    monkeypatch.setattr(learning.time, "sleep", sleep_while_another_learns)
+    assert main([*COMMAND.split(), str(file), "--windows", "3"]) == 0
+    kept = LiveCorrections.from_json(json.loads(file.read_text())).by_key
+    assert {key.model: len(known.decode) for key, known in kept.items()} == {"other": 3, L8.name: 6}
+    file.write_text("spoilt")
+    with pytest.raises(CascadiaError, match="is not written over what is there, no corrections"):
+        learn_into(file, lambda known: known.observed(other, "decode", 2.0, 1.0))
+    assert file.read_text() == "spoilt"
+
+
+def test_an_engine_that_restarts_costs_its_own_windows_only(
+    served: Callable[[float], None], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(1.0)
+    read, readings = learning._read, 0
+
+    def read_or_fail(url: str) -> EngineCounters:
+        nonlocal readings
+        readings += url == "http://b/metrics"
+        if url == "http://b/metrics" and readings == 3:  # after the second window
+            raise InputError(Problem("--metrics", "http://b/metrics does not answer: refused"))
+        return read(url)
+
+    monkeypatch.setattr(learning, "_read", read_or_fail)
+    assert main([*COMMAND.split(), str(tmp_path / "live.json"), "--windows", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert "(6 windows" in out  # of eight, two of b
+    assert err.count("http://b/metrics does not answer: refused") == 1
