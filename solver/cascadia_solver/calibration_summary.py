@@ -12,7 +12,6 @@ from cascadia_api.cascade import CascadeDeploymentSpec
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.certification import estimate_quality
 from cascadia_solver.replay import threshold_grids
-from cascadia_solver.set_size import floor_is_in_doubt, requests_needed
 
 __all__ = ["Mean", "TargetSummary", "mean_of", "score_auroc", "target_summary"]
 
@@ -76,8 +75,7 @@ class TargetSummary:
         mean: Mean quality at the threshold vector with the best lower bound.
         bound: That lower bound, as planning finds it; the floor itself where quality is certified to reach it.
         requests: Size of the set.
-        needed: About the size at which planning certifies some vector; None if none is estimated above the floor.
-        in_doubt: Where none is, whether the best may well be above it all the same: a larger set would tell.
+        needed: About the size at which planning certifies some vector; None if no mean is above the floor.
     """
 
     floor: float
@@ -86,7 +84,6 @@ class TargetSummary:
     bound: float
     requests: int
     needed: int | None
-    in_doubt: bool
 
     @property
     def enough(self) -> bool:
@@ -107,13 +104,11 @@ def target_summary(spec: CascadeDeploymentSpec, table: CalibrationSet, *, seed: 
     qualities = study.certified(equal, nothing, floor=floor, confidence=confidence, seed=seed)
     best = max(qualities, key=lambda quality: float(quality.assured.max()))
     vector = int(best.assured.argmax())
-    needed = requests_needed(study, floor, confidence)
     return TargetSummary(
         floor=floor,
         confidence=confidence,
         mean=float(best.mean[vector]),
         bound=float(best.assured[vector]),
         requests=len(table),
-        needed=needed,
-        in_doubt=needed is None and floor_is_in_doubt(study, floor),
+        needed=study.requests_needed(floor, confidence),
     )

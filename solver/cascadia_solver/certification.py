@@ -62,6 +62,10 @@ _CLOSE, _CLOSE_IF_SAFE = 1.15, 2.0
 test that may end it, but for those so far above the floor that they hardly can."""
 _BAND_DRAWS = 2000
 _DRAWN_AT_ONCE = 32
+_SPARE = 2.5
+"""Of the vectors that are best under another aim than the first, those that are estimated at fewer standard errors
+above the floor are left off: they are there in case the others turn out not to do, and must not end the path for them.
+"""
 _POWER = 0.8
 _HOPELESS = 2.0
 """Vectors estimated at more standard errors than this below the floor are left off the path."""
@@ -120,8 +124,8 @@ class QualityStudy:
             floor: Quality floor.
             confidence: Probability with which all that is said holds.
             seed: Of the band's draws.
-            aims: The grids are given so many times over, each time with another thing to be minimised: the vectors
-                that are best for one or the other make one path.
+            aims: The grids are given so many times over, each time with another thing to be minimised, the foremost
+                first: the vectors that are best for one or the other make one path.
 
         Returns:
             Of each grid: bounds of the vectors that were looked at, 0 for the others; none under a prior.
@@ -202,10 +206,11 @@ class QualityStudy:
             least[aim == of] = np.minimum.accumulate(value[aim == of])
         far = path[safe & (value <= _CLOSE_IF_SAFE * least)]
         hopeful = np.arange(len(path)) <= (guide >= floor - _HOPELESS * error).sum()
-        near = path[~safe & hopeful & (value <= _CLOSE * least)]
+        risky = (aim > 0) & (guide < floor + _SPARE * error)
+        near = path[~safe & ~risky & hopeful & (value <= _CLOSE * least)]
         alone = self._singles(starts)
         alone = alone[np.concatenate(self.estimates)[alone] > floor + _FAR * error]
-        return np.concatenate([np.union1d(alone, _spread(far, _FAR_LEVELS)), _spread(near, _NEAR_LEVELS)])
+        return np.concatenate([np.union1d(alone, _spread(far, _FAR_LEVELS * aims)), _spread(near, _NEAR_LEVELS * aims)])
 
     def _singles(self, starts: Integers) -> Integers:
         """The vector of each model alone."""

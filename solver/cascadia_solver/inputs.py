@@ -38,7 +38,7 @@ __all__ = ["SOLVER_VERSION", "PlanningInputs", "Traffic", "inputs_id", "traffic_
 
 Bools = NDArray[np.bool_]
 
-SOLVER_VERSION = "10"
+SOLVER_VERSION = "11"
 """Grows when the same inputs may give another plan."""
 
 

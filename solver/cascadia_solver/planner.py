@@ -107,8 +107,8 @@ def plan_cascade(
         # Before the targets are said to be out of reach: the fastest designs, whatever they cost.
         fastest = replace(problem, objective=problem.objective.model_copy(update={"minimize": "Latency"}))
         more = simulate_finalists(fastest, candidates(fastest, screened, expired, lambda _: None), models, expired)
-        more = improve(fastest, more, models, expired)
-        evaluations = confirmed(problem, [*evaluations, *more], lambda: _larger_sample(inputs), models, expired)
+        more = improve(problem, [*evaluations, *improve(fastest, more, models, expired)], models, expired)
+        evaluations = confirmed(problem, more, lambda: _larger_sample(inputs), models, expired)
         best = best_of(problem, evaluations)
     if best.excess(problem.targets, deviations=best.deviations) > 0:
         missed = latency_out_of_reach(best, problem.targets, deviations=best.deviations)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cascadia_solver.evaluation import PathTimes, path_times, replicas_of_set
 from cascadia_solver.parallelism import ReplicaSet
 from cascadia_solver.replay import exit_stages
-from cascadia_solver.screening import Screened
+from cascadia_solver.screening import Screened, estimated
 from cascadia_solver.search import Problem
 from cascadia_solver.simulation import StageReplicas
 from cascadia_solver.steady_state import at_work
@@ -18,10 +20,18 @@ from cascadia_solver.workload import RequestSample
 
 __all__ = ["SimulatedPoint", "corrected", "simulate_point", "simulate_replicas"]
 
-_CHECKED = 3
-"""Points of each choice of stages and pools at which the closed form is held against the simulation."""
-_SLACK = 0.1
-"""Where no point seems to keep the targets: those that miss them by so much more than the nearest one are looked at."""
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_FIRST_CHECKED = 3
+"""Points of each choice of stages and pools that are simulated first, to see how far the closed form is off …"""
+_MOST_CHECKED, _POINTS_PER_CHECK = 24, 6
+"""… and then, of those that are near the targets: one of so many, up to so many."""
+_SHRINKAGE = 0.3
+"""Of what the ratio's regression says of one point more than of another, per simulated point."""
+_NEAR = 0.35
+"""Points that miss or keep the targets by more than this, in logarithms, or miss them by so much more than the nearest
+one, are not simulated."""
 _FURTHEST = 4.0
 """What is further off than this factor tells nothing of other points: it is saturated."""
 
@@ -46,10 +56,11 @@ class SimulatedPoint:
 def corrected(problem: Problem, screened: Sequence[Screened], models: int) -> list[Screened]:
     """Put right by how much the closed form is off at targets, so that what misses them is not taken for cheap.
 
-    It is off by much the same for one choice of stages, and by something else for another (of first tokens above all:
-    whether they stream depends on the stage). So some vectors of each that seem to keep the targets, each at the least
-    cost at which it seems to, are simulated, evenly spread over what they cost. Which ones does not depend on the
-    answers' quality: bounds that are made afterwards stay valid.
+    By how much depends on the choice of stages (first tokens above all: whether they stream depends on the stage) and
+    on their load. So some points of each choice that are near the targets are simulated, and the logarithm of the ratio
+    between what they do and what the closed form says of the very same requests (which leaves out the luck of so few)
+    is fitted by a ridge regression on the stages' utilisation and rate. Nothing in it depends on the answers' quality:
+    bounds that are made afterwards stay valid.
     """
     if not problem.targets:
         return list(screened)
@@ -57,25 +68,87 @@ def corrected(problem: Problem, screened: Sequence[Screened], models: int) -> li
 
 
 def _corrected(problem: Problem, points: Screened, models: int) -> Screened:
-    ratios = []
-    for k in _to_check(points):
-        settle = float(points.latency[k])
-        times = simulate_point(problem, problem.preview, points, k, models, settle_seconds=settle).times
-        measured = [times.percentile(t.percentile, t.metric) * 1e3 / t.milliseconds for t in problem.targets]
-        ratios.append(np.array(measured) / np.maximum(points.targeted[k], 1e-9))
-    off = np.median(np.nan_to_num(ratios, nan=1.0, posinf=_FURTHEST), axis=0)
-    return replace(points, targeted=points.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
+    features = _features(problem, points)
+    checked: dict[int, Floats] = {}
+    better = points
+    for most in (_FIRST_CHECKED, min(_MOST_CHECKED, _FIRST_CHECKED + len(points.vector) // _POINTS_PER_CHECK)):
+        for k in _to_check(better, most):
+            if k not in checked:
+                checked[k] = _ratio(problem, points, k, models)
+        off = np.exp(_regressed(features, np.array(list(checked)), np.log(np.stack(list(checked.values())))))
+        better = replace(points, targeted=points.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
+    # How they differ shows on the few requests that all share; where they are, at one of them, on all requests.
+    nearest = min(checked, key=lambda k: abs(math.log(max(float(better.worst[k]), 1e-9))))
+    if abs(math.log(max(float(better.worst[nearest]), 1e-9))) > _NEAR:
+        return better
+    level = _over(_simulated(problem, problem.sample, points, nearest, models), better.targeted[nearest])
+    return replace(better, targeted=better.targeted * np.clip(level, 1 / _FURTHEST, _FURTHEST))
 
 
-def _to_check(points: Screened) -> list[int]:
-    """Some of the vectors' cheapest points that seem to keep the targets; those that miss them least where none do."""
-    worst = points.targeted.max(axis=1)
-    within = np.flatnonzero(worst <= max(1.0, float(worst.min()) * (1 + _SLACK)))
-    order = within[np.lexsort((points.cost[within], points.vector[within]))]
-    first = order[np.diff(points.vector[order], prepend=-1) > 0]
-    by_cost = first[np.argsort(points.cost[first], kind="stable")]
-    share = (np.arange(_CHECKED) + 0.5) / _CHECKED
-    return [int(k) for k in np.unique(by_cost[(share * len(by_cost)).astype(np.int64)])]
+def _to_check(points: Screened, most: int) -> list[int]:
+    """So many of the points that are near the targets, or nearest to them, evenly spread over how near they are."""
+    worst = points.worst
+    apart = np.abs(np.log(np.maximum(worst, 1e-9) / max(1.0, float(worst.min()))))
+    near = np.flatnonzero(apart <= max(_NEAR, float(apart.min())))
+    order = near[np.lexsort((near, worst[near]))]
+    share = (np.arange(most) + 0.5) / max(1, most)
+    return [int(k) for k in np.unique(order[(share * len(order)).astype(np.int64)])]
+
+
+def _ratio(problem: Problem, points: Screened, k: int, models: int) -> Floats:
+    """What targets are on when the first requests are simulated, over what the closed form says of these [targets]."""
+    sample, of = problem.preview, slice(k, k + 1)
+    every = np.arange(len(sample))
+    said = estimated(
+        points.grid, points.vector[of], points.parts[of], sample, every, problem.percentile, problem.targets
+    )
+    return _over(_simulated(problem, sample, points, k, models), said[1][0])
+
+
+def _simulated(problem: Problem, sample: RequestSample, points: Screened, k: int, models: int) -> Floats:
+    """What targets are on at a simulated point, over the targets [targets]."""
+    times = simulate_point(problem, sample, points, k, models, settle_seconds=float(points.latency[k])).times
+    return np.array([times.percentile(t.percentile, t.metric) * 1e3 / t.milliseconds for t in problem.targets])
+
+
+def _over(measured: Floats, said: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Where both are nothing (tokens of answers that are held back come all at once), nothing is off.
+        ratio = np.nan_to_num(measured / said, nan=1.0, posinf=np.inf)
+    return np.asarray(np.clip(ratio, 1 / _FURTHEST**2, _FURTHEST**2))
+
+
+def _features(problem: Problem, points: Screened) -> Floats:
+    """What the ratio may depend on: utilisation of each stage, its square, and the logarithm of its rate [K, F]."""
+    rates = points.rates[points.vector]
+    capacity = np.stack(
+        [
+            problem.sites.at[model, pool].table.carried[points.gpus[:, j], points.profiles[points.vector, j], -1]
+            for j, (model, pool) in enumerate(zip(points.grid.stages, points.pools, strict=True))
+        ],
+        axis=1,
+    )
+    busy = rates / np.maximum(capacity, 1e-9)
+    return np.concatenate([busy, busy**2, np.log(np.maximum(rates, 1e-6))], axis=1)
+
+
+def _regressed(features: Floats, rows: Integers, values: Floats) -> Floats:
+    """Ridge regression, the mean left free.
+
+    Args:
+        features: Of all points [K, F].
+        rows: Those whose values are known [m].
+        values: Theirs [m, targets].
+
+    Returns:
+        Values of all [K, targets].
+    """
+    mean, spread = features[rows].mean(axis=0), features[rows].std(axis=0)
+    # Further off than what was seen, nothing more is known.
+    scaled = np.clip((features - mean) / np.maximum(spread, 1e-9), -2.0, 2.0) * (spread > 1e-9)
+    given, level = scaled[rows], values.mean(axis=0)
+    bend = given.T @ given + _SHRINKAGE * len(rows) * np.eye(features.shape[1])
+    return np.asarray(level + scaled @ np.linalg.solve(bend, given.T @ (values - level)))
 
 
 def simulate_point(

@@ -1,8 +1,8 @@
 """Screening of every threshold vector: GPUs, cost and an estimate of latency for each.
 
 For one choice of stages and pools, the tables of `parallelism` say how many GPUs each stage needs for
-each latency at the rate that a vector sends it. Sweeping a price of time gives every vector's staircase
-of (latency along the path, GPUs), each stage at the level where it pays. Latency along the path is then
+each latency at the rate that a vector sends it. Adding GPUs where they gain most gives every vector's
+staircase of (latency along the path, GPUs). Latency along the path is then
 estimated on a joint subsample of requests, in closed form.
 """
 
@@ -22,19 +22,24 @@ from cascadia_solver.replay import Replay, ThresholdGrid
 from cascadia_solver.sites import Site
 from cascadia_solver.workload import RequestSample
 
-__all__ = ["Screened", "path_latency", "screen"]
+__all__ = ["AS_GOOD_AS_KEPT", "Screened", "estimated", "path_latency", "screen"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_PRICES_OF_TIME = np.concatenate([[0.0], np.geomspace(0.03, 30, 9)])
-"""What a second counts against GPUs, from nothing upwards, in units of a vector's own least cost per second."""
-_BISECTIONS = 8
-_LEAST_PRICE, _MOST_PRICE = 1e-3, 1e6
+_STAIRS = np.concatenate([1.1 ** np.arange(10), [3.0, 4.0, 6.0, 10.0]])
+"""Costs at which each vector is looked at, over its own least cost."""
+_LEAST_STEP = 0.02
+"""Of the cost: smaller steps are not worth a look each, where GPUs are many."""
 _TAILS = 2.0
 """A stage that so many times the tail's share of requests get to counts in full for the percentile."""
-_PER_STAIR = 128
-_SUBSAMPLE, _SUBSAMPLE_FOR_TARGETS = 256, 512
+_PER_STAIR, _PER_FASTEST = 128, 256
+"""Vectors at the floor that are looked at: the cheapest on each stair, and the fastest."""
+AS_GOOD_AS_KEPT = 0.03
+"""What estimates are off by: a target that seems to be missed by no more may be kept, which the simulation will say."""
+_LEAST_ROWS = 512
+_ROWS, _ROWS_FOR_TARGETS = (1024, 1 << 19), (4096, 1 << 21)
+"""Requests that a point is estimated on, and all points together, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,7 @@ class Screened:
         profiles: Length profile of each stage [V, stages].
         vector: Flat index of the threshold vector [K].
         gpus: GPUs of each stage [K, stages].
+        parts: Wait s, prefill s/token, decode s/token of each stage [K, stages, 3].
         latency: Estimated percentile of end-to-end latency, s [K].
         targeted: Estimate of what each target is on, over the target [K, targets].
         cost: Per hour, or the number of GPUs where there are no prices [K].
@@ -61,14 +67,20 @@ class Screened:
     profiles: Integers
     vector: Integers
     gpus: Integers
+    parts: Floats
     latency: Floats
     targeted: Floats
     cost: Floats
 
     @property
+    def worst(self) -> Floats:
+        """What the target that is kept least is on, over the target; 0 where there is none [K]."""
+        return np.asarray(np.max(self.targeted, axis=1, initial=0.0))
+
+    @property
     def missed(self) -> Floats:
-        """How far the worst missed target is missed, as a share of it; 0 where all are kept [K]."""
-        return np.asarray(np.max(self.targeted - 1, axis=1, initial=0.0))
+        """How far the worst missed target is missed, as a share of it; 0 where all are kept, or as good as kept [K]."""
+        return np.maximum(self.worst - 1 - AS_GOOD_AS_KEPT, 0.0)
 
     @property
     def mean(self) -> Floats:
@@ -117,22 +129,25 @@ def screen(
     price = np.array([prices[pool] for pool in pools])
     reach = replay.reach(np.ones(len(sample)))
     weights = np.minimum(1.0, reach / (_TAILS * (1 - percentile / 100)))
-    chosen = _trade_offs(
-        needed, price, weights, sites[0].table.levels, np.array(limits, dtype=np.int64), pools, _PRICES_OF_TIME
-    )
+    levels_of = sites[0].table.levels
+    chosen = _staircases(needed, price, weights, levels_of, np.array(limits, dtype=np.int64), pools, _STAIRS)
     vectors, levels = [], []
     stages = np.arange(len(sites))
-    for row in chosen:
+    for place, row in enumerate(chosen):
         possible = np.flatnonzero(row[:, 0] >= 0)
-        cost = needed[np.arange(len(grid))[:, None], stages, row] @ price
-        looked = possible if row is chosen[-1] else _worth_a_look(possible, cost, estimate, floor)
+        if place < len(_STAIRS):
+            value, most = needed[np.arange(len(grid))[:, None], stages, row] @ price, _PER_STAIR
+        else:
+            value, most = (weights * levels_of[row]).sum(axis=1), _PER_FASTEST
+        looked = _worth_a_look(possible, value, estimate, floor, most)
         vectors.append(looked)
         levels.append(row[looked])
     distinct = np.unique(np.column_stack([np.concatenate(vectors), np.concatenate(levels)]), axis=0)
     vector, level = distinct[:, 0], distinct[:, 1:]
     gpus = needed[vector[:, None], stages, level]
-    parts = [site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)]
-    latency, targeted = _estimates(grid, vector, parts, sample, percentile, targets)
+    parts = np.stack([site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)], axis=1)
+    rows = _evenly_by_length(sample, grid.stages[-1], len(vector), *(_ROWS_FOR_TARGETS if targets else _ROWS))
+    latency, targeted = estimated(grid, vector, parts, sample, rows, percentile, targets)
     return Screened(
         grid=grid,
         pools=tuple(int(pool) for pool in pools),
@@ -141,6 +156,7 @@ def screen(
         profiles=profiles,
         vector=vector,
         gpus=gpus,
+        parts=parts,
         latency=latency,
         targeted=targeted,
         cost=gpus @ price,
@@ -148,87 +164,69 @@ def screen(
 
 
 @compiled
-def _trade_offs(
+def _staircases(
     needed: Integers,
     price: Floats,
     weights: Floats,
     seconds: Floats,
     limits: Integers,
     pools: Integers,
-    prices_of_time: Floats,
+    stairs: Floats,
 ) -> Integers:
-    """Levels of each stage that are cheapest at each price of time, then the fastest that the pools allow.
+    """Levels of each stage from the cheapest on, each time faster where a price unit gains most, while pools allow it.
 
-    What is minimised is the sum over stages of price x GPUs + (price of time) x weight x latency, which separates.
+    What counts is the weighted sum over stages of latency.
 
     Args:
-        needed: GPUs of each stage at each level [V, stages, LEVELS].
+        needed: GPUs of each stage at each level, not increasing [V, stages, LEVELS].
         price: Of a GPU of each stage [stages].
         weights: How much a stage's latency counts [V, stages].
         seconds: Latency of each level [LEVELS].
         limits: GPUs of each pool.
         pools: Pool of each stage [stages].
-        prices_of_time: In units of each vector's least cost over the latency there.
+        stairs: Costs at which to look, over each vector's least cost, ascending.
 
     Returns:
-        -1 where the pools do not suffice [prices + 1, V, stages].
+        The fastest at each of these costs at most, and in the end at any; -1 where the pools do not suffice
+        [stairs + 1, V, stages].
     """
     vectors, stages, levels = needed.shape
-    prices = len(prices_of_time)
-    result = np.full((prices + 1, vectors, stages), -1, dtype=np.int64)
-    current = np.empty(stages, dtype=np.int64)
+    result = np.full((len(stairs) + 1, vectors, stages), -1, dtype=np.int64)
+    chosen = np.empty(stages, dtype=np.int64)
     for v in range(vectors):
-        unit = (price * needed[v, :, levels - 1]).sum() / (stages * seconds[levels - 1])
-        low, high = 0.0, _MOST_PRICE
-        for attempt in range(prices + _BISECTIONS):
-            rate = prices_of_time[attempt] if attempt < prices else np.sqrt(max(low, _LEAST_PRICE) * high)
-            fits = _cheapest_levels(needed[v], price, unit * rate * weights[v], seconds, limits, pools, current)
-            if fits:
-                low = max(low, rate)
-                result[prices, v] = current
-                if attempt < prices:
-                    result[attempt, v] = current
-            elif rate == 0.0:
+        left = limits.copy()
+        cost = 0.0
+        for j in range(stages):
+            chosen[j] = levels - 1
+            while chosen[j] > 0 and needed[v, j, chosen[j] - 1] == needed[v, j, levels - 1]:
+                chosen[j] -= 1
+            left[pools[j]] -= needed[v, j, levels - 1]
+            cost += price[j] * needed[v, j, levels - 1]
+        if (left < 0).any():
+            continue
+        least, row = cost, 0
+        while True:
+            best, stage, level = 0.0, -1, -1
+            for j in range(stages):
+                for faster in range(chosen[j] - 1, -1, -1):
+                    more = needed[v, j, faster] - needed[v, j, chosen[j]]
+                    if more > left[pools[j]]:
+                        break
+                    gain = weights[v, j] * (seconds[chosen[j]] - seconds[faster])
+                    gain /= max(price[j] * more, _LEAST_STEP * cost)
+                    if gain > best:
+                        best, stage, level = gain, j, faster
+            more = 0 if stage < 0 else needed[v, stage, level] - needed[v, stage, chosen[stage]]
+            after = cost + price[stage] * more
+            while row < len(stairs) and (stage < 0 or after > least * stairs[row]):
+                result[row, v] = chosen
+                row += 1
+            if stage < 0:
+                result[row, v] = chosen
                 break
-            else:
-                high = min(high, rate)
+            left[pools[stage]] -= more
+            cost, chosen[stage] = after, level
     return result
-
-
-@compiled
-def _cheapest_levels(
-    needed: Integers,
-    price: Floats,
-    weights: Floats,
-    seconds: Floats,
-    limits: Integers,
-    pools: Integers,
-    chosen: Integers,
-) -> bool:
-    """Write the level of each stage with the least sum of price and weighted latency; tells whether the pools hold it.
-
-    Args:
-        needed: GPUs of each stage at each level, not increasing [stages, LEVELS].
-        price: Of a GPU of each stage [stages].
-        weights: Price of a second of each stage [stages].
-        seconds: Latency of each level [LEVELS].
-        limits: GPUs of each pool.
-        pools: Pool of each stage [stages].
-        chosen: Receives the levels [stages].
-    """
-    left = limits.copy()
-    for j in range(len(needed)):
-        best = np.inf
-        for level in range(len(seconds) - 1, -1, -1):
-            # Of levels that take as many GPUs, only the fastest counts.
-            if level > 0 and needed[j, level] == needed[j, level - 1]:
-                continue
-            value = price[j] * needed[j, level] + weights[j] * seconds[level]
-            if value < best:
-                best = value
-                chosen[j] = level
-        left[pools[j]] -= needed[j, chosen[j]]
-    return bool((left >= 0).all())
 
 
 def path_latency(
@@ -386,28 +384,48 @@ def _needed(site: Site, rate: Floats, profile: Integers) -> Integers:
     return needed
 
 
-def _worth_a_look(possible: Integers, cost: Floats, estimate: Floats, floor: float) -> Integers:
-    """The cheapest vectors at the floor, and the cheapest for each quality."""
-    order = possible[np.lexsort((-estimate[possible], cost[possible]))]
-    good = order[estimate[order] >= floor][:_PER_STAIR]
+def _worth_a_look(possible: Integers, value: Floats, estimate: Floats, floor: float, most: int) -> Integers:
+    """The vectors of the least value at the floor, and those for each quality."""
+    order = possible[np.lexsort((-estimate[possible], value[possible]))]
+    good = order[estimate[order] >= floor][:most]
     best_so_far = np.maximum.accumulate(np.concatenate([[-np.inf], estimate[order]]))[:-1]
     stairs = order[estimate[order] > best_so_far]
     return np.unique(np.concatenate([good, stairs[:: max(1, len(stairs) // 32)]]))
 
 
-def _estimates(
+def _evenly_by_length(sample: RequestSample, model: int, points: int, most: int, in_all: int) -> Integers:
+    """Requests that so many points are estimated on.
+
+    Evenly spread over the lengths of the last stage's answers, which most of a high percentile is due to.
+    """
+    count = min(len(sample), int(np.clip(in_all // max(1, points), _LEAST_ROWS, most)))
+    places = ((np.arange(count) + 0.5) / count * len(sample)).astype(np.int64)
+    return sample.by_length[model][places]
+
+
+def estimated(
     grid: ThresholdGrid,
     vector: Integers,
-    parts: Sequence[Floats],
+    parts: Floats,
     sample: RequestSample,
+    rows: Integers,
     percentile: float,
     targets: Sequence[LatencyTarget],
 ) -> tuple[Floats, Floats]:
-    """The percentile of end-to-end latency, s [K], and what targets are on over the targets [K, targets]."""
-    # Evenly spread over the lengths of the last stage's answers, which most of a high percentile is due to.
-    count = min(_SUBSAMPLE_FOR_TARGETS if targets else _SUBSAMPLE, len(sample))
-    places = ((np.arange(count) + 0.5) / count * len(sample)).astype(np.int64)
-    rows = sample.by_length[grid.stages[-1]][places]
+    """Closed-form latency of points.
+
+    Args:
+        grid: The vectors.
+        vector: Flat index of the threshold vector [K].
+        parts: Wait s, prefill s/token, decode s/token of each stage [K, stages, 3].
+        sample: The traffic.
+        rows: The requests of it that it is estimated on.
+        percentile: Of end-to-end latency.
+        targets: Latency targets.
+
+    Returns:
+        The percentile of end-to-end latency, s [K], and what targets are on, over the targets [K, targets].
+    """
     position = np.unravel_index(vector, grid.shape) if grid.shape else ()
     thresholds = [levels[k] for levels, k in zip(grid.levels, position, strict=True)]
     inputs, outputs, scores = sample.input_tokens[rows], sample.output_tokens[rows], sample.scores[rows]
@@ -418,7 +436,7 @@ def _estimates(
         times, last = _paths(
             grid.stages,
             [t[block] for t in thresholds],
-            [p[block] for p in parts],
+            [parts[block, j] for j in range(len(grid.stages))],
             inputs,
             outputs,
             scores,
@@ -428,5 +446,5 @@ def _estimates(
         )
         kth = min(len(rows) - 1, int(percentile / 100 * len(rows)))
         latency[block] = np.partition(times, kth, axis=1)[:, kth]
-        targeted[block] = _targeted(targets, times, last, parts[-1][block], outputs[:, grid.stages[-1]])
+        targeted[block] = _targeted(targets, times, last, parts[block, -1], outputs[:, grid.stages[-1]])
     return latency, targeted
