@@ -79,13 +79,17 @@ def print_prediction(
 
 def gpu_named(name: str, spec: str | None) -> GpuFacts:
     """The GPU that ``--gpu`` and ``--gpu-spec`` mean; errors name the flag."""
-    from cascadia_solver.catalogue.gpus import custom_gpu, gpu_facts
+    from cascadia_solver.catalogue.gpus import GPUS, custom_gpu, gpu_facts
 
     try:
         if spec is None:
             return gpu_facts(name)
     except InputError as error:
         raise InputError(Problem("--gpu", f"{error}; or give another's numbers with --gpu-spec")) from None
+    if name.casefold() in {known.casefold() for known in GPUS}:
+        raise InputError(
+            Problem("--gpu-spec", f"{name} is in the catalogue: leave --gpu-spec out, or call the GPU something else")
+        )
     try:
         memory, bandwidth, bf16, fp8, link = (float(number) for number in spec.split(","))
     except ValueError:

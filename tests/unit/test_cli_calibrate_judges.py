@@ -10,7 +10,13 @@ import pytest
 
 from cascadia_api.errors import InputError
 from cascadia_cli.calibrating.endpoint import AskError, Endpoint, UnusableAnswerError, base_url, together
-from cascadia_cli.calibrating.judges import AgreementJudge, EndpointJudge, ReferenceJudge, check_template
+from cascadia_cli.calibrating.judges import (
+    AgreementJudge,
+    EndpointJudge,
+    ReferenceJudge,
+    _read_verdict,
+    check_template,
+)
 from cascadia_cli.calibrating.prompts import Prompt, parse_prompts
 from cascadia_cli.calibrating.stages import StageAddress, stage_addresses
 
@@ -81,6 +87,7 @@ async def test_a_judge_that_thinks_first_is_given_room_and_no_temperature() -> N
         ("score: 1.0\n", 1.0),
         ("0.75", 0.75),
         ("score: 0.5.", 0.5),
+        ("score: 0.5\nThe score: X is asked for", 0.5),
     ],
 )
 async def test_verdicts_are_read(verdict: str, value: float) -> None:
@@ -92,6 +99,10 @@ async def test_verdicts_are_read(verdict: str, value: float) -> None:
     [
         ("I like it", "no `score: X` in its verdict, which ends 'I like it'"),
         ("score: 8/10", "no `score: X`"),
+        ("score: 0.2 at first, in the end score: 1/10", "no `score: X`"),
+        ("score: 1e-3", "no `score: X`"),
+        ("score: 1 out of 10", "no `score: X`"),
+        ("score: 1 %", "no `score: X`"),
         ("score: 8", "a score of 8 in its verdict: it must lie between 0 and 1"),
         ("-1", "a score of -1"),
         ("", "no `score: X`"),
@@ -101,6 +112,11 @@ async def test_verdicts_that_say_nothing_are_refused(verdict: str, said: str) ->
     with pytest.raises(UnusableAnswerError) as caught:
         await judge_alone(verdict)
     assert said in str(caught.value)
+
+
+def test_a_verdict_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UnusableAnswerError, match="a verdict that is no text"):
+        _read_verdict(b'{"choices": [{"message": {"content": [{"text": "score: 1"}]}}]}')
 
 
 async def judge_alone(verdict: str) -> float:

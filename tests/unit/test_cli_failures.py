@@ -71,6 +71,7 @@ CALIBRATE = "calibrate {file} --prompts "
             PREDICT.replace("H100-SXM-80GB", "X --gpu-spec 1,2") + " --rate 1",
             "--gpu-spec: '1,2' is not five numbers",
         ),
+        (PREDICT + " --gpu-spec 96,4000,148,296,450 --rate 1", "--gpu-spec: H100-SXM-80GB is in the catalogue: leave"),
         (
             PREDICT + " --rate 1 --engine x",
             "--engine: 'x' is no engine: use sglang, vllm, trtllm",

@@ -247,12 +247,32 @@ def test_a_gpu_from_five_numbers() -> None:
     for name in ("memory_bandwidth", "bf16_flops", "fp8_flops", "int8_flops", "link_bandwidth"):
         assert getattr(given, name) == pytest.approx(getattr(known, name))
     assert given.memory_bytes == pytest.approx(known.memory_bytes, rel=1e-3)
-    with pytest.raises(InputError, match="memoryGigabytes: must be positive, not 0") as caught:
-        custom_gpu(
-            "mine", memory_gigabytes=0, memory_gigabytes_per_second=3350, bf16_teraflops=float("nan"),
-            fp8_teraflops=-1, link_gigabytes_per_second=450,
-        )  # fmt: skip
-    assert [problem.field for problem in caught.value.problems] == ["memoryGigabytes", "bf16Teraflops", "fp8Teraflops"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"memory_gigabytes": 0}, "memoryGigabytes: is 0, and must lie between 1 and 4,096: is it in another unit?"),
+        ({"memory_gigabytes": 98304}, "memoryGigabytes: is 98304"),  # MiB
+        (
+            {"memory_gigabytes_per_second": 3.35},
+            "memoryGigabytesPerSecond: is 3.35, and must lie between 20 and",
+        ),  # TB/s
+        ({"bf16_teraflops": float("nan")}, "bf16Teraflops: is nan"),
+        ({"bf16_teraflops": 2.25}, "bf16Teraflops: is 2.25"),  # petaflops
+        ({"fp8_teraflops": -1}, "fp8Teraflops: is -1, and must be 0 or lie between 5 and"),
+        ({"link_gigabytes_per_second": 1e308}, "linkGigabytesPerSecond: is 1e+308"),
+    ],
+)
+def test_numbers_that_no_gpu_has_are_refused(change: dict[str, float], said: str) -> None:
+    numbers = {
+        "memory_gigabytes": 96.0, "memory_gigabytes_per_second": 4000.0, "bf16_teraflops": 148.0, "fp8_teraflops": 0.0,
+        "link_gigabytes_per_second": 450.0,
+    }  # fmt: skip
+    assert custom_gpu("mine", **numbers).fp8_flops == 0
+    with pytest.raises(InputError) as caught:
+        custom_gpu("mine", **numbers | change)
+    assert str(caught.value).startswith(said)
 
 
 def test_attention_of_some_quantised_checkpoints_stays_wide() -> None:

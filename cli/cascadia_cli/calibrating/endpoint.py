@@ -94,7 +94,10 @@ class Endpoint:
         async def attempt() -> T:
             # As extra_body, which is sent as it is: the client knows a part of what engines take.
             answer = await completions.create(model=body["model"], messages=[], extra_body=body)
-            return read(answer.content)
+            try:
+                return read(answer.content)
+            except RecursionError:
+                raise UnusableAnswerError("an answer that is nested too deeply") from None
 
         return await self._repeat(attempt)
 

@@ -44,7 +44,8 @@ End your reply with one line that says `score: X`, X a number from 0 (wrong or u
 """
 """What a judge model is asked. Judges are told neither which stage answered nor its score."""
 
-_SCORE = re.compile(r"\bscore\b[\s*`]*[:=][\s*`]*(-?\d*\.?\d+)(?!\d|\.\d|\s*/)", re.IGNORECASE)
+_SCORE = re.compile(r"\bscore\b[\s*`]*[:=][\s*`]*(?=-?\.?\d)", re.IGNORECASE)
+_SCORED = re.compile(r"(-?\d*\.?\d+)(?!\d|\.\d|e[-+]?\d|\s*(?:/|%|out\s+of))", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*(-?\d*\.?\d+)\s*")
 _PLACEHOLDERS = re.compile(r"\{(question|reference|answer)\}")
 
@@ -159,12 +160,13 @@ def _read_verdict(document: bytes) -> float:
         text = reply["choices"][0]["message"]["content"] or ""
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
         raise UnusableAnswerError("not a chat completion") from None
-    said = _SCORE.findall(text)
-    whole = _NUMBER.fullmatch(text)
-    number = said[-1] if said else whole[1] if whole else None
-    if number is None:
+    if not isinstance(text, str):
+        raise UnusableAnswerError("a verdict that is no text")
+    said = list(_SCORE.finditer(text))
+    found = _SCORED.match(text, said[-1].end()) if said else _NUMBER.fullmatch(text)
+    if found is None:
         raise UnusableAnswerError(f"no `score: X` in its verdict, which ends {' '.join(text.split())[-80:]!r}")
-    value = float(number)
+    value = float(found[1])
     if not 0 <= value <= 1:
         raise UnusableAnswerError(f"a score of {value:g} in its verdict: it must lie between 0 and 1")
     return value

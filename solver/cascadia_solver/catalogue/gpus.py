@@ -7,7 +7,6 @@ driver reports for the card, which for NVIDIA lies a little below the name's gig
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass
 
 from cascadia_api.errors import InputError, Problem
@@ -107,6 +106,15 @@ GPUS: dict[str, GpuFacts] = {
 _USUAL_NETWORK = 25.0
 """GB/s: one adapter of 200 Gb/s per GPU."""
 _MAY_LACK = {"fp8Teraflops", "fp4Teraflops"}
+_PLAUSIBLE = {
+    "memoryGigabytes": (1, 4096),
+    "memoryGigabytesPerSecond": (20, 1_000_000),
+    "bf16Teraflops": (5, 1_000_000),
+    "fp8Teraflops": (5, 1_000_000),
+    "linkGigabytesPerSecond": (2, 100_000),
+    "fp4Teraflops": (5, 1_000_000),
+}
+"""Beyond what any GPU has, or soon will: such numbers are in another unit."""
 
 
 def custom_gpu(
@@ -131,7 +139,7 @@ def custom_gpu(
         fp4_teraflops: Dense 4-bit matrix arithmetic; 0 if it has none.
 
     Raises:
-        InputError: For each number that is not positive (8- and 4-bit arithmetic: negative).
+        InputError: For each number that no GPU has (8- and 4-bit arithmetic may be 0).
     """
     numbers = {
         "memoryGigabytes": memory_gigabytes,
@@ -142,9 +150,9 @@ def custom_gpu(
         "fp4Teraflops": fp4_teraflops,
     }
     problems = [
-        Problem(field, f"must be {'at least 0' if field in _MAY_LACK else 'positive'}, not {number:g}")
+        Problem(field, f"is {number:g}, and must {_bounds(field)}: is it in another unit?")
         for field, number in numbers.items()
-        if not (math.isfinite(number) and (number > 0.0 or (field in _MAY_LACK and number == 0.0)))
+        if not (_PLAUSIBLE[field][0] <= number <= _PLAUSIBLE[field][1] or (field in _MAY_LACK and number == 0.0))
     ]
     if problems:
         raise InputError(problems, source=name)
@@ -160,6 +168,11 @@ def custom_gpu(
         source="given",
         fp4_flops=fp4_teraflops * _TERA,
     )
+
+
+def _bounds(field: str) -> str:
+    least, most = _PLAUSIBLE[field]
+    return f"{'be 0 or ' if field in _MAY_LACK else ''}lie between {least:,} and {most:,}"
 
 
 def gpu_facts(name: str) -> GpuFacts:
