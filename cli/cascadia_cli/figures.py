@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cascadia_api.plan import PlanStage, ReplicaGroup
+from cascadia_api.cascade import LatencyTarget
+from cascadia_api.plan import Plan, PlanStage, ReplicaGroup
 
-__all__ = ["duration", "gpu_words", "money", "percent", "replica_words", "shape_words", "threshold_words"]
+__all__ = [
+    "duration",
+    "gpu_words",
+    "money",
+    "percent",
+    "replica_words",
+    "shape_words",
+    "target_words",
+    "threshold_words",
+]
+
+_METRICS = {"EndToEnd": "end to end", "TimeToFirstToken": "first token", "TimePerOutputToken": "each further token"}
 
 
 def duration(milliseconds: float | None) -> str:
@@ -57,3 +69,11 @@ def shape_words(group: ReplicaGroup) -> str:
 def replica_words(groups: Iterable[ReplicaGroup]) -> str:
     """``2 × TP8 + 1 × TP4``."""
     return " + ".join(f"{group.count} × {shape_words(group)}" for group in groups) or "dropped"
+
+
+def target_words(target: LatencyTarget, plan: Plan) -> str:
+    """``end to end p95 19.2 s of 20 s``: what a plan makes of a target."""
+    latency = plan.latency
+    figures = {"TimeToFirstToken": latency.time_to_first_token, "TimePerOutputToken": latency.time_per_output_token}
+    reached = getattr(figures.get(target.metric, latency), f"p{target.percentile}_ms", None)
+    return f"{_METRICS[target.metric]} p{target.percentile} {duration(reached)} of {duration(target.milliseconds)}"

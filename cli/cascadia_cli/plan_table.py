@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.plan import FrontierPoint, Percentiles, Plan
-from cascadia_cli.figures import duration, money, percent, replica_words, threshold_words
+from cascadia_cli.figures import duration, money, percent, replica_words, target_words, threshold_words
 
 __all__ = ["plan_view", "print_view"]
 
@@ -149,6 +149,8 @@ def _promises(plan: Plan, cascade: CascadeDeployment) -> Table:
     ):
         if figures is not None:
             table.add_row(name, _four(figures))
+    if targets := cascade.spec.objective.targets:
+        table.add_row("Targets", "; ".join(target_words(target, plan) for target in targets))
     if latency.extrapolates:
         table.add_row("", Text(f"extrapolated: {'; '.join(latency.extrapolates)}", style="yellow"))
     table.add_row("GPUs", _gpus_in_use(plan, cascade))

@@ -10,17 +10,19 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from io import StringIO
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from cascadia_api.cascade import CascadeDeployment
 from cascadia_api.errors import InputError, Problem
 from cascadia_api.plan import FrontierPoint, Plan, PlanStage
-from cascadia_cli.figures import duration, gpu_words, money, percent, replica_words, threshold_words
+from cascadia_cli.figures import duration, gpu_words, money, percent, replica_words, target_words, threshold_words
 from cascadia_cli.files import unwritable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 __all__ = ["PLOT_FORMATS", "check_format", "plan_figure", "write_plot"]
 
@@ -28,6 +30,24 @@ PLOT_FORMATS = (".png", ".svg", ".pdf", ".html")
 _COLOURS = ("#2a9d8f", "#e9a23b", "#c8553d", "#577590", "#8a5a83", "#6a994e", "#3d405b", "#bc6c25")
 _INK, _FAINT = "#22303c", "#8a97a3"
 _CELLS_PER_ROW = 32
+_NEAR_THE_EDGE = 0.3
+_PLACES = (
+    ((-10, 9), "right", "bottom"),
+    ((10, 9), "left", "bottom"),
+    ((10, -9), "left", "top"),
+    ((-10, -9), "right", "top"),
+    ((0, 14), "center", "bottom"),
+    ((0, -14), "center", "top"),
+    ((14, 0), "left", "center"),
+    ((-14, 0), "right", "center"),
+    ((0, 28), "center", "bottom"),
+    ((0, -28), "center", "top"),
+    ((30, 24), "left", "bottom"),
+    ((-30, 24), "right", "bottom"),
+    ((30, -24), "left", "top"),
+    ((-30, -24), "right", "top"),
+)
+"""Offsets of a name from its point, in points, and how it is aligned there."""
 
 
 def write_plot(plan: Plan, cascade: CascadeDeployment, path: str, explanation: Sequence[str] = ()) -> None:
@@ -40,14 +60,14 @@ def write_plot(plan: Plan, cascade: CascadeDeployment, path: str, explanation: S
     figure = plan_figure(plan, cascade)
     try:
         if path.lower().endswith(".html"):
-            Path(path).write_text(_page(figure, plan, explanation), encoding="utf-8")
+            Path(path).write_text(_page(figure, plan, _headline(plan, cascade), explanation), encoding="utf-8")
         else:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
     except OSError as error:
         raise unwritable(path, error) from None
 
 
-def _page(figure: Figure, plan: Plan, explanation: Sequence[str]) -> str:
+def _page(figure: Figure, plan: Plan, title: str, explanation: Sequence[str]) -> str:
     """The picture and what goes with it as one HTML document that needs nothing else."""
     drawn = StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
@@ -55,7 +75,7 @@ def _page(figure: Figure, plan: Plan, explanation: Sequence[str]) -> str:
     warnings = "".join(f"<li>{escape(warning)}</li>" for warning in plan.warnings)
     why = "".join(f"<li>{escape(sentence)}</li>" for sentence in explanation)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(_headline(plan))}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         "<style>body{font:15px/1.5 system-ui,sans-serif;color:#22303c;max-width:1000px;margin:1.5em auto;padding:0 1em}"
         "svg{width:100%;height:auto}</style></head><body>\n"
         f"{picture[picture.index('<svg') :]}\n"
@@ -100,13 +120,17 @@ def plan_figure(plan: Plan, cascade: CascadeDeployment) -> Figure:
         figure = Figure(figsize=(10, 6.2 + blocks), layout="constrained")
         FigureCanvasAgg(figure)
         above, below = figure.subplots(2, 1, height_ratios=[5.2, blocks + 0.3])
-        _draw_frontier(figure, above, plan, cascade)
-        _draw_replicas(below, plan)
-        figure.suptitle(_headline(plan), x=0.012, ha="left", fontsize=14, fontweight="bold")
+        labels = _draw_frontier(figure, above, plan, cascade)
+        _draw_replicas(below, plan, pools=len(cascade.spec.gpus.pools))
+        figure.suptitle(_headline(plan, cascade), x=0.012, ha="left", fontsize=14, fontweight="bold")
+        if targets := cascade.spec.objective.targets:
+            kept = "; ".join(target_words(target, plan) for target in targets)
+            above.set_title(fill(f"kept: {kept}", 120), loc="left", fontsize=9.5)
+        _place(figure, above, labels)
     return figure
 
 
-def _headline(plan: Plan) -> str:
+def _headline(plan: Plan, cascade: CascadeDeployment) -> str:
     quality = plan.quality
     worth = (
         f"quality about {quality.mean:.3f}"
@@ -114,10 +138,12 @@ def _headline(plan: Plan) -> str:
         else f"quality ≥ {quality.lower_bound:.3f} ({percent(quality.confidence or 0)} sure)"
     )
     cost = "" if plan.cost_per_hour is None else f", {money(plan.cost_per_hour)} an hour"
-    return f"{plan.cascade}: {worth}, p95 {duration(plan.latency.p95_ms)} on {gpu_words(plan.gpus)}{cost}"
+    most = sum(pool.max_gpus for pool in cascade.spec.gpus.pools)
+    return f"{plan.cascade}: {worth}, p95 {duration(plan.latency.p95_ms)} on {plan.gpus} of {gpu_words(most)}{cost}"
 
 
-def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeployment) -> None:
+def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeployment) -> list[Annotation]:
+    """Draw it; return the names of points, which are yet to be placed."""
     from matplotlib.ticker import MaxNLocator
 
     bounded = plan.quality.lower_bound is not None
@@ -135,16 +161,20 @@ def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeplo
     bar.outline.set_visible(False)
     if not priced:
         bar.locator = MaxNLocator(integer=True)
-    for name, x, y in _others(plan):
-        axes.scatter([x], [y], marker="X", s=70, color=_FAINT, zorder=3, edgecolor="white", linewidth=0.7)
-        _label(axes, name, x, y, colour=_FAINT)
+    labels, others = [], list(_others(plan))
+    for name, x, y in others:
+        axes.scatter(
+            [x], [y], marker="X", s=70, color=_FAINT, zorder=3, edgecolor="white", linewidth=0.7,
+            label="others that were not chosen" if name is others[0][0] else None,
+        )  # fmt: skip
+        labels.append(_label(axes, name, x, y, colour=_FAINT))
     x = plan.latency.p95_ms / 1000
     y = plan.quality.mean if plan.quality.lower_bound is None else plan.quality.lower_bound
     axes.scatter([x], [y], marker="*", s=420, color="#c8553d", zorder=4, edgecolor="white", linewidth=1)
-    _label(axes, "this plan", x, y, colour="#c8553d", better=True)
+    labels.insert(0, _label(axes, "this plan", x, y, colour="#c8553d", own=True))
     floor = float(cascade.spec.objective.min_quality)
     axes.axhline(floor, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
-    axes.annotate(
+    named = axes.annotate(
         f"quality floor {cascade.spec.objective.min_quality}", (0, floor), xycoords=("axes fraction", "data"),
         xytext=(6, 4), textcoords="offset points", ha="left", fontsize=9,
     )  # fmt: skip
@@ -161,7 +191,7 @@ def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeplo
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-    axes.set_xlabel("end-to-end p95, s   (left is faster)")
+    axes.set_xlabel("end-to-end p95, s   (left is faster)", loc="left")
     axes.set_ylabel(
         f"quality, {percent(plan.quality.confidence or 0)} lower bound"
         if bounded
@@ -170,6 +200,11 @@ def _draw_frontier(figure: Figure, axes: Axes, plan: Plan, cascade: CascadeDeplo
     axes.margins(0.06, 0.12)
     axes.grid(color="#e3e7ea")
     axes.set_axisbelow(True)
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, -0.05), ncols=2, fontsize=9, frameon=False, labelcolor=_INK)
+    if axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0] < _NEAR_THE_EDGE:
+        named.set(position=(-6, 4), ha="right")
+        named.xy = (1, floor)
+    return labels
 
 
 def _worth(point: FrontierPoint, *, bounded: bool) -> float:
@@ -184,26 +219,52 @@ def _others(plan: Plan) -> Iterator[tuple[str, float, float]]:
             yield f"{alternative.name}{mean}", alternative.p95_ms / 1000, alternative.quality_mean
 
 
-def _label(axes: Axes, words: str, x: float, y: float, *, colour: str, better: bool = False) -> None:
-    """Name a point: on its better side (up and left, where no plan can be), or below."""
-    axes.annotate(
+def _label(axes: Axes, words: str, x: float, y: float, *, colour: str, own: bool = False) -> Annotation:
+    return axes.annotate(
         words,
         (x, y),
-        xytext=(-10, 9) if better else (-6, -18),
         textcoords="offset points",
-        ha="right" if better else "left",
+        xytext=(0, 0),
         color=colour,
-        fontweight="bold" if better else "normal",
-        fontsize=11 if better else 9.5,
+        fontweight="bold" if own else "normal",
+        fontsize=11 if own else 9.5,
         zorder=5,
     )
+
+
+def _place(figure: Figure, axes: Axes, labels: Sequence[Annotation]) -> None:
+    """Put each name beside its point, where it covers the least: neither points nor other words, nor leaves the frame.
+
+    The better side comes first (up and left, where no plan can be).
+    """
+    import numpy as np
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    dots = [axes.transData.transform(point) for of in axes.collections for point in np.asarray(of.get_offsets())]
+    boxes = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in dots]
+    boxes += [text.get_window_extent() for text in axes.texts if text not in labels]
+    for label in labels:
+        best = None
+        for place in _PLACES:
+            (dx, dy), horizontal, vertical = place
+            label.set(position=(dx, dy), ha=horizontal, va=vertical)
+            box = label.get_window_extent()
+            outside = not (axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1))
+            covered = sum(box.overlaps(other) for other in boxes) + 10 * outside
+            if best is None or covered < best[0]:
+                best = covered, place, box
+        if best is not None:
+            _, ((dx, dy), horizontal, vertical), box = best
+            label.set(position=(dx, dy), ha=horizontal, va=vertical)
+            boxes.append(box)
 
 
 def _rows(stage: PlanStage) -> int:
     return -(-stage.gpus // _CELLS_PER_ROW)
 
 
-def _draw_replicas(axes: Axes, plan: Plan) -> None:
+def _draw_replicas(axes: Axes, plan: Plan, *, pools: int) -> None:
     """One row of cells a stage (several for many GPUs); replicas are blocks with a gap between them."""
     from matplotlib.patches import FancyBboxPatch
 
@@ -217,10 +278,11 @@ def _draw_replicas(axes: Axes, plan: Plan) -> None:
             top -= 0.8
             continue
         axes.text(0, top + 0.1, stage.name, fontsize=11.5, fontweight="bold", color=colour, va="bottom")
+        where = f" of pool {stage.pool}" if pools > 1 else ""
         load = "" if stage.utilization is None else f", load {percent(stage.utilization)}"
         axes.text(
             4.2, top + 0.1,
-            f"{gpu_words(stage.gpus)}: {replica_words(stage.replicas)}   ·   reached by {percent(stage.reach)}, "
+            f"{gpu_words(stage.gpus)}{where}: {replica_words(stage.replicas)}   ·   reached by {percent(stage.reach)}, "
             f"accepts {threshold_words(stage)}{load}, p95 {duration(stage.p95_ms)}",
             fontsize=9.5, va="bottom",
         )  # fmt: skip

@@ -151,8 +151,7 @@ def _words(
         elif prediction.saturated:
             waits = f"not all of {clients:,} clients fit in a batch: the others wait, which these latencies include"
             lines.append(f"saturated    {waits}; more clients add waiting, not throughput")
-        lines.append(
-            f"source       {prediction.source} ({engine}), median error about {prediction.uncertainty_percent:.0f} %"
-        )
+        sure = f"median error about {prediction.uncertainty_percent:.0f} % end to end"
+        lines.append(f"source       {prediction.source} ({engine}), {sure}")
         lines += [f"extrapolated {what}" for what in prediction.extrapolates]
     return "".join(f"{line}\n" for line in lines)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from cascadia_api.cascade import ObjectMeta
-from cascadia_api.schema import ApiModel, Figure, Milliseconds, Rule
+from cascadia_api.schema import ApiModel, Figure, Milliseconds, Money, Rule
 
 __all__ = [
     "PLAN_SCHEMA_VERSION",
@@ -139,7 +139,7 @@ class FrontierPoint(ApiModel):
     thresholds: Thresholds
     gpus: Annotated[list[int], Field(max_length=8)] = Field(description="GPUs of each model.")
     p95_ms: Milliseconds
-    cost_per_hour: Figure | None = None
+    cost_per_hour: Money | None = None
     quality_mean: Figure
     quality_lower_bound: Figure | None = None
     chosen: bool = False
@@ -151,7 +151,7 @@ class PlanAlternative(ApiModel):
     name: Annotated[str, StringConstraints(max_length=128)]
     p95_ms: Milliseconds | None = None
     quality_mean: Figure | None = None
-    cost_per_hour: Figure | None = None
+    cost_per_hour: Money | None = None
     reason: Sentence
 
 
@@ -209,7 +209,7 @@ class Plan(ApiModel):
     )
     quality: PlanQuality
     latency: PlanLatency
-    cost_per_hour: Figure | None = Field(None, description="Price of its GPUs for one hour; absent without prices.")
+    cost_per_hour: Money | None = Field(None, description="Price of its GPUs for one hour; absent without prices.")
     demand: PlanDemand
     frontier: Annotated[list[FrontierPoint], Field(max_length=64)] = Field(
         description="Plans that no other beats; beside thresholds planned alone, those found when all was planned."

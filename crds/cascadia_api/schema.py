@@ -35,6 +35,7 @@ __all__ = [
     "LabelMap",
     "LabelValue",
     "Milliseconds",
+    "Money",
     "Rule",
     "Text",
     "as_decimal",
@@ -131,3 +132,6 @@ Figure = Annotated[
 
 Milliseconds = Annotated[Figure, AfterValidator(lambda value: round(value, 1))]
 """A predicted time, ms, to a tenth: more digits than a prediction has."""
+
+Money = Annotated[Figure, AfterValidator(lambda value: round(value, 6))]
+"""A price, to a millionth: sums of decimal prices are decimals."""

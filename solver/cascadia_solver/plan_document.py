@@ -128,7 +128,7 @@ def latency_of_plan(best: Evaluation, source: str, trust: Certainty) -> PlanLate
     return PlanLatency(
         **latency_figures(best),
         source=simulated_source(best, source),
-        uncertainty_percent=trust.uncertainty_percent,
+        uncertainty_percent=round(trust.uncertainty_percent, 1),
         extrapolates=[said[:1024] for said in trust.extrapolates[:_SENTENCES]],
     )
 

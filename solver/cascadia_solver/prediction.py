@@ -154,7 +154,7 @@ def predict(
         raise InputError(Problem("chunked-prefill-size", f"must be at least 1 token, not {chunk_tokens}"))
     costs = with_settings(source if source is not None else Roofline(), EngineSettings(prefix_cache_hit, chunk_tokens))
     memory = costs.memory_use(model, gpu, shape, precision)
-    uncertainty = costs.uncertainty_percent(model, gpu, shape)
+    uncertainty = round(costs.uncertainty_percent(model, gpu, shape), 1)
     extrapolates = costs.extrapolations(model, gpu, shape)
     if not memory.fits:
         return Prediction(

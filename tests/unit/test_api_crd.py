@@ -88,8 +88,8 @@ def test_rules_reach_the_schema() -> None:
 
 @pytest.mark.parametrize("number", [0.1 + 0.2, 1e-7, 0.6876512345678901, 3.0, 81, 1e22])
 def test_figures_keep_every_digit_in_kubernetes(number: float) -> None:
-    plan = example_plan(costPerHour=number)
+    plan = example_plan(thresholds=[number, 0.5, None])
     stored = plan.for_kubernetes()
-    assert isinstance(stored["costPerHour"], str)
+    assert isinstance(stored["thresholds"][0], str)
     assert Plan.model_validate(stored) == plan
-    assert plan.for_json()["costPerHour"] == number
+    assert plan.for_json()["thresholds"][0] == number

@@ -37,6 +37,7 @@ def test_json_holds_the_contract(planned: dict[str, Any]) -> None:
     assert planned["quality"].keys() >= {"mean", "lowerBound", "source"}
     assert planned["latency"].keys() >= {"p50Ms", "p95Ms", "p99Ms"}
     assert "costPerHour" in planned
+    assert Plan.model_validate(planned | {"costPerHour": 9 * 2.49}).for_json()["costPerHour"] == 22.41
     for stage in planned["stages"]:
         assert stage.keys() >= {"name", "reach", "gpus", "pool", "replicas", "p95Ms"}
         for replica in stage["replicas"]:

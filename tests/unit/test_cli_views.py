@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from cascadia_api.cascade import CascadeDeployment, LatencyTarget
 from cascadia_api.crd import crds
 from cascadia_api.load import load_manifest
-from cascadia_api.plan import Plan
+from cascadia_api.plan import Plan, PlanAlternative
 from cascadia_cli.figures import duration, money, percent
 from cascadia_cli.main import main
 from cascadia_cli.plan_table import plan_view, print_view
@@ -98,7 +100,7 @@ def test_the_picture_names_the_stages_and_the_promise(chat: CascadeDeployment, t
     path = tmp_path / "plan.svg"
     write_plot(example_plan(), chat, str(path))
     words = " ".join(re.findall(r"<!-- (.*?) -->", path.read_text()))
-    assert "chat: quality ≥ 0.851 (95 % sure), p95 9.8 s on 32 GPUs, 79.68 an hour" in words
+    assert "chat: quality ≥ 0.851 (95 % sure), p95 9.8 s on 32 of 32 GPUs, 79.68 an hour" in words
     for word in ("small", "medium", "large", "this plan", "quality floor 0.86", "2 × TP8 + 1 × TP4"):
         assert word in words
     assert ET.fromstring(path.read_text()).tag.endswith("svg")
@@ -113,6 +115,37 @@ def test_the_picture_draws_the_target_on_its_axis(chat: CascadeDeployment) -> No
     above = plan_figure(example_plan(), cascade).axes[0]
     assert [words for text in above.texts if "target" in (words := text.get_text())] == ["p95 target 15 s"]
     assert above.get_xlim()[0] < 15 < above.get_xlim()[1]
+
+
+def test_names_in_the_picture_cover_neither_each_other_nor_points(chat: CascadeDeployment) -> None:
+    """Plans that lie close together: what is not chosen is just above and left of the plan, where its name would be."""
+    plan = example_plan()
+    x, y = plan.latency.p95_ms, plan.quality.lower_bound or 0
+    near = [
+        PlanAlternative(name=f"model {k} alone", p95_ms=x * (1 - 0.004 * k), quality_mean=y + 0.004 * k, reason="")
+        for k in (1, 2, 3)
+    ]
+    figure = plan_figure(plan.model_copy(update={"alternatives": near}), chat)
+    above = figure.axes[0]
+    named = [text for text in above.texts if "alone" in text.get_text() or text.get_text() == "this plan"]
+    assert len(named) == 4
+    boxes = [text.get_window_extent() for text in named]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(above.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+    dots = [above.transData.transform(dot) for of in above.collections for dot in np.asarray(of.get_offsets())]
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+
+
+def test_the_targets_are_told_with_what_the_plan_makes_of_them(
+    chat: CascadeDeployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [("EndToEnd", 95, 15000), ("EndToEnd", 50, 4000), ("TimeToFirstToken", 95, 12000)]
+    targets = [LatencyTarget(metric=m, percentile=p, milliseconds=ms) for m, p, ms in wanted]  # type: ignore[arg-type]
+    objective = chat.spec.objective.model_copy(update={"targets": targets})
+    cascade = chat.model_copy(update={"spec": chat.spec.model_copy(update={"objective": objective})})
+    words = "end to end p95 9.8 s of 15 s; end to end p50 2.6 s of 4 s; first token p95 – of 12 s"
+    assert plan_figure(example_plan(), cascade).axes[0].get_title(loc="left") == f"kept: {words}"
+    assert re.search(rf"^Targets +{words}$", shown(example_plan(), cascade, capsys), re.MULTILINE)
 
 
 def test_the_picture_as_png_without_prices_prior_or_dropped_stages(chat: CascadeDeployment, tmp_path: Path) -> None:
@@ -191,12 +224,13 @@ def test_predict_says_its_source_and_what_it_extrapolates(capsys: pytest.Capture
     )
     assert main(flags.split()) == 0
     text = capsys.readouterr().out
-    assert "roofline (vllm:0.15.1), median error about" in text
+    assert re.search(r"roofline \(vllm:0.15.1\), median error about \d+ % end to end\n", text)
     assert "extrapolated no measured engine on H20-96GB\nextrapolated no measured engine with pipeline" in text
     assert main([*flags.split(), "-o", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["source"], document["engine"], document["precision"]) == ("roofline", "vllm:0.15.1", "fp4")
     assert len(document["extrapolates"]) == 2
+    assert document["uncertaintyPercent"] == round(document["uncertaintyPercent"], 1)
     for latency in ("ttft", "tpot", "e2e"):
         p50, p90, p95, p99 = (document[latency][f"p{p}Ms"] for p in (50, 90, 95, 99))
         assert 0 < p50 <= p90 <= p95 <= p99
