@@ -12,6 +12,7 @@ from cascadia_api.cascade import CascadeDeploymentSpec
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.certification import estimate_quality
 from cascadia_solver.replay import threshold_grids
+from cascadia_solver.set_size import floor_is_in_doubt, requests_needed
 
 __all__ = ["Mean", "TargetSummary", "mean_of", "score_auroc", "target_summary"]
 
@@ -75,7 +76,8 @@ class TargetSummary:
         mean: Mean quality at the threshold vector with the best lower bound.
         bound: That lower bound, as planning finds it; the floor itself where quality is certified to reach it.
         requests: Size of the set.
-        needed: About the size at which planning certifies some vector; None if no mean is above the floor.
+        needed: About the size at which planning certifies some vector; None if none is estimated above the floor.
+        in_doubt: Where none is, whether the best may well be above it all the same: a larger set would tell.
     """
 
     floor: float
@@ -84,6 +86,7 @@ class TargetSummary:
     bound: float
     requests: int
     needed: int | None
+    in_doubt: bool
 
     @property
     def enough(self) -> bool:
@@ -104,11 +107,13 @@ def target_summary(spec: CascadeDeploymentSpec, table: CalibrationSet, *, seed: 
     qualities = study.certified(equal, nothing, floor=floor, confidence=confidence, seed=seed)
     best = max(qualities, key=lambda quality: float(quality.assured.max()))
     vector = int(best.assured.argmax())
+    needed = requests_needed(study, floor, confidence)
     return TargetSummary(
         floor=floor,
         confidence=confidence,
         mean=float(best.mean[vector]),
         bound=float(best.assured[vector]),
         requests=len(table),
-        needed=study.requests_needed(floor, confidence),
+        needed=needed,
+        in_doubt=needed is None and floor_is_in_doubt(study, floor),
     )

@@ -19,6 +19,7 @@ from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.roofline import CostSource
 from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem, candidates, certified, pool_choices, screen_all
+from cascadia_solver.set_size import floor_is_in_doubt, requests_needed
 from cascadia_solver.sites import find_sites
 
 __all__ = ["latency_out_of_reach", "quality_out_of_reach", "too_few_gpus"]
@@ -56,9 +57,14 @@ def quality_out_of_reach(
             shortfalls=[Shortfall("mean quality", floor, mean)],
             nearest=f"minQuality {_down(assured)} with {at}",
         )
-    needed = study.requests_needed(floor, float(objective.confidence))
+    needed = requests_needed(study, floor, float(objective.confidence))
     shortfalls = [Shortfall("quality lower bound", floor, assured)]
-    if needed is None:
+    if needed is None and floor_is_in_doubt(study, floor):
+        remedy = (
+            "the best mean is within its error of the floor: a larger calibration set would tell on which side "
+            f"({4 * len(table):,} requests in place of {len(table):,} halve the error)"
+        )
+    elif needed is None:
         remedy = "no larger calibration set would do: add a better model or scorer"
     elif needed > _MOST_REQUESTS:
         remedy = "that mean is too near for any calibration set: add a better model or scorer"

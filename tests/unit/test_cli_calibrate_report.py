@@ -88,6 +88,13 @@ def test_the_size_is_judged_by_the_target(floor: str, count: int, said: str) -> 
         assert f"about {summary['target']['requestsNeeded']:,} requests would do, it has {count}" in words
 
 
+def test_a_mean_that_may_be_on_either_side_of_the_floor_is_no_verdict() -> None:
+    target = {"minQuality": 0.9, "confidence": 0.95, "mean": 0.89, "lowerBound": 0.8, "enough": False}
+    words = target_words(target | {"requestsNeeded": None, "inDoubt": True}, 300)
+    assert words.startswith("too small to tell for minQuality 0.9")
+    assert words.endswith("1,200 requests would halve the error, it has 300")
+
+
 def test_a_mean_at_the_floor_needs_more_than_can_be_made() -> None:
     target = {"minQuality": 0.9, "confidence": 0.95, "mean": 0.9001, "lowerBound": 0.8, "enough": False}
     words = target_words(target | {"requestsNeeded": 300_000_000}, 300)

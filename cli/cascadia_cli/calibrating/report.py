@@ -71,6 +71,11 @@ def target_words(target: Mapping[str, Any], requests: int) -> str:
     if target["enough"]:
         return f"large enough for {floor}: {bound}"
     needed = target["requestsNeeded"]
+    if needed is None and target["inDoubt"]:
+        return (
+            f"too small to tell for {floor}: {bound}, within its error of the floor; {4 * requests:,} requests would "
+            f"halve the error, it has {requests:,}"
+        )
     if needed is None:
         return f"no set is large enough for {floor}: {bound}; add a better model or scorer, or lower minQuality"
     if needed > _MOST_NEEDED:
@@ -143,6 +148,7 @@ def _target(spec: CascadeDeploymentSpec, rows: Sequence[JudgedRow]) -> dict[str,
         "lowerBound": found.bound,
         "enough": found.enough,
         "requestsNeeded": None if found.enough else found.needed,
+        "inDoubt": not found.enough and found.in_doubt,
     }
 
 
