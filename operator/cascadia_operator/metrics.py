@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = ["CASCADE_GPUS", "PLANNING_SECONDS", "PLANS", "QUEUED", "RECONCILES", "RECONCILE_SECONDS"]
+__all__ = [
+    "CASCADE_GPUS",
+    "ENGINES_ASKED",
+    "ENGINE_WINDOWS",
+    "PLANNING_SECONDS",
+    "PLANS",
+    "QUEUED",
+    "RECONCILES",
+    "RECONCILE_SECONDS",
+]
 
 RECONCILES = Counter("cascadia_operator_reconciles", "Reconciles by result: ok or error.", ["result"])
 RECONCILE_SECONDS = Histogram(
@@ -23,4 +32,10 @@ PLANNING_SECONDS = Histogram(
 QUEUED = Gauge("cascadia_operator_queued_cascades", "Cascades that wait to be reconciled.")
 CASCADE_GPUS = Gauge(
     "cascadia_operator_cascade_gpus", "GPUs that the replicas of a cascade hold.", ["namespace", "cascade"]
+)
+ENGINES_ASKED = Counter(
+    "cascadia_operator_engines_asked", "Engines asked for their metrics: told or silent.", ["result"]
+)
+ENGINE_WINDOWS = Counter(
+    "cascadia_operator_engine_windows", "Windows of engines' work that were compared with the model."
 )

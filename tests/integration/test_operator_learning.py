@@ -112,3 +112,7 @@ def test_a_slow_engine_is_learnt_of_kept_and_planned_with(
     [[*key, factor]] = json.loads(made[0]["metadata"]["annotations"][CORRECTIONS_ANNOTATION])
     assert (CorrectionKey(*key), factor > 1.2) == (OF_SMALL, True)
     assert "Traceback" not in asking.log()
+
+    # What was learnt goes with the cascade.
+    cascades.delete("pair")
+    cascades.wait("the ConfigMap to go", lambda: not windows(), LONG_S)

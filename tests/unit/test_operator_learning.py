@@ -31,6 +31,7 @@ from cascadia_operator.learning.learnt import (
     with_windows,
 )
 from cascadia_operator.manifests.replica import ReplicaIdentity
+from cascadia_operator.metrics import ENGINES_ASKED
 from cascadia_operator.planning import PlanningJob, plan_job
 from cascadia_operator.settings import Images
 from cascadia_solver import planner
@@ -336,7 +337,7 @@ def metrics_available(operator: Operator) -> str:
 async def test_a_plan_that_was_made_with_other_factors_is_said_to_be_and_made_again_when_asked_for(
     cluster: MemoryCluster,
 ) -> None:
-    operator, engines = await served(cluster, looks=20)
+    operator, engines = await served(cluster, looks=8)
     await operator.reconcile()
     assert operator.condition("MetricsAvailable") == ("True", "EnginesDiffer")
     [said] = operator.status["corrections"]
@@ -363,7 +364,7 @@ async def test_a_plan_that_was_made_with_other_factors_is_said_to_be_and_made_ag
     # Engines that then become faster are as far from the plan.
     for running in engines.by_life.values():
         running.step = STEP
-    for _ in range(40):
+    for _ in range(14):
         engines.work(LOOK_SECONDS)
         await operator.reconcile()
     assert operator.condition("MetricsAvailable") == ("True", "EnginesDiffer")
@@ -402,8 +403,8 @@ async def test_figures_in_the_status_stand_until_they_have_moved(cluster: Memory
     operator, engines = await served(cluster, looks=5)
     stated: list[float] = []
     writes = 0
-    for look in range(40):
-        if look == 12:
+    for look in range(24):
+        if look == 6:
             for running in engines.by_life.values():
                 running.step = SlowedEngine(STEP, 3.0).step
         cluster.writes.clear()
@@ -415,7 +416,7 @@ async def test_figures_in_the_status_stand_until_they_have_moved(cluster: Memory
             stated.append(figure)
         engines.work(LOOK_SECONDS)
     # What is learnt changes with each look, what is said of it in steps; nothing is planned for it.
-    assert writes == 40
+    assert writes == 24
     assert len(stated) < 10
     assert all(abs(math.log(after / before)) > 0.04 for before, after in itertools.pairwise(stated))
     assert stated[-1] > 1.5 * stated[0]
@@ -459,6 +460,7 @@ async def test_metrics_that_cannot_be_read_are_named_and_change_nothing(cluster:
     operator, engines = await served(cluster, looks=6)
     await operator.reconcile()
     lessons, corrections = kept(cluster).lessons, operator.status["corrections"]
+    silent = ENGINES_ASKED.labels("silent")._value.get()
     engines.says = "its router does not answer: timed out"
     for _ in range(2):
         engines.work(LOOK_SECONDS)
@@ -466,6 +468,7 @@ async def test_metrics_that_cannot_be_read_are_named_and_change_nothing(cluster:
     assert operator.condition("MetricsAvailable") == ("False", "EnginesSilent")
     assert "its router does not answer: timed out" in metrics_available(operator)
     assert "what was learnt stays" in metrics_available(operator)
+    assert ENGINES_ASKED.labels("silent")._value.get() == silent + 8
     assert kept(cluster).lessons == lessons
     assert operator.status["corrections"] == corrections
     assert operator.condition("Ready") == ("True", "Serving")

@@ -29,6 +29,7 @@ from cascadia_operator.learning.learnt import (
     with_windows,
 )
 from cascadia_operator.manifests.naming import learnt_name
+from cascadia_operator.metrics import ENGINE_WINDOWS, ENGINES_ASKED
 from cascadia_operator.router_port import ask_router
 from cascadia_operator.world import Key, World
 from cascadia_solver.engine_window import EngineCounters, EngineWindow, read_counters, window_between
@@ -170,7 +171,10 @@ class Learner:
         answers = await asyncio.gather(*(loop.run_in_executor(self._threads, self._ask, engine) for engine in engines))
         told = {engine.name: a for engine, a in zip(engines, answers, strict=True) if not isinstance(a, str)}
         silent = {engine.name: a for engine, a in zip(engines, answers, strict=True) if isinstance(a, str)}
+        ENGINES_ASKED.labels("told").inc(len(told))
+        ENGINES_ASKED.labels("silent").inc(len(silent))
         windows = self._windows(engines, told, watched)
+        ENGINE_WINDOWS.inc(len(windows))
         namespace, name = key
         found = await self._cluster.get("ConfigMap", namespace, learnt_name(name))
         live = found if found is not None and owned_by(found, cascade.metadata.uid or "") else None
