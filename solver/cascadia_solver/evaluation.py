@@ -155,11 +155,10 @@ def path_times(times: CascadeTimes, sample: RequestSample, exits: Integers) -> P
         sample: The traffic.
         exits: Model that answers each request [n].
     """
-    answer = sample.output_tokens[np.arange(len(sample)), exits]
-    answered = np.isfinite(times.end_to_end)
-    per_token = np.full(len(sample), np.inf)
-    streamed = times.end_to_end[answered] - times.time_to_first_token[answered]
-    per_token[answered] = streamed / np.maximum(answer[answered] - 1, 1)
+    answer = sample.output_tokens.take(np.arange(len(sample)) * sample.output_tokens.shape[1] + exits)
+    with np.errstate(invalid="ignore"):  # what never ends is never seen either
+        per_token = (times.end_to_end - times.time_to_first_token) / np.maximum(answer - 1, 1)
+    per_token[np.isinf(times.end_to_end)] = np.inf
     return PathTimes(times.end_to_end, times.time_to_first_token, per_token, any(times.saturated))
 
 

@@ -104,9 +104,8 @@ def _latencies(points: Floats, inputs: Floats, outputs: Floats, shares: Floats, 
 
 
 @compiled
-def _prompt_seconds(step: StepModel, prompt: float, batch: float, context: float) -> float:
-    """What one prompt adds to the steps of a decoding batch."""
-    plain = _step_seconds(step, 0.0, 0.0, batch, batch * context) if batch > 0.0 else 0.0
+def _prompt_seconds(step: StepModel, prompt: float, batch: float, context: float, plain: float) -> float:
+    """What one prompt adds to the steps of a decoding batch, each of which takes so long without it."""
     seconds = 0.0
     done = float(_cached_tokens(step, prompt))
     while done < prompt:
@@ -121,17 +120,21 @@ def _prompt_seconds(step: StepModel, prompt: float, batch: float, context: float
 def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> Floats:
     """(rate, wait, prefill, decode) of every profile, replica and load [P, R, LOADS, 4]."""
     points = np.empty((len(inputs), len(steps), LOADS, 4))
+    classes = inputs.shape[1]
+    prompts, added = np.empty(classes + 2), np.empty(classes + 2)  # of each class, then a mean one and twice that
     for p in range(len(inputs)):
         mean_in = 0.0
         decode_steps = 0.0
         context = 0.0
         held = 0.0
-        for k in range(len(shares[p])):
+        for k in range(classes):
+            prompts[k] = inputs[p, k]
             mean_in += shares[p, k] * inputs[p, k]
             weight = shares[p, k] * max(outputs[p, k] - 1.0, 1e-3)
             decode_steps += weight
             context += weight * (inputs[p, k] + 0.5 * outputs[p, k])
             held += weight * (inputs[p, k] + ANSWER_SHARE * outputs[p, k])
+        prompts[classes], prompts[classes + 1] = mean_in, 2.0 * mean_in
         context /= decode_steps
         held /= decode_steps
         for r in range(len(steps)):
@@ -139,12 +142,15 @@ def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> F
             most = LOAD_LIMIT * min(step.max_running, step.kv_capacity_tokens / held)
             least, growth, decoding = 0.0, 1.0, 0.0
             for g in range(LOADS):
+                plain = _step_seconds(step, 0.0, 0.0, decoding, decoding * context) if decoding > 0.0 else 0.0
+                for k in range(len(prompts)):
+                    added[k] = _prompt_seconds(step, prompts[k], decoding, context, plain)
+                once, twice = added[classes], added[classes + 1]
                 extra = 0.0
                 square = 0.0
-                for k in range(len(shares[p])):
-                    added = _prompt_seconds(step, inputs[p, k], decoding, context)
-                    extra += shares[p, k] * added
-                    square += shares[p, k] * added * added
+                for k in range(classes):
+                    extra += shares[p, k] * added[k]
+                    square += shares[p, k] * added[k] * added[k]
                 batch = decoding + 1.0
                 decode = _step_seconds(step, 0.0, 0.0, batch, batch * context)
                 if g == 0:
@@ -153,11 +159,11 @@ def _points(steps: Floats, inputs: Floats, outputs: Floats, shares: Floats) -> F
                     growth = (most / least) ** (1.0 / (LOADS - 2))
                 rate = decoding / (decode_steps * decode + decoding * extra)
                 if g > 0 and rate * extra > LOAD_LIMIT:
-                    points[p, r, g] = points[p, r, g - 1]
+                    for figure in range(4):
+                        points[p, r, g, figure] = points[p, r, g - 1, figure]
                     continue
                 token = decode / (1.0 - rate * extra)
-                once = _prompt_seconds(step, mean_in, decoding, context)
-                prefill = (_prompt_seconds(step, 2.0 * mean_in, decoding, context) - once) / mean_in
+                prefill = (twice - once) / mean_in
                 # Half a step when busy, and the prompts ahead (Pollaczek and Khinchine).
                 queue = 0.5 * rate * square / (1.0 - rate * extra)
                 wait = 0.5 * decode * (1.0 - np.exp(-decoding)) + queue + once - mean_in * prefill

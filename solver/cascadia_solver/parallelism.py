@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadia_solver.compiled import compiled
 from cascadia_solver.knapsack import best_counts, most_carried, replica_mixes
 from cascadia_solver.lengths import LengthProfile
 from cascadia_solver.operating_point import LoadCurves, load_curves
@@ -98,10 +99,55 @@ def latency_levels(curves: Sequence[LoadCurves]) -> Floats:
 
 def rates_at(curves: LoadCurves, levels: Floats) -> Floats:
     """Rate at which each replica is as slow as each level; 0 below its idle latency [P, R, LEVELS]."""
-    rates = np.empty((*curves.rate.shape[:2], len(levels)))
-    for p, r in np.ndindex(*curves.rate.shape[:2]):
-        rates[p, r] = np.interp(levels, curves.latency[p, r], curves.rate[p, r], left=0.0)
+    return _rates_at(levels, curves.latency, curves.rate)
+
+
+@compiled
+def _rates_at(levels: Floats, latency: Floats, rate: Floats) -> Floats:
+    profiles, replicas, _ = rate.shape
+    rates = np.zeros((profiles, replicas, len(levels)))
+    for p in range(profiles):
+        for r in range(replicas):
+            for level in range(len(levels)):
+                if levels[level] >= latency[p, r, 0]:
+                    rates[p, r, level] = _interpolated(levels[level], latency[p, r], rate[p, r])
     return rates
+
+
+@compiled
+def _parts_at(shape: Integers, rates: Floats, rate: Floats, parts: Floats) -> Floats:
+    """Parts of the latency of one shape at each level [P, LEVELS, 3].
+
+    Args:
+        shape: Which one [P, LEVELS].
+        rates: Of every shape at every level [P, R, LEVELS].
+        rate: See `LoadCurves`.
+        parts: See `LoadCurves` [3, P, R, LOADS].
+    """
+    profiles, levels = shape.shape
+    found = np.empty((profiles, levels, 3))
+    for p in range(profiles):
+        for level in range(levels):
+            r = shape[p, level]
+            for k in range(3):
+                found[p, level, k] = _interpolated(rates[p, r, level], rate[p, r], parts[k, p, r])
+    return found
+
+
+@compiled
+def _interpolated(x: float, xs: Floats, ys: Floats) -> float:
+    """What `numpy.interp` says, to the last bit, of one number and few ascending ones."""
+    low, high = 0, len(xs)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if xs[middle] <= x:
+            low = middle
+        else:
+            high = middle
+    y: float = ys[low]
+    if xs[low] < x and high < len(xs):
+        y += (ys[high] - y) / (xs[high] - xs[low]) * (x - xs[low])
+    return y
 
 
 class StageTable:
@@ -128,6 +174,7 @@ class StageTable:
     ) -> None:
         self.options = tuple(options)
         self.levels = levels
+        self._log_levels = np.log(levels)
         self._curves = curves
         self._rates = rates_at(curves, levels)
         self._least_replicas = max(1, least_replicas)
@@ -168,7 +215,7 @@ class StageTable:
         with np.errstate(invalid="ignore", divide="ignore"):
             share = (rate - carried[rows, below]) / (carried[rows, first] - carried[rows, below])
         share = np.where((first > 0) & np.isfinite(share), np.clip(share, 0.0, 1.0), 1.0)
-        log = np.log(self.levels)
+        log = self._log_levels
         latency = np.exp(log[below] + share * (log[first] - log[below]))
         return np.minimum.accumulate(np.where(enough.any(axis=1), latency, np.inf))
 
@@ -246,11 +293,11 @@ class StageTable:
 
     def _split(self, profile: int, rate: float, counts: Mapping[int, int]) -> _Split:
         """Split a rate over replicas so that all are equally slow."""
-        log = np.log(self.levels)
         own = {option: self._rates[profile, option] for option in counts}
         together = np.sum([count * own[option] for option, count in counts.items()], axis=0)
-        latency = float(np.interp(rate, np.maximum.accumulate(together + 1e-12 * np.arange(len(together))), log))
-        rates = {option: float(np.interp(latency, log, curve)) for option, curve in own.items()}
+        ascending = np.maximum.accumulate(together + 1e-12 * np.arange(len(together)))
+        latency = float(np.interp(rate, ascending, self._log_levels))
+        rates = {option: float(np.interp(latency, self._log_levels, curve)) for option, curve in own.items()}
         total = sum(rates[option] * count for option, count in counts.items())
         scale = rate / total if total > 0 else 0.0
         gpus = sum(self.options[option].gpus * count for option, count in counts.items())
@@ -276,13 +323,8 @@ class StageTable:
         gpus = np.array([option.gpus for option in self.options])
         density = self._rates / gpus[None, :, None]
         best = density.argmax(axis=1)
-        parts = np.empty((*best.shape, 3))
-        for p, option in np.ndindex(*self._rates.shape[:2]):
-            levels = np.flatnonzero(best[p] == option)
-            rates, curve = self._rates[p, option, levels], self._curves.rate[p, option]
-            for k in range(3):
-                parts[p, levels, k] = np.interp(rates, curve, self._curves.parts[p, option, :, k])
-        return parts
+        parts = np.ascontiguousarray(np.moveaxis(self._curves.parts, -1, 0))
+        return _parts_at(best, self._rates, self._curves.rate, parts)
 
 
 def _blocks(carried: Floats) -> tuple[Floats, float, float]:

@@ -314,29 +314,28 @@ def _simulated_among(replicas: Floats, visit: Visit, others: int) -> StageTimes:
     if visit.ascending and others <= 0:
         return _simulated(replicas, visit.came, visit.prompts, visit.answers)
     order = np.arange(count) if visit.ascending else np.argsort(visit.came, kind="stable")
-    others_at, like = np.empty(0), np.empty(0, np.int64)
+    like, others_at = np.empty(0, np.int64), np.empty(0)
     if others > 0:
         begin, end = visit.came[order[0]], visit.came[order[-1]]
-        like, when, aside = _drawn(count, 1 << (others - 1).bit_length())
-        like, when, aside = like[:others], when[:others], aside[:others]
+        like, when, aside = _drawn(count, math.ceil(others / count))
         # Near enough in time to come in the same burst, and far enough not to queue behind the one that they are like.
-        others_at = np.abs(visit.came[order[when]] - begin + _APART * (end - begin) * aside)  # reflected at both ends
-        others_at = np.sort(end - np.abs(end - begin - others_at))
+        others_at = visit.came[order[when[:others]]] - begin + _APART * (end - begin) * aside[:others]
+        others_at = np.sort(end - np.abs(end - begin - np.abs(others_at)))  # reflected at both ends
     every, prompts, answers, place = merged(visit, order, others_at, like)
     times = _simulated(replicas, every, prompts, answers)
     return StageTimes(times.first_token[place], times.finish[place], times.utilisation, times.saturated)
 
 
 @lru_cache(maxsize=_CROWDS)
-def _drawn(count: int, others: int) -> tuple[Ints, Ints, Floats]:
-    """Of others among so many requests: whom they are like, about when they come, and how far from that [others].
+def _drawn(count: int, times: int) -> tuple[Ints, Ints, Floats]:
+    """Of so many times as many others: whom they are like, about when they come, and how far from that [count * times].
 
     Returns:
-        Places in the order of arrival, twice, and numbers in [-1, 1). The first of more are the same ones.
+        Places in the order of arrival, twice, and numbers in [-1, 1). Of fewer, they are the first ones of these.
     """
     random = np.random.default_rng(_CROWD_SEED)
-    like, when = (np.resize(random.permutation(count), others) for _ in range(2))
-    return like, when, random.uniform(-1.0, 1.0, others)
+    like, when = (np.tile(random.permutation(count), times) for _ in range(2))
+    return like, when, random.uniform(-1.0, 1.0, count * times)
 
 
 def _lengths(tokens: npt.ArrayLike) -> Ints:

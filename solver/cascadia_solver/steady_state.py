@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +32,8 @@ Integers = NDArray[np.int64]
 
 _FEWEST = 8
 """Replicas of a stage that a slice keeps, if it has so many."""
+_SAMPLES = 4
+"""Extended ones that are kept: a plan simulates two or three samples, some of them dozens of times."""
 _PERIODS = 2.0
 """A period is at least so many times as long as the cascade is given to settle."""
 
@@ -63,20 +66,15 @@ def at_work(
     thinning = max(1.0, _PERIODS * settle_seconds / period)
     margin = min(n, math.ceil(settle_seconds / (period * thinning) * n))
 
-    def before_and_after(given: NDArray[_Any]) -> NDArray[_Any]:
-        return np.concatenate([given[n - margin :], given, given[:margin]])
-
-    arrivals = before_and_after(sample.arrivals)
-    arrivals[:margin] -= period
-    arrivals[n + margin :] += period
+    arrivals, inputs, outputs, able = _before_and_after(sample, margin)
     slices = [replica_slice(stage, thinning) for stage in stages]
     return simulate_cascade(
         [stage for stage, _ in slices],
         np.maximum.accumulate((arrivals - arrivals[0]) * thinning),
-        before_and_after(sample.input_tokens),
-        before_and_after(sample.output_tokens),
-        before_and_after(exits),
-        able=None if sample.able is None else before_and_after(sample.able),
+        inputs,
+        outputs,
+        _extended(exits, margin),
+        able=able,
         gate_tokens=sample.gate_tokens,
         scorer_seconds=sample.scorer_seconds,
         crowd=[crowd for _, crowd in slices],
@@ -84,6 +82,23 @@ def at_work(
         known=known,
         until=until,
     )
+
+
+@lru_cache(maxsize=_SAMPLES)
+def _before_and_after(
+    sample: RequestSample, margin: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_] | None]:
+    """A period with so many of the requests before and after it: arrivals, lengths and who can take them."""
+    period = len(sample) / sample.requests_per_second
+    arrivals = _extended(sample.arrivals, margin)
+    arrivals[:margin] -= period
+    arrivals[len(arrivals) - margin :] += period
+    able = None if sample.able is None else _extended(sample.able, margin)
+    return arrivals, _extended(sample.input_tokens, margin), _extended(sample.output_tokens, margin), able
+
+
+def _extended(given: NDArray[_Any], margin: int) -> NDArray[_Any]:
+    return np.concatenate([given[len(given) - margin :], given, given[:margin]])
 
 
 def replica_slice(stage: StageReplicas, thinning: float) -> tuple[StageReplicas, float]:
@@ -97,9 +112,12 @@ def replica_slice(stage: StageReplicas, thinning: float) -> tuple[StageReplicas,
         The replicas, and how many requests have to come for each one so that they are loaded as in truth.
     """
     count = len(stage.steps)
+    least = max(min(count, _FEWEST), math.ceil(count / thinning))
+    if least == count:
+        return stage, thinning
     kinds = Counter(zip(stage.steps, stage.weights, strict=True))
     whole = sum(stage.weights)
-    for size in range(max(min(count, _FEWEST), math.ceil(count / thinning)), count):
+    for size in range(least, count):
         exact = [n * size / count for n in kinds.values()]
         kept = [int(share) for share in exact]
         for k in sorted(range(len(kept)), key=lambda k: kept[k] - exact[k])[: size - sum(kept)]:

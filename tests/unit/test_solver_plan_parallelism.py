@@ -16,7 +16,7 @@ from cascadia_solver.catalogue.models import model_facts
 from cascadia_solver.knapsack import best_counts, replica_mixes
 from cascadia_solver.lengths import length_profile
 from cascadia_solver.operating_point import load_curves
-from cascadia_solver.parallelism import StageTable, latency_levels, useful_options
+from cascadia_solver.parallelism import StageTable, latency_levels, rates_at, useful_options
 from cascadia_solver.shapes import replica_options
 from cascadia_solver.simulation import StageReplicas, simulate_stage
 from cascadia_solver.workload import log_normal_lengths, poisson_arrivals
@@ -206,3 +206,20 @@ def test_alternatives_carry_the_rate_and_the_first_is_the_best_set(gpus: int) ->
     assert all(sum(n * r for n, r in zip(s.counts, s.rates, strict=True)) == pytest.approx(rate) for s in sets)
     assert sets[0].latency == pytest.approx(table.replicas(0, rate, gpus).latency, rel=0.02)
     assert [s.latency for s in sets] == sorted(s.latency for s in sets)
+
+
+def test_rates_and_parts_between_operating_points_are_numpys_interpolation() -> None:
+    options = stage().options
+    shorter = length_profile(INPUTS[:3000] / 2, OUTPUTS[:3000] / 2)
+    curves = load_curves([option.step for option in options], [PROFILE, shorter], 95)
+    levels = latency_levels([curves])
+    rates = rates_at(curves, levels)
+    for p, r in np.ndindex(*rates.shape[:2]):
+        wanted = np.interp(levels, curves.latency[p, r], curves.rate[p, r], left=0.0)
+        assert np.array_equal(rates[p, r], wanted)
+    table = StageTable(options, curves, levels, 8, 1)
+    densest = (rates / np.array([option.gpus for option in options])[None, :, None]).argmax(axis=1)
+    for p, level in np.ndindex(*densest.shape):
+        r = densest[p, level]
+        wanted = [np.interp(rates[p, r, level], curves.rate[p, r], curves.parts[p, r, :, k]) for k in range(3)]
+        assert np.array_equal(table.parts[p, level], wanted)
