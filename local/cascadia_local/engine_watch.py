@@ -62,8 +62,7 @@ class EngineWatch:
         self._events = events
         self._file = file
         self._read: dict[str, EngineCounters] = {}
-        self._planned: dict[CorrectionKey, float] = {}
-        self.planned()
+        self._planned = self.corrections
 
     @property
     def cost(self) -> CostSource:
@@ -72,26 +71,27 @@ class EngineWatch:
 
     def planned(self) -> None:
         """From now on `surprise` compares with what is known now."""
-        self._planned = {key: self._logarithm(key) for key in self.corrections.by_key}
+        self._planned = self.corrections
 
     def surprise(self) -> str:
         """Which engines take so much longer or shorter than planned with that it is worth a plan; empty if none."""
         moved = [
             (change, key)
             for key, known in self.corrections.by_key.items()
-            if len(known.decode) >= _WINDOWS
-            and abs(change := self._logarithm(key) - self._planned.get(key, 0.0)) > math.log1p(_NOTICED)
+            if len(known.decode) >= _WINDOWS and abs(change := self._change(key)) > math.log1p(_NOTICED)
         ]
         if not moved:
             return ""
-        change, key = max(moved, key=lambda each: abs(each[0]))
+        _, key = max(moved, key=lambda each: abs(each[0]))
+        now, then = (known.factor(key, "decode") for known in (self.corrections, self._planned))
         return (
-            f"{key.model} on {key.shape} of {key.gpu} decodes {math.exp(self._logarithm(key)):.2f} times as long as "
-            f"the cost model says, planned with {math.exp(self._logarithm(key) - change):.2f}"
+            f"{key.model} on {key.shape} of {key.gpu} decodes {now:.2f} times as long as the cost model says, planned "
+            f"with {then:.2f}"
         )
 
-    def _logarithm(self, key: CorrectionKey) -> float:
-        return math.log(self.corrections.by_key[key].factor("decode"))
+    def _change(self, key: CorrectionKey) -> float:
+        """Logarithm of what a correction has become since the plan was made, over what it was."""
+        return math.log(self.corrections.factor(key, "decode") / self._planned.factor(key, "decode"))
 
     async def look(self, replicas: Iterable[Replica]) -> None:
         """Ask all engines, and learn from those that have worked since the last time."""

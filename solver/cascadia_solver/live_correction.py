@@ -5,7 +5,8 @@ prompts (from time to first token) and for decoding (from time per output token)
 median of the latest logarithms, pulled towards none by a few imaginary windows that found the
 prediction right: single windows with a stalled or restarted engine move it little, a lasting change
 of the engine moves it within half its memory. Corrections are kept per model, GPU, shape and engine
-version, since an upgrade may change them all. Pure functions on immutable values, JSON-able.
+version, since an upgrade may change them all; a shape that was never tried takes those of the others.
+Pure functions on immutable values, JSON-able.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cascadia_solver.replica_memory import MemoryUse, Shape
 from cascadia_solver.roofline import CostSource
 from cascadia_solver.steptime import StepModel
 
-__all__ = ["Correction", "CorrectionKey", "LiveCorrections", "LiveSource", "corrected", "scaled"]
+__all__ = ["Correction", "CorrectionKey", "LiveCorrections", "LiveSource", "scaled"]
 
 Phase = Literal["prefill", "decode"]
 
@@ -92,6 +93,25 @@ class LiveCorrections:
 
     by_key: Mapping[CorrectionKey, Correction] = field(default_factory=dict)
 
+    def of_other_shapes(self, key: CorrectionKey) -> dict[str, Correction]:
+        """Corrections of the same model, GPU and engine version on other shapes, by shape."""
+        return {
+            other.shape: known
+            for other, known in sorted(self.by_key.items())
+            if other != key and other._replace(shape=key.shape) == key
+        }
+
+    def factor(self, key: CorrectionKey, phase: Phase) -> float:
+        """What to multiply the predicted time of a phase by.
+
+        Where nothing was learnt of the very shape, the median of the model's other shapes: an engine is slower for
+        reasons that most shapes share, and a shape must not look fast for not having been tried.
+        """
+        if key in self.by_key:
+            return self.by_key[key].factor(phase)
+        others = self.of_other_shapes(key).values()
+        return exp(median(log(known.factor(phase)) for known in others)) if others else 1.0
+
     def observed(
         self, key: CorrectionKey, phase: Phase, observed_seconds: float, predicted_seconds: float
     ) -> LiveCorrections:
@@ -158,11 +178,6 @@ def _ratios(where: str, entry: Mapping[str, Any], phase: Phase) -> tuple[float, 
     return tuple(float(ratio) for ratio in listed[-_REMEMBERED:])
 
 
-def corrected(step: StepModel, correction: Correction) -> StepModel:
-    """The step model with a correction's factors."""
-    return scaled(step, correction.factor("prefill"), correction.factor("decode"))
-
-
 def scaled(step: StepModel, prefill: float, decode: float) -> StepModel:
     """Scale what paces prompts and what paces decoding, each by its own factor."""
     changed = {name: getattr(step, name) * prefill for name in _PREFILL_PARTS}
@@ -199,11 +214,12 @@ class LiveSource:
         gpus_per_node: int = 8,
         chunk_tokens: int | None = None,
     ) -> StepModel:
-        """The base's step model, corrected where windows of this very replica were seen."""
+        """The base's step model, corrected by the windows of this very replica, or else of the model's other shapes."""
         step = self.base.step_model(
             model, gpu, shape, precision, gpus_per_node=gpus_per_node, chunk_tokens=chunk_tokens
         )
-        return corrected(step, self._known(model, gpu, shape))
+        key = self._key(model, gpu, shape)
+        return scaled(step, self.corrections.factor(key, "prefill"), self.corrections.factor(key, "decode"))
 
     def memory_use(
         self, model: ModelFacts, gpu: GpuFacts, shape: Shape, precision: str, *, chunk_tokens: int | None = None
@@ -213,19 +229,23 @@ class LiveSource:
 
     def uncertainty_percent(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> float:
         """From the base's without windows towards their own spread with many."""
-        base, ratios = self.base.uncertainty_percent(model, gpu, shape), self._known(model, gpu, shape)
-        if not ratios.decode:
+        base = self.base.uncertainty_percent(model, gpu, shape)
+        ratios = self.corrections.by_key.get(self._key(model, gpu, shape))
+        if ratios is None or not ratios.decode:
             return base
         trust = _trust(len(ratios.decode))
         return (1.0 - trust) * base + trust * ratios.spread_percent("decode")
 
     def extrapolations(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> tuple[str, ...]:
         """What is assumed of the model; where no window of this replica was seen all of the base's, and that."""
-        if self._known(model, gpu, shape).decode:
+        key = self._key(model, gpu, shape)
+        known = self.corrections.by_key.get(key)
+        if known is not None and known.decode:
             return model.assumed
         unseen = f"no live correction learnt on {shape} of {gpu.name} under {self.engine_version}"
+        if known is None and (others := self.corrections.of_other_shapes(key)):
+            unseen += f": the median of {', '.join(others)} is taken"
         return (*self.base.extrapolations(model, gpu, shape), unseen)
 
-    def _known(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> Correction:
-        key = CorrectionKey(model.name, gpu.name, str(shape), self.engine_version)
-        return self.corrections.by_key.get(key, Correction())
+    def _key(self, model: ModelFacts, gpu: GpuFacts, shape: Shape) -> CorrectionKey:
+        return CorrectionKey(model.name, gpu.name, str(shape), self.engine_version)

@@ -145,13 +145,14 @@ def test_prompts_and_decoding_are_corrected_apart() -> None:
     assert step_seconds(prompts, *prompt) == pytest.approx(1.3 * step_seconds(plain, *prompt), rel=0.05)
 
 
-def test_a_correction_holds_for_its_own_replica_and_version_only() -> None:
+def test_a_correction_holds_for_its_own_model_gpu_and_version_only() -> None:
     corrections = learnt([1.3] * 60)
     same = LiveSource(Roofline(), corrections, "sglang 0.5.9")
     newer = LiveSource(Roofline(), corrections, "sglang 0.6.0")
     plain = Roofline().step_model(L8, H100, ONE, "bf16")
     assert newer.step_model(L8, H100, ONE, "bf16") == plain
-    assert same.step_model(L8, H100, Shape(2, 1), "bf16") == Roofline().step_model(L8, H100, Shape(2, 1), "bf16")
+    for model, gpu in ((L8, gpu_facts("H200-SXM-141GB")), (model_facts("Qwen/Qwen3-8B"), H100)):
+        assert same.step_model(model, gpu, ONE, "bf16") == Roofline().step_model(model, gpu, ONE, "bf16")
     assert same.uncertainty_percent(L8, H100, ONE) < newer.uncertainty_percent(L8, H100, ONE)
     assert same.extrapolations(L8, H100, ONE) == ()
     assert newer.extrapolations(L8, H100, Shape(1, 2)) == (
@@ -159,6 +160,22 @@ def test_a_correction_holds_for_its_own_replica_and_version_only() -> None:
         "no live correction learnt on TP1xPP2 of H100-SXM-80GB under sglang 0.6.0",
     )
     assert same.name == "live correction of roofline"
+
+
+def test_a_shape_that_was_never_tried_takes_the_correction_of_the_others() -> None:
+    """Else planning would go from each shape that turns out slow to the next that has not been tried."""
+    corrections = learnt([1.3] * 60)
+    for _ in range(60):
+        corrections = corrections.observed(KEY._replace(shape="TP2xPP1"), "decode", 1.5, 1.0)
+    source, untried = LiveSource(Roofline(), corrections, "sglang 0.5.9"), Shape(4, 1)
+    step, plain = (cost.step_model(L8, H100, untried, "bf16") for cost in (source, Roofline()))
+    factor = (1.3 * 1.5) ** (0.5 * 60 / 64)
+    assert step.weight_seconds == pytest.approx(factor * plain.weight_seconds)
+    assert step.token_seconds == plain.token_seconds
+    assert source.uncertainty_percent(L8, H100, untried) == Roofline().uncertainty_percent(L8, H100, untried)
+    (said,) = source.extrapolations(L8, H100, untried)
+    assert said.startswith("no live correction learnt on TP4xPP1 of H100-SXM-80GB under sglang 0.5.9: ")
+    assert said.endswith("the median of TP1xPP1, TP2xPP1 is taken")
 
 
 def test_corrections_survive_json() -> None:
