@@ -68,7 +68,7 @@ def corrected(problem: Problem, screened: Sequence[Screened], models: int) -> li
 
 
 def _corrected(problem: Problem, points: Screened, models: int) -> Screened:
-    features = _features(problem, points)
+    features = _features(points)
     checked: dict[int, Floats] = {}
     better = points
     for most in (_FIRST_CHECKED, min(_MOST_CHECKED, _FIRST_CHECKED + len(points.vector) // _POINTS_PER_CHECK)):
@@ -118,18 +118,10 @@ def _over(measured: Floats, said: Floats) -> Floats:
     return np.asarray(np.clip(ratio, 1 / _FURTHEST**2, _FURTHEST**2))
 
 
-def _features(problem: Problem, points: Screened) -> Floats:
+def _features(points: Screened) -> Floats:
     """What the ratio may depend on: utilisation of each stage, its square, and the logarithm of its rate [K, F]."""
-    rates = points.rates[points.vector]
-    capacity = np.stack(
-        [
-            problem.sites.at[model, pool].table.carried[points.gpus[:, j], points.profiles[points.vector, j], -1]
-            for j, (model, pool) in enumerate(zip(points.grid.stages, points.pools, strict=True))
-        ],
-        axis=1,
-    )
-    busy = rates / np.maximum(capacity, 1e-9)
-    return np.concatenate([busy, busy**2, np.log(np.maximum(rates, 1e-6))], axis=1)
+    rates = np.log(np.maximum(points.rates[points.vector], 1e-6))
+    return np.concatenate([points.busy, points.busy**2, rates], axis=1)
 
 
 def _regressed(features: Floats, rows: Integers, values: Floats) -> Floats:

@@ -54,6 +54,7 @@ class Screened:
         profiles: Length profile of each stage [V, stages].
         vector: Flat index of the threshold vector [K].
         gpus: GPUs of each stage [K, stages].
+        busy: Rate at each stage over what its GPUs carry [K, stages].
         parts: Wait s, prefill s/token, decode s/token of each stage [K, stages, 3].
         latency: Estimated percentile of end-to-end latency, s [K].
         targeted: Estimate of what each target is on, over the target [K, targets].
@@ -67,10 +68,16 @@ class Screened:
     profiles: Integers
     vector: Integers
     gpus: Integers
+    busy: Floats
     parts: Floats
     latency: Floats
     targeted: Floats
     cost: Floats
+
+    @property
+    def strain(self) -> Floats:
+        """How near to a limit a point is, 1 at it: load of the busiest stage, or the target that is kept least [K]."""
+        return np.asarray(np.maximum(self.busy.max(axis=1), self.worst))
 
     @property
     def worst(self) -> Floats:
@@ -146,6 +153,7 @@ def screen(
     vector, level = distinct[:, 0], distinct[:, 1:]
     gpus = needed[vector[:, None], stages, level]
     parts = np.stack([site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)], axis=1)
+    carried = [site.table.carried[gpus[:, j], profiles[vector, j], -1] for j, site in enumerate(sites)]
     rows = _evenly_by_length(sample, grid.stages[-1], len(vector), *(_ROWS_FOR_TARGETS if targets else _ROWS))
     latency, targeted = estimated(grid, vector, parts, sample, rows, percentile, targets)
     return Screened(
@@ -156,6 +164,7 @@ def screen(
         profiles=profiles,
         vector=vector,
         gpus=gpus,
+        busy=rates[vector] / np.maximum(np.stack(carried, axis=1), 1e-9),
         parts=parts,
         latency=latency,
         targeted=targeted,

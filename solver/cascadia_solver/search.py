@@ -28,8 +28,9 @@ Floats = NDArray[np.float64]
 
 _PER_MISS = 5.0
 """A share by which a target seems to be missed counts as so many times that share of what is minimised."""
-_PER_SLACK = 0.1
-"""And of thresholds that cost as much as others, those that keep the targets by more are certified too."""
+_PER_STRAIN = 0.1
+"""And of thresholds that take as many GPUs as others, those that load them less or keep targets by more are certified
+too: the best of as many are at the brink of needing one more, which is for the exact tables to say."""
 _FAR_FROM_TARGETS = 1.1
 """Vectors that seem to miss a target by more than this factor whatever GPUs they get are not certified."""
 _POOL_CHOICES = 256
@@ -220,7 +221,7 @@ def _aims(
     """
 
     def minimised(points: Screened) -> Floats:
-        return _ranking(problem, points)[0] * (1 + _PER_SLACK * points.worst)
+        return _ranking(problem, points)[0] * (1 + _PER_STRAIN * points.strain)
 
     def target(points: Screened) -> Floats:
         return points.worst
