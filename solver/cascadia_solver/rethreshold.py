@@ -35,9 +35,9 @@ from cascadia_solver.ladder import ladder
 from cascadia_solver.lengths import PROMPT_TOKENS_PER_STEP, length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.ordering import ascending
+from cascadia_solver.path_estimate import path_latency
 from cascadia_solver.replay import StageLoads, ThresholdGrid, stage_loads, threshold_grids
 from cascadia_solver.roofline import Shape
-from cascadia_solver.screening import path_latency
 from cascadia_solver.sites import pool_budgets
 from cascadia_solver.sources import Certainty, certainty
 from cascadia_solver.workload import RequestSample

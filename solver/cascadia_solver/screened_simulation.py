@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from cascadia_solver.evaluation import PathTimes, path_times, replicas_of_set
 from cascadia_solver.parallelism import ReplicaSet
+from cascadia_solver.path_estimate import estimated
 from cascadia_solver.replay import exit_stages
-from cascadia_solver.screening import Screened, estimated
+from cascadia_solver.screening import Screened
 from cascadia_solver.search import Problem
 from cascadia_solver.simulation import StageReplicas
 from cascadia_solver.steady_state import at_work

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cascadia_solver.inputs import PlanningInputs, traffic_of
+from cascadia_solver.path_estimate import path_latency
 from cascadia_solver.planner import plan_cascade
 from cascadia_solver.replay import Replay, exit_stages, threshold_grids
-from cascadia_solver.screening import path_latency
 from cascadia_solver.simulation import simulate_cascade
 from tests.support.planning import cascade, probit_table
 from tests.unit.test_solver_perf_cascade import ONE_LARGE, ONE_SMALL, load
