@@ -52,7 +52,8 @@ def length_profile(inputs: npt.ArrayLike, outputs: npt.ArrayLike) -> LengthProfi
     if len(prompts) == 0 or prompts.shape != answers.shape:
         raise ValueError(f"need equally many prompt and answer lengths, not {prompts.shape} and {answers.shape}")
     order = ascending(PROMPT_TOKENS_PER_STEP * answers + prompts)
-    edges = np.unique(np.rint(_EDGES * len(order)).astype(np.int64))
+    edges = np.rint(_EDGES * len(order)).astype(np.int64)
+    edges = edges[np.diff(edges, prepend=-1) > 0]
     starts, sizes = edges[:-1], np.diff(edges).astype(np.float64)
     return LengthProfile(
         np.add.reduceat(prompts[order], starts) / sizes,

@@ -176,6 +176,7 @@ class StageTable:
         self.levels = levels
         self._log_levels = np.log(levels)
         self._curves = curves
+        self._parts = np.ascontiguousarray(np.moveaxis(curves.parts, -1, 0))
         self._rates = rates_at(curves, levels)
         self._least_replicas = max(1, least_replicas)
         by_gpus: dict[int, Floats] = {}
@@ -296,8 +297,8 @@ class StageTable:
         own = {option: self._rates[profile, option] for option in counts}
         together = np.sum([count * own[option] for option, count in counts.items()], axis=0)
         ascending = np.maximum.accumulate(together + 1e-12 * np.arange(len(together)))
-        latency = float(np.interp(rate, ascending, self._log_levels))
-        rates = {option: float(np.interp(latency, self._log_levels, curve)) for option, curve in own.items()}
+        latency = _interpolated(rate, ascending, self._log_levels)
+        rates = {option: _interpolated(latency, self._log_levels, curve) for option, curve in own.items()}
         total = sum(rates[option] * count for option, count in counts.items())
         scale = rate / total if total > 0 else 0.0
         gpus = sum(self.options[option].gpus * count for option, count in counts.items())
@@ -314,17 +315,16 @@ class StageTable:
         counts = best_counts(value, gpus, self._least_replicas, self._room)
         return {option_of[size]: count for size, count in counts.items()}
 
-    def _parts_at(self, profile: int, option: int, rate: float) -> Floats:
-        curve, parts = self._curves.rate[profile, option], self._curves.parts[profile, option]
-        return np.array([np.interp(rate, curve, parts[:, k]) for k in range(3)])
+    def _parts_at(self, profile: int, option: int, rate: float) -> list[float]:
+        curve = self._curves.rate[profile, option]
+        return [_interpolated(rate, curve, parts) for parts in self._parts[:, profile, option]]
 
     def _typical_parts(self) -> Floats:
         """Parts of a request's latency at each level, of the shape that carries most per GPU [P, LEVELS, 3]."""
         gpus = np.array([option.gpus for option in self.options])
         density = self._rates / gpus[None, :, None]
         best = density.argmax(axis=1)
-        parts = np.ascontiguousarray(np.moveaxis(self._curves.parts, -1, 0))
-        return _parts_at(best, self._rates, self._curves.rate, parts)
+        return _parts_at(best, self._rates, self._curves.rate, self._parts)
 
 
 def _blocks(carried: Floats) -> tuple[Floats, float, float]:
