@@ -21,6 +21,7 @@ __all__ = ["Evaluation", "PathTimes", "evaluate", "path_times", "replicas_of_set
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 _BATCHES = 10
 _LEAST_BATCH = 100
@@ -64,14 +65,13 @@ class PathTimes:
             targets: The targets.
             deviations: Standard errors of the simulation by which they have to be met.
         """
-        over = [
-            (self.percentile(t.percentile, t.metric) + deviations * self.standard_error(t.percentile, t.metric))
-            * 1e3
-            / t.milliseconds
-            - 1
-            for t in targets
-        ]
-        return max([0.0, *over])
+        worst = 0.0
+        for t in targets:
+            reached = self.percentile(t.percentile, t.metric)
+            if deviations:  # an infinite error times nothing would be no number, and pass for a target that is met
+                reached += deviations * self.standard_error(t.percentile, t.metric)
+            worst = max(worst, reached * 1e3 / t.milliseconds - 1)
+        return worst
 
     def standard_error(self, percentile: float, metric: str = "EndToEnd") -> float:
         """How far a percentile is off because so many requests were simulated and no more, s.
@@ -84,10 +84,12 @@ class PathTimes:
             "TimePerOutputToken": self.per_token,
         }[metric]
         size = len(values) // _BATCHES
-        if not np.isfinite(values).all() or size < _LEAST_BATCH:
+        if size < _LEAST_BATCH:
             return math.inf
-        batches = np.percentile(values[: size * _BATCHES].reshape(_BATCHES, size), percentile, axis=1)
-        return float(batches.std(ddof=1)) / math.sqrt(_BATCHES)
+        batch = values[: size * _BATCHES].reshape(_BATCHES, size)
+        lost = not np.isfinite(values).all()
+        batches = np.percentile(batch, percentile, axis=1, method="higher" if lost else "linear")
+        return float(batches.std(ddof=1)) / math.sqrt(_BATCHES) if np.isfinite(batches).all() else math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ def stage_times(times: CascadeTimes) -> list[PathTimes]:
 
 
 def path_times(times: CascadeTimes, sample: RequestSample, exits: Integers) -> PathTimes:
-    """What clients see of a simulated cascade.
+    """What clients see of a simulated cascade, without the requests that it refuses at once.
 
     Args:
         times: Of the n requests of the sample.
@@ -159,7 +161,12 @@ def path_times(times: CascadeTimes, sample: RequestSample, exits: Integers) -> P
     with np.errstate(invalid="ignore"):  # what never ends is never seen either
         per_token = (times.end_to_end - times.time_to_first_token) / np.maximum(answer - 1, 1)
     per_token[np.isinf(times.end_to_end)] = np.inf
-    return PathTimes(times.end_to_end, times.time_to_first_token, per_token, any(times.saturated))
+    served: slice | Bools = slice(None)
+    if sample.able is not None and (taken := sample.able[np.arange(len(sample)), exits]).any():
+        served = taken
+    return PathTimes(
+        times.end_to_end[served], times.time_to_first_token[served], per_token[served], any(times.saturated)
+    )
 
 
 def stage_replicas(design: Design) -> list[StageReplicas]:

@@ -67,7 +67,7 @@ def variations(problem: Problem, best: Evaluation, models: int, most: int) -> li
     sample = problem.preview
     here = rerouted(plan, sample)
     seen = _simulated(problem, here, models)
-    nothing = np.zeros(len(sample))
+    nothing = np.zeros(len(seen.end_to_end))
     changes = []
     for j, sets in enumerate(_nearby(problem, plan)):
         of_stage = [_Change(plan.replicas[j], nothing, nothing)]

@@ -174,6 +174,18 @@ def test_quality_is_of_the_requests_that_come_not_of_the_sets_shorter_ones() -> 
     assert large.able.any(axis=1).mean() == pytest.approx(0.7, abs=0.03)
 
 
+def test_what_is_refused_at_once_does_not_pass_for_a_fast_answer() -> None:
+    trace = long_trace(0.6)
+    trace = replace(trace, input_tokens=np.where(trace.input_tokens > 1000, 140_000.0, trace.input_tokens))
+    manifest = cascade(models=("medium",), objective={"minQuality": "0.2"})
+    plan = plan_cascade(PlanningInputs(manifest, probit_table(300, 7, accuracies=(0.86,), models=("medium",)), trace))
+    (stage,) = plan.live_stages
+    assert stage.skipped == pytest.approx(0.6, abs=0.02)
+    assert stage.latency is not None
+    assert plan.latency.p50_ms == stage.latency.end_to_end.p50_ms > 0
+    assert plan.latency.p95_ms == stage.p95_ms
+
+
 def test_a_prior_counts_skips_by_the_lengths_of_the_traffic() -> None:
     inputs = PlanningInputs(mixed_cascade(objective={"minQuality": "0.75"}), None, long_trace(0.3))
     rows = traffic_of(inputs).table

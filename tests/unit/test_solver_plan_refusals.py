@@ -137,3 +137,18 @@ def test_a_target_that_is_met_too_narrowly_is_told_with_the_error_it_is_met_by()
     assert missing.available > missing.needed
     missed = target.model_copy(update={"milliseconds": int(found)})
     assert f"is asked, {int(found) + 1} is the best found" in str(latency_out_of_reach(times, [missed], deviations=0))
+
+
+def test_a_lost_request_is_late_and_hides_no_missed_target() -> None:
+    """One that is longer than the cache of every replica never ends: of 40,000 that is no p95."""
+    seconds = np.random.default_rng(3).normal(1.0, 0.2, 40_000)
+    whole = PathTimes(seconds, seconds, seconds, saturated=False)
+    seconds = np.append(seconds[:-1], np.inf)
+    times = PathTimes(seconds, seconds, seconds, saturated=True)
+    missed = LatencyTarget(metric="EndToEnd", percentile=99, milliseconds=900)
+    kept = LatencyTarget(metric="TimeToFirstToken", percentile=95, milliseconds=1500)
+    for deviations in (0.0, 1.645):
+        assert times.excess([missed], deviations=deviations) > 0.5
+        assert times.excess([kept], deviations=deviations) == 0
+    assert times.standard_error(95) == pytest.approx(whole.standard_error(95), rel=0.05)
+    assert PathTimes(np.full(2000, np.inf), seconds, seconds, saturated=True).excess([missed]) == np.inf
