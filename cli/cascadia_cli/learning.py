@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import urllib.request
@@ -76,10 +77,7 @@ def learn_from_engines(flags: EngineFlags) -> None:
     step = source.step_model(facts, gpu, shape, flags.precision or facts.native_precision)
     key = CorrectionKey(facts.name, gpu.name, str(shape), str(engine))
     file = Path(flags.live)
-    if not file.absolute().parent.is_dir():
-        raise InputError(Problem("--live", f"{file} cannot be written: its folder is not there: make it"))
-    if file.exists():
-        read_corrections(flags.live)  # says what is wrong with it before the first window
+    _check_file(file)
     learnt: LiveCorrections | None = None
     before = {url: _read(url) for url in flags.metrics}
     for number in range(1, flags.windows + 1):
@@ -116,6 +114,17 @@ def learn_from_engines(flags: EngineFlags) -> None:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         sys.stdout.write(f"{key.model} on {key.shape} of {key.gpu}, {engine}: {_words(learnt, key)}; in {flags.live}\n")
+
+
+def _check_file(file: Path) -> None:
+    """Say what is wrong with the file before the first window."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise InputError(Problem("--live", f"{file} cannot be written: its folder is not there: make it"))
+    if not os.access(folder, os.W_OK):
+        raise InputError(Problem("--live", f"{file} cannot be written: its folder is read-only"))
+    if file.exists():
+        read_corrections(str(file))
 
 
 def _words(corrections: LiveCorrections, key: CorrectionKey) -> str:

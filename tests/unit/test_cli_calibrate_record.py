@@ -121,6 +121,13 @@ def test_what_is_whole_and_current_is_kept_and_the_rest_done_again(tmp_path: Pat
         assert record.redone == 3
         assert list(record.rows) == ["q0", "q3", "of another file"]
     assert path.read_bytes().splitlines() == [before[0], before[3], before[4]]
+    # What is dropped was asked and judged once, maybe for a manifest that is wanted again.
+    kept = tmp_path / "set.jsonl.before"
+    assert (record.before, kept.read_bytes().splitlines()) == (str(kept), before)
+    with Record(str(path), [*STAGES, "another"]) as record:
+        assert len(record.open(every, "Reference")) == 5
+    assert record.before == f"{kept}2"
+    assert kept.read_bytes().splitlines() == before
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,8 @@ async def _run(
         if record.rows or record.redone:
             again = f", {record.redone} are done again (cut off, or not of this prompt)" if record.redone else ""
             say(f"{settings.target}: going on: {total - len(left):,} of {total:,} prompts are done{again}")
+        if record.before is not None:
+            say(f"note: rows were dropped that lack a stage or score, or whose prompt has changed: see {record.before}")
         try:
             with _progress(total - len(left), total) as tell:
                 return await make_rows(

@@ -99,7 +99,13 @@ def _write(scorer: Scorer, rows: list[JudgedRow], target: str) -> None:
         )
         for row in rows
     ]
+    path, content = Path(target), b"".join(line + b"\n" for line in lines)
     try:
-        Path(target).write_bytes(b"".join(line + b"\n" for line in lines))
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(content)  # /dev/stdout
+        else:
+            beside = Path(f"{target}.new")  # the set may be written over itself, and has cost much
+            beside.write_bytes(content)
+            beside.replace(path)
     except OSError as error:
         raise InputError(Problem("--output", f"{target} cannot be written: {error.strerror}")) from None

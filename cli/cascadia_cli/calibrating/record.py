@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import math
 import os
@@ -35,6 +36,7 @@ class JudgedRow(CalibrationRow, rename="camel", omit_defaults=True, kw_only=True
     reference: dict[str, float] | None = None
 
 
+_MOST_KEPT = 20
 _BEGINNING = b'{"id":"'
 """Of every line."""
 _decoder = msgspec.json.Decoder(JudgedRow)
@@ -51,12 +53,14 @@ class Record:
     Attributes:
         rows: Complete rows by id, those of earlier runs included.
         redone: Rows of earlier runs that were dropped: cut off, of a prompt that has changed, or without a stage.
+        before: Where the file is kept as it was, if whole rows were dropped: another manifest may have made them.
     """
 
     def __init__(self, path: str, stages: Collection[str], scorers: Collection[str] = SCORERS) -> None:
         self.rows: dict[str, JudgedRow] = {}
         self._lines: dict[str, bytes] = {}  # as they were written
         self.redone = 0
+        self.before: str | None = None
         self._path = Path(path)
         self._stages = stages
         self._scorers = scorers
@@ -95,6 +99,8 @@ class Record:
         for number, line in enumerate(whole.split(b"\n"), start=1):
             if line.strip():
                 self._take(number, line, current, judge)
+        if self.redone > bool(cut_off.strip()):
+            self.before = self._keep(content)
         if self.redone:
             self._rewrite(list(self.rows))
         return [prompt for prompt in prompts if prompt.id not in self.rows]
@@ -145,6 +151,18 @@ class Record:
             raise InputError(message, source=self._name)
         else:
             self.rows[row.id], self._lines[row.id] = row, line + b"\n"
+
+    def _keep(self, content: bytes) -> str:
+        """Write what the file held beside it, over nothing."""
+        try:
+            for number in range(1, _MOST_KEPT + 1):
+                beside = self._path.with_name(f"{self._path.name}.before{'' if number == 1 else number}")
+                with contextlib.suppress(FileExistsError), beside.open("xb") as file:
+                    file.write(content)
+                    return str(beside)
+        except OSError as error:
+            raise CascadiaError(f"{beside} cannot be written: {error.strerror}") from None
+        raise InputError(f"{beside} is there already: clear away what you do not need", source=self._name)
 
     def _check_cut_off(self, line: bytes) -> None:
         """See that the last line, which has no end, may be what a killed run has left: a whole other file is none."""
