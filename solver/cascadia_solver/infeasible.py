@@ -112,6 +112,15 @@ def too_few_gpus(
         least = _least_gpus(problem, _screen(roomy))
         if least is not None or min(most) == _MOST_GPUS:
             break
+    if least is None and sites.unfit:
+        model, reason = next(iter(sites.unfit.items()))
+        return InfeasibleError(
+            reason.reason,
+            f"{asked} cannot be kept by the stages that the GPUs hold (there are {have}), and "
+            f"{spec.models[model].name} is none of these: {reason}",
+            shortfalls=reason.shortfalls,
+            nearest=_nearest(problem),
+        )
     if least is None:
         return InfeasibleError(
             "InsufficientGPUs",

@@ -103,6 +103,17 @@ def test_a_model_that_fits_nowhere_is_planned_without_or_refused() -> None:
         plan_cascade(PlanningInputs(cascade(), TABLE, available_gpus={"h100": 0}))
 
 
+def test_a_floor_that_needs_a_stage_which_no_gpu_can_hold_says_why() -> None:
+    """Not that 4,097 GPUs would do: the largest model is in fp8, which an A100 has not."""
+    pool = {"name": "a100", "gpu": "A100-SXM-80GB", "maxGpus": 32, "pricePerGpuHour": "2.5"}
+    with pytest.raises(
+        InfeasibleError, match=r"large is none of these: .*A100-SXM-80GB has no fp8 arithmetic"
+    ) as caught:
+        plan_cascade(PlanningInputs(cascade(pools=[pool], objective={"minQuality": "0.87"}), TABLE))
+    assert caught.value.reason == "PrecisionUnsupported"
+    assert caught.value.nearest.startswith("minQuality 0.8")
+
+
 def test_a_latency_target_out_of_reach_gives_the_best_figure() -> None:
     target = {"metric": "EndToEnd", "percentile": 95, "milliseconds": 900}
     with pytest.raises(InfeasibleError) as caught:
