@@ -60,7 +60,11 @@ def plan_view(
         parts.append(_section("Each stage alone", _latencies(plan)))
     if frontier:
         parts.append(
-            _section("Frontier (no plan beats another of these in latency, cost and quality)", _frontier(plan))
+            _section(
+                "Frontier (no plan beats another of these in latency, cost and quality)",
+                Text(f"GPUs of {', '.join(stage.name for stage in plan.stages)}", style="dim"),
+                _frontier(plan),
+            )
         )
     if plan.alternatives:
         parts.append(_section("Not chosen", _alternatives(plan)))
@@ -188,10 +192,9 @@ def _percentiles(plan: Plan) -> list[tuple[str, float]]:
 def _frontier(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for header in ("p95", "Cost/h", "Quality", "Bound"):
+    for header in ("p95", "Cost/h", "Quality", "Bound", "GPUs"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("GPUs " + "/".join(stage.name for stage in plan.stages), justify="right", no_wrap=True)
-    table.add_column("Thresholds", no_wrap=True)
+    table.add_column("Thresholds", overflow="fold")  # of many stages: what gives way to the figures
     for point in sorted(plan.frontier, key=lambda p: p.p95_ms):
         table.add_row(
             "►" if point.chosen else "",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from cascadia_api.cascade import CascadeDeployment, LatencyTarget
 from cascadia_api.crd import crds
@@ -54,6 +55,18 @@ def test_the_table_says_what_runs_where(chat: CascadeDeployment, capsys: pytest.
     assert "! an example" in text
     assert "Frontier" not in text
     assert not any(line.endswith(" ") for line in text.splitlines())
+
+
+def test_a_narrow_terminal_cuts_no_figure_of_the_frontier(chat: CascadeDeployment) -> None:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(plan_view(example_plan(), chat, frontier=True, width=80))
+    rows = capture.get().partition("Frontier")[2].partition("Not chosen")[0]
+    assert "GPUs of small, medium, large" in rows
+    assert "…" not in rows
+    for point in example_plan().frontier:
+        assert "/".join(map(str, point.gpus)) in rows
+        assert money(point.cost_per_hour) in rows
 
 
 def test_frontier_and_explanation_on_request(chat: CascadeDeployment, capsys: pytest.CaptureFixture[str]) -> None:
