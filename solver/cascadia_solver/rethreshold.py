@@ -36,7 +36,7 @@ from cascadia_solver.lengths import PROMPT_TOKENS_PER_STEP, length_profile
 from cascadia_solver.operating_point import load_curves
 from cascadia_solver.ordering import ascending
 from cascadia_solver.path_estimate import path_latency
-from cascadia_solver.replay import StageLoads, ThresholdGrid, stage_loads, threshold_grids
+from cascadia_solver.replay import ThresholdGrid, exit_stages, stage_loads, threshold_grids
 from cascadia_solver.roofline import Shape
 from cascadia_solver.sites import pool_budgets
 from cascadia_solver.sources import Certainty, certainty
@@ -53,13 +53,15 @@ _HARDLY_SLOWER = 1.1
 """The closed form of so few requests is off by about so much."""
 _SHOWN_AT = (50, 90, 95, 99)
 _FRONTIER = 64
+_FEWEST_SEEN = 50
+"""Where fewer requests come to a stage than this, those that come are taken to be like all."""
 _HOPELESS = 0.05
 """Vectors estimated at so much below the quality floor are not looked at."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """One stage's replicas under the traffic of all requests.
+    """One stage's replicas under the traffic that comes to it.
 
     Attributes:
         levels: Ascending latencies, s [LEVELS].
@@ -101,9 +103,14 @@ def replan_thresholds(inputs: PlanningInputs, plan: Plan, traffic: Traffic | Non
     (grid,) = threshold_grids(traffic.table, candidates=live, forced=live, max_escalations=None)
     percentile = float(spec.objective.percentile)
     few = _thinned(sample, live[-1])
-    placed = [_placed(inputs, traffic.facts[model], few, model, plan.stages[model], percentile) for model in live]
+    seen = [_seen(sample, plan, live, model) for model in live]
+    placed = [
+        _placed(inputs, traffic.facts[model], sample, rows, model, plan.stages[model], percentile)
+        for model, rows in zip(live, seen, strict=True)
+    ]
     loads = stage_loads(grid, sample)
-    rates = _rates(loads, sample, grid)
+    typical = [sample.output_tokens[rows, model].mean() for model, rows in zip(live, seen, strict=True)]
+    rates = loads.tokens / np.array(typical) * sample.requests_per_second
     study = estimate_quality(traffic.table, [grid], weights=traffic.demand.row_weights)
     floor, confidence = float(spec.objective.min_quality), float(spec.objective.confidence)
     latency, times_of = _latency(grid, placed, rates, study.estimates[0], few, floor, percentile)
@@ -216,9 +223,27 @@ def _thinned(sample: RequestSample, model: int) -> RequestSample:
     )
 
 
+def _seen(sample: RequestSample, plan: Plan, live: Sequence[int], model: int) -> Integers:
+    """Requests that come to a stage under the thresholds in force, which those looked for will be near to.
+
+    Which requests come decides on what replicas carry: those that get to a large model have longer answers.
+    """
+    able = np.ones(len(sample), dtype=bool) if sample.able is None else sample.able[:, model]
+    thresholds = [np.inf if (h := plan.thresholds[k]) is None else h for k in live[:-1]]
+    rows = np.flatnonzero(able & (exit_stages(live, thresholds, sample.scores, sample.able) >= model))
+    return rows if len(rows) >= _FEWEST_SEEN else np.flatnonzero(able)
+
+
 def _placed(
-    inputs: PlanningInputs, facts: ModelFacts, sample: RequestSample, model: int, stage: PlanStage, percentile: float
+    inputs: PlanningInputs,
+    facts: ModelFacts,
+    sample: RequestSample,
+    rows: Integers,
+    model: int,
+    stage: PlanStage,
+    percentile: float,
 ) -> _Placed:
+    """A stage's replicas under the traffic of some requests."""
     spec = inputs.cascade.spec
     pool = next((pool for pool in spec.gpus.pools if pool.name == stage.pool), None)
     if pool is None:
@@ -227,8 +252,7 @@ def _placed(
     precision = precision_of(spec.models[model], facts)
     shapes = [Shape(group.tensor_parallel, group.pipeline_parallel) for group in stage.replicas]
     steps = [source.step_model(facts, gpu, shape, precision, gpus_per_node=pool.gpus_per_node or 8) for shape in shapes]
-    taken = slice(None) if sample.able is None else sample.able[:, model]
-    profile = length_profile(sample.input_tokens[taken], sample.output_tokens[taken, model])
+    profile = length_profile(sample.input_tokens[rows], sample.output_tokens[rows, model])
     curves = load_curves(steps, [profile], percentile)
     levels = np.unique(curves.latency[0])
     carried, parts = np.zeros(len(levels)), np.zeros((len(levels), 3))
@@ -240,13 +264,6 @@ def _placed(
     idle = curves.parts[0, :, 0].mean(axis=0)
     parts = np.where(carried[:, None] > 0, parts / np.maximum(carried, 1e-12)[:, None], idle)
     return _Placed(levels, carried, parts, certainty((source, stage.name, facts, gpu, shape) for shape in shapes))
-
-
-def _rates(loads: StageLoads, sample: RequestSample, grid: ThresholdGrid) -> Floats:
-    """Rate at each stage in requests of its mean answer length over all requests [V, stages]."""
-    answers = sample.output_tokens[:, grid.stages]
-    typical = answers.mean(axis=0) if sample.able is None else answers.mean(axis=0, where=sample.able[:, grid.stages])
-    return np.asarray(loads.tokens / typical * sample.requests_per_second)
 
 
 def _latency(

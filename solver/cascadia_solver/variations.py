@@ -161,12 +161,15 @@ def _combined(
     spent = plan.cost(problem.prices)
     missed = best.saturated or best.excess(problem.targets, deviations=best.deviations) > 0
     if problem.cheapest and not missed:
-        mixes, cost = mixes[cost < spent], cost[cost < spent]
+        mixes, gpus, cost = mixes[cost < spent], gpus[cost < spent], cost[cost < spent]
     if not len(mixes):
         return []
     slowness, excess = _predicted(problem, best, changes, mixes, seen)
     if problem.cheapest:
-        order = np.lexsort((slowness, cost, np.maximum(excess - _ALMOST, 0.0)))
+        # On so few requests a queue that grows does not show: stages that have one are to get more GPUs, of no other.
+        queued = np.array([stage.saturated for stage in best.stages])
+        growing = queued.any() & (gpus - np.array(plan.gpus) < queued).any(axis=1)
+        order = np.lexsort((slowness, cost, np.maximum(excess - _ALMOST, 0.0), growing))
     else:
         order = np.lexsort((cost, slowness, np.maximum(excess, 0.0)))
         if not missed:
