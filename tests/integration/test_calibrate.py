@@ -126,7 +126,9 @@ def judge_by_question() -> ScriptedEngine:
 async def test_every_stage_of_a_running_cascade_is_asked_scored_and_judged(
     cascade: Embedded, calibration: Calibration
 ) -> None:
-    calibration.write([prompt(number) for number in range(60)])
+    prompts = [prompt(number) for number in range(60)]
+    prompts[7]["body"]["tools"] = [{"type": "function", "function": {"name": "add"}}]
+    calibration.write(prompts)
     judge = judge_by_question()
     async with scripted(judge):
         code, out, err = await calibration.run(
@@ -139,6 +141,7 @@ async def test_every_stage_of_a_running_cascade_is_asked_scored_and_judged(
     assert (code, err) == (0, "")
     rows = calibration.rows
     assert [row["id"] for row in rows] == [f"q{number}" for number in range(60)]
+    assert {row["id"]: row["needs"] for row in rows if "needs" in row} == {"q7": ["tools"]}
     models = {ability.name: DifficultyModel(ability) for ability in default_abilities(["small", "large"])}
     for number, row in enumerate(rows):
         assert row["judge"] == "Endpoint/grader"

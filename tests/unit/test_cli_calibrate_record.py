@@ -44,6 +44,27 @@ def test_prompts_are_read() -> None:
     assert (second.references, second.question) == ((), "system: Be brief.\n\nuser: Why?")
 
 
+@pytest.mark.parametrize(
+    ("fields", "needs"),
+    [
+        ({"prompt": "x"}, ()),
+        ({"prompt": "x", "body": {"tools": [{"type": "function"}]}}, ("tools",)),
+        (
+            {
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}],
+                "body": {"response_format": {"type": "json_schema"}},
+            },
+            ("images", "json-schema"),
+        ),
+    ],
+)
+def test_what_a_prompt_needs_beyond_text_is_seen_as_routers_see_it(
+    fields: dict[str, Any], needs: tuple[str, ...]
+) -> None:
+    (one,) = prompts({"id": "1"} | fields)
+    assert one.needs == needs
+
+
 def test_a_digest_is_of_all_but_the_id() -> None:
     base = {"id": "1", "prompt": "Why?", "reference": "so"}
     (same,) = prompts(base | {"id": "other"})
@@ -66,6 +87,7 @@ def test_a_digest_is_of_all_but_the_id() -> None:
         ({"id": "1", "messages": []}, "line 2: messages is empty"),
         ({"id": "1", "prompt": "x", "body": {"n": 2}}, "line 2: body.n cannot be given: one answer is scored"),
         ({"id": "1", "prompt": "x", "body": {"model": "m"}}, "line 2: body.model cannot be given"),
+        ({"id": "1", "prompt": "x", "reference": 1, "body": {"max_tokens": "many"}}, "line 2: Expected `int"),
         ({"id": "1", "prompt": "x", "referense": "18"}, "line 2: Object contains unknown field `referense`"),
         ({"id": "1", "prompt": "x", "reference": " "}, "line 2: reference is empty"),
         ('{"id": "1", "body": {"x": ' + "[" * 5000 + "]" * 5000 + "}}", "line 2: it is nested too deeply"),

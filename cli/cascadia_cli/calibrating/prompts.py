@@ -17,9 +17,11 @@ import msgspec
 from msgspec import Struct
 
 from cascadia_api.errors import InputError, Problem
+from cascadia_router.completion_body import BodyError, CompletionRequest
 
 __all__ = ["Prompt", "parse_prompts"]
 
+_CHAT = b"/v1/chat/completions"
 _MOST_PROBLEMS = 10
 _OURS = {
     "model": "every stage is asked in turn",
@@ -48,12 +50,14 @@ class Prompt:
         body: What every stage is asked, but for `model` and `logprobs`.
         references: Right answers: any of them will do. Empty where none is known.
         digest: Of everything above but the id: tells a changed prompt from one that was answered before.
+        needs: What a model must be capable of beyond text, as routers see it: they skip those that lack it.
     """
 
     id: str
     body: Mapping[str, Any]
     references: tuple[str, ...]
     digest: str
+    needs: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
@@ -117,7 +121,15 @@ def _prompt(line: _Line, earlier: Collection[str], *, need_reference: bool) -> P
         raise ValueError("no reference, which --judge Reference compares answers with: add one, or use another --judge")
     body = {**line.body, "messages": messages}
     content = msgspec.json.encode([body, references], order="deterministic")
-    return Prompt(line.id, body, references, hashlib.sha256(content).hexdigest()[:16])
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return Prompt(line.id, body, references, digest, needs=_needs(body))
+
+
+def _needs(body: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(CompletionRequest(_CHAT, msgspec.json.encode({"model": "any", **body})).needs))
+    except BodyError as error:
+        raise ValueError(str(error)) from None
 
 
 def _text(message: Mapping[str, Any]) -> str:

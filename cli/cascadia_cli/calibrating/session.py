@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from cascadia_api.errors import CascadiaError
 from cascadia_cli.calibrating.endpoint import AskError, together
 from cascadia_cli.calibrating.judges import Judge, reference_worth
@@ -107,4 +109,5 @@ async def _row(prompt: Prompt, stages: Sequence[Stage], judge: Judge, cut: Count
         judge=judge.name,
         prompt=prompt.digest,
         reference=reference_worth(prompt, texts) if prompt.references and judge.name != "Reference" else None,
+        needs=list(prompt.needs) or UNSET,
     )
