@@ -258,6 +258,7 @@ def simulate_cascade(
     if elsewhere.any():
         raise ValueError(f"requests end at stages without replicas; those with replicas are {live}")
 
+    farthest = exits.max(initial=-1)
     journeys = Journeys(prompts, answers, exits, when.copy(), *np.full((2, len(when)), np.inf))
     own: list[Floats] = [np.empty((3, 0)) for _ in stages]
     utilisation = [0.0] * len(stages)
@@ -270,7 +271,7 @@ def simulate_cascade(
         if able is not None:
             _end(journeys, (exits == index) & ~able[:, index])
             comes &= able[:, index]
-        last = index == live[-1]
+        last = index == live[-1] or index >= farthest  # what accepts every answer streams it, and scores none
         gate = math.inf if gate_tokens is None or last else float(gate_tokens)
         visit = let_in(journeys, comes, index, gate)
         times = _simulated_crowd(stages[index], visit, 1.0 if crowd is None else crowd[index], known)

@@ -52,6 +52,17 @@ def test_escalated_requests_pay_for_every_stage_scorer_and_hop() -> None:
     assert not any(times.saturated)
 
 
+def test_a_stage_that_accepts_every_answer_streams_it_whatever_stands_behind() -> None:
+    """As the routers do: replicas that have to be there (minReplicas) hold no answer back."""
+    arrivals, inputs, outputs = load(300, 3.0)
+    both = np.stack([outputs, outputs], axis=1)
+    alone = simulate_cascade([ONE_SMALL, NONE], arrivals, inputs, both, np.zeros(300, int))
+    idle = simulate_cascade([ONE_SMALL, ONE_LARGE], arrivals, inputs, both, np.zeros(300, int), scorer_seconds=9.0)
+    assert np.array_equal(idle.end_to_end, alone.end_to_end)
+    assert np.array_equal(idle.time_to_first_token, alone.time_to_first_token)
+    assert np.all(idle.time_to_first_token[outputs > 1] < idle.end_to_end[outputs > 1])
+
+
 def test_stages_without_replicas_are_skipped() -> None:
     arrivals, inputs, outputs = load(200, 3.0)
     three = np.stack([outputs, outputs, outputs], axis=1)
