@@ -111,11 +111,13 @@ def _line(
             row["id"] = str(value)
             continue
         if path == ("needs",):
+            if not isinstance(value, str | list):
+                return RowProblem(number, f"needs is {value!r}, no words")
             row["needs"] = value.split() if isinstance(value, str) else [str(word) for word in value]
             continue
         try:
             figure = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return RowProblem(number, f"{column} is {value!r}, not a number")
         if math.isnan(figure):
             continue

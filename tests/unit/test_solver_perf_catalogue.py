@@ -201,6 +201,12 @@ UNKNOWN = "the architecture %s is not known: taken for a decoder with gated feed
             [UNKNOWN % "jamba", "it has layers of other kinds (attn_layer_period): all are counted as full attention"],
         ),
         (
+            {"model_type": "llama", "quantization_config": {"quant_method": "hqq", "bits": {}}},
+            ["its quantisation (hqq) is not known: taken for bf16"],
+        ),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "awq", "bits": 4}}, []),
+        ({"model_type": "llama", "quantization_config": {"load_in_4bit": True}}, []),
+        (
             {"model_type": "llama", "intermediate_size": None, "max_position_embeddings": None},
             [
                 "its feed-forward width is not given: taken to be 256",

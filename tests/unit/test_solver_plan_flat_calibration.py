@@ -86,6 +86,17 @@ def test_wrong_rows_are_named_by_their_line_and_skipped() -> None:
     ]
 
 
+def test_values_of_a_table_that_are_no_figures_or_words_are_named() -> None:
+    rows = [[*row, None] for row in table(52)]
+    rows[1][-1], rows[2][1], rows[3][-1] = 5.0, 10**400, ["tools"]
+    found, problems = parse_calibration(lines_of_table([*COLUMNS, "needs"], rows), models=MODELS, scorer="logprob-mean")
+    assert len(found) == 50
+    assert [str(problem)[:40] for problem in problems] == [
+        "line 2: needs is 5.0, no words",
+        f"line 3: inputTokens is {10**400}"[:40],
+    ]
+
+
 def test_rows_of_several_lines_keep_the_count_of_lines() -> None:
     rows = table(52)
     rows[0][2] = "a note\nof two lines"

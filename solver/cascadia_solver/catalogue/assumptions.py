@@ -30,13 +30,14 @@ _OTHER_LAYERS = (
 
 
 def assumptions(
-    config: Mapping[str, Any], text: Mapping[str, Any], layers: int, missing: Mapping[str, int]
+    config: Mapping[str, Any], text: Mapping[str, Any], precision: str, layers: int, missing: Mapping[str, int]
 ) -> tuple[str, ...]:
     """Say what a model is taken for.
 
     Args:
         config: Its whole configuration.
         text: The fields of its text decoder.
+        precision: Of its weights, as far as it could be read.
         layers: How many layers it has.
         missing: What the configuration does not say, and what it is taken to be.
 
@@ -59,6 +60,9 @@ def assumptions(
     field = next((field for field in _OTHER_LAYERS if text.get(field) is not None), None)
     if field is not None:
         said.append(f"it has layers of other kinds ({field}): all are counted as full attention")
+    quantisation = text.get("quantization_config")
+    if precision == "bf16" and isinstance(quantisation, Mapping) and quantisation:
+        said.append(f"its quantisation ({str(quantisation.get('quant_method'))[:40]}) is not known: taken for bf16")
     said += [f"its {what} is not given: taken to be {value:,}" for what, value in missing.items()]
     return tuple(said)
 

@@ -110,7 +110,8 @@ def facts_from_config(
         able.add("images")
     missing = {"feed-forward width": 4 * hidden} if all(text.get(field) is None for field in _WIDTH) else {}
     missing |= {"context window": 8192} if all(text.get(field) is None for field in _CONTEXT) else {}
-    return replace(facts, capabilities=tuple(sorted(able)), assumed=assumptions(config, text, layers, missing))
+    assumed = assumptions(config, text, facts.native_precision, layers, missing)
+    return replace(facts, capabilities=tuple(sorted(able)), assumed=assumed)
 
 
 def _with_experts(facts: ModelFacts, fields: _Fields) -> ModelFacts:
@@ -195,7 +196,9 @@ def _native_precision(text: Mapping[str, Any]) -> str:
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping):
             kind, bits = weights.get("type"), weights.get("num_bits")
-    if bits in {4, 8}:
+    if quantisation.get("load_in_4bit") is True or quantisation.get("load_in_8bit") is True:  # bitsandbytes
+        bits = 4 if quantisation.get("load_in_4bit") is True else 8
+    if bits in (4, 8):
         return f"fp{bits}" if kind == "float" else f"int{bits}"
     return "bf16"
 
