@@ -81,8 +81,7 @@ def quality_prices(plan: Plan, inputs: PlanningInputs, around: Sequence[Neighbou
             prices.append(f"{floor} cannot be had" if of.refusal.startswith("no plan") else f"{floor} {of.refusal}")
             continue
         value = _figure(of.plan, inputs)
-        change = value / own - 1
-        prices.append(f"{floor} {_amount(value, plan, inputs)}" + ("" if abs(change) < _CLOSE else f" ({change:+.0%})"))
+        prices.append(f"{floor} {_amount(value, plan, inputs)}{_change(value / own - 1)}")
     what = "What quality costs" if objective.minimize == "Cost" else f"What quality costs in p{objective.percentile}"
     now = f"{float(objective.min_quality):g} at {_amount(own, plan, inputs)}"
     return f"{what}, against {now}: {', '.join(prices)}."
@@ -97,10 +96,14 @@ def _effect(plan: Plan, other: Plan, inputs: PlanningInputs) -> str:
     dearer = (other.cost_per_hour or 0) / (plan.cost_per_hour or 1) - 1 if paid else 0.0
     if abs(ratio) < _CLOSE and abs(dearer) < _CLOSE and other.gpus == plan.gpus:
         return "changes nothing"
-    words = f"p{percentile} {_seconds(other_ms)} ({ratio:+.0%})"
+    words = f"p{percentile} {_seconds(other_ms)}{_change(ratio)}"
     if paid:
-        words += f" for {other.cost_per_hour:.2f} an hour" + ("" if abs(dearer) < _CLOSE else f" ({dearer:+.0%})")
+        words += f" for {other.cost_per_hour:.2f} an hour{_change(dearer)}"
     return f"{words} on {_count(other.gpus)}"
+
+
+def _change(share: float) -> str:
+    return "" if abs(share) < _CLOSE else f" ({share:+.0%})"
 
 
 def _figure(plan: Plan, inputs: PlanningInputs) -> float:

@@ -79,12 +79,14 @@ class MemoryUse:
     @property
     def reason(self) -> str:
         """The numbers in one sentence."""
-        verdict = "fits" if self.fits else "does not fit"
+        verdict, needed, there = "fits" if self.fits else "does not fit", self.needed_bytes, self.available_bytes
+        told = (d for d in range(1, 9) if f"{needed / 1e9:.{d}f}" != f"{there / 1e9:.{d}f}")
+        digits = next(told, 1)  # "24.2 GB needed, 24.2 GB there" would say nothing
         return (
-            f"{verdict}: {self.needed_bytes / 1e9:.1f} GB needed per GPU ({self.weights_bytes / 1e9:.1f} weights, "
+            f"{verdict}: {needed / 1e9:.{digits}f} GB needed per GPU ({self.weights_bytes / 1e9:.1f} weights, "
             f"{self.reserved_bytes / 1e9:.1f} activations and runtime, "
             f"{_LEAST_KV_TOKENS * self.kv_bytes_per_token / 1e9:.1f} cache for {_LEAST_KV_TOKENS} tokens), "
-            f"{self.available_bytes / 1e9:.1f} GB there"
+            f"{there / 1e9:.{digits}f} GB there"
         )
 
 

@@ -11,6 +11,7 @@ from cascadia_solver.catalogue.gpus import gpu_facts
 from cascadia_solver.catalogue.models import ModelFacts, model_facts
 from cascadia_solver.factors import ENGINES
 from cascadia_solver.prediction import predict
+from cascadia_solver.replica_memory import MemoryUse
 from cascadia_solver.roofline import Factors, Roofline, Shape, factors_for, memory_use, step_model
 from cascadia_solver.shapes import replica_options
 from cascadia_solver.steptime import step_seconds
@@ -197,3 +198,11 @@ def test_linear_attention_keeps_no_cache_but_a_state() -> None:
     step = step_model(hybrid, H200, Shape(8, 1), "fp8")
     assert step.decode_context_seconds < step_model(R1, H200, Shape(8, 1), "fp8").decode_context_seconds
     assert step.request_seconds > factors_for(H200).request_seconds
+
+
+def test_a_replica_that_misses_by_little_is_told_with_digits_that_differ() -> None:
+    short = MemoryUse(16e9, 8.2e9, 24.19e9, 0.0, 0)
+    assert short.reason.startswith("does not fit: 24.20 GB needed per GPU (16.0 weights")
+    assert short.reason.endswith(", 24.19 GB there")
+    just = MemoryUse(16e9, 8e9, 24e9, 0.0, 4096)
+    assert just.reason.startswith("fits: 24.0 GB needed")
