@@ -33,7 +33,7 @@ _CROWD_SEED = 20260707
 _CROWDS = 8
 """Draws that are kept: many simulations of one plan differ in their replicas only."""
 _APART = 0.02
-"""How far, as a share of the time that is simulated, a request of the crowd may come from one that it is like."""
+"""How far, as a share of the time that is simulated, a request of the crowd may enter from one that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,8 @@ def simulate_cascade(
             there, accepted ones begin to be seen there (in between, tokens are taken to come evenly). None: they
             are decided on at their end.
         crowd: How many requests come to each stage for each of these that does, ≥ 1 [stages]: the others are
-            like these, come about when they do, and are only there to load the replicas. None: one.
+            like these, enter the cascade about when any request does, and are only there to load the replicas. None:
+            one.
         margin: So many requests at the beginning and at the end are only there for the others to find the
             cascade at work: n is without them in what is returned.
         known: What stages did in other simulations: cascades that begin alike need those stages once. Those of
@@ -274,7 +275,7 @@ def simulate_cascade(
         last = index == live[-1] or index >= farthest  # what accepts every answer streams it, and scores none
         gate = math.inf if gate_tokens is None or last else float(gate_tokens)
         visit = let_in(journeys, comes, index, gate)
-        times = _simulated_crowd(stages[index], visit, 1.0 if crowd is None else crowd[index], known)
+        times = _simulated_crowd(stages[index], visit, when, 1.0 if crowd is None else crowd[index], known)
         utilisation[index] = times.utilisation
         saturated[index] = times.saturated or not visit.all_come
         each = let_out(
@@ -295,21 +296,21 @@ def _end(journeys: Journeys, where: npt.NDArray[np.bool_]) -> None:
 
 
 def _simulated_crowd(
-    stage: StageReplicas, visit: Visit, crowd: float, known: dict[bytes, StageTimes] | None
+    stage: StageReplicas, visit: Visit, entered: Floats, crowd: float, known: dict[bytes, StageTimes] | None
 ) -> StageTimes:
     """A stage that its visitors come to among others, unless that is known; returns the visitors' times."""
     replicas = _matrix(stage)
     others = round((crowd - 1.0) * len(visit.came))
     if known is None:
-        return _simulated_among(replicas, visit, others)
-    given = (np.append(replicas, crowd), visit.came, visit.prompts, visit.answers)
+        return _simulated_among(replicas, visit, entered, others)
+    given = (np.append(replicas, (crowd, entered.sum())), visit.came, visit.prompts, visit.answers)
     key = b"".join(hash(array.tobytes()).to_bytes(8, "little", signed=True) for array in given)
     if key not in known:
-        known[key] = _simulated_among(replicas, visit, others)
+        known[key] = _simulated_among(replicas, visit, entered, others)
     return known[key]
 
 
-def _simulated_among(replicas: Floats, visit: Visit, others: int) -> StageTimes:
+def _simulated_among(replicas: Floats, visit: Visit, entered: Floats, others: int) -> StageTimes:
     """A stage that so many other requests come to as well."""
     count = len(visit.came)
     if visit.ascending and others <= 0:
@@ -317,26 +318,38 @@ def _simulated_among(replicas: Floats, visit: Visit, others: int) -> StageTimes:
     order = np.arange(count) if visit.ascending else np.argsort(visit.came, kind="stable")
     like, others_at = np.empty(0, np.int64), np.empty(0)
     if others > 0:
-        begin, end = visit.came[order[0]], visit.came[order[-1]]
-        like, when, aside = _drawn(count, math.ceil(others / count))
-        # Near enough in time to come in the same burst, and far enough not to queue behind the one that they are like.
-        others_at = visit.came[order[when[:others]]] - begin + _APART * (end - begin) * aside[:others]
-        others_at = np.sort(end - np.abs(end - begin - np.abs(others_at)))  # reflected at both ends
+        like, who, aside = _drawn(count, len(entered), math.ceil(others / count))
+        # Any request of the cascade may have come here: were they to come when the few that do came, every chance
+        # crowding of those would be so many times as large.
+        under_way = visit.came - entered[visit.visitors]
+        begin, end = visit.came[order[0]], entered[-1] + under_way.max()
+        others_at = entered[who[:others]] + under_way[like[:others]]
+        # Near enough to come in the same burst, and far enough not to queue behind the one that they came with.
+        others_at += _APART * (entered[-1] - entered[0]) * aside[:others]
+        others_at = begin + np.abs(others_at - begin)
+        others_at = np.sort(end - np.abs(end - others_at))
     every, prompts, answers, place = merged(visit, order, others_at, like)
     times = _simulated(replicas, every, prompts, answers)
     return StageTimes(times.first_token[place], times.finish[place], times.utilisation, times.saturated)
 
 
 @lru_cache(maxsize=_CROWDS)
-def _drawn(count: int, times: int) -> tuple[Ints, Ints, Floats]:
-    """Of so many times as many others: whom they are like, about when they come, and how far from that [count * times].
+def _drawn(count: int, entered: int, times: int) -> tuple[Ints, Ints, Floats]:
+    """Of so many times as many others: whom they are like, whom they enter with, and how far from that [count * times].
+
+    Args:
+        count: Requests that come to the stage.
+        entered: Requests of the cascade.
+        times: So many times as many others.
 
     Returns:
-        Places in the order of arrival, twice, and numbers in [-1, 1). Of fewer, they are the first ones of these.
+        Places among either, and numbers in [-1, 1). Of fewer others, they are the first ones of these.
     """
     random = np.random.default_rng(_CROWD_SEED)
-    like, when = (np.tile(random.permutation(count), times) for _ in range(2))
-    return like, when, random.uniform(-1.0, 1.0, count * times)
+    others = count * times
+    like = np.tile(random.permutation(count), times)
+    who = np.tile(random.permutation(entered), math.ceil(others / entered))[:others]
+    return like, who, random.uniform(-1.0, 1.0, others)
 
 
 def _lengths(tokens: npt.ArrayLike) -> Ints:

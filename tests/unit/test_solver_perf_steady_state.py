@@ -78,6 +78,22 @@ def test_ten_seconds_of_traffic_tell_what_a_minute_of_it_would(settle: float) ->
         assert np.percentile(started.end_to_end, percentile) < 0.9 * wanted
 
 
+def test_few_requests_at_a_stage_do_not_crowd_more_than_many_would() -> None:
+    """Each of these 200 stands for many: would all of those come with it, chance would crowd the stage as much more."""
+    fast, rare = StageReplicas([SMALL] * 80, [1.0] * 80), StageReplicas([SMALL] * 10, [1.0] * 10)
+    slow = []
+    for seed in range(6):
+        sample, _ = traffic(1500, 1600.0, seed)
+        exits = (np.random.default_rng(seed).random(1500) < 0.14).astype(np.int64)
+        times = at_work([fast, rare], sample, exits, settle_seconds=60.0)
+        assert times.saturated == [False, False]
+        slow.append(np.percentile(times.stage_service[1], 95))
+    long, _ = traffic(60_000, 1600.0, seed=6)
+    exits = (np.random.default_rng(6).random(60_000) < 0.14).astype(np.int64)
+    many = simulate_cascade([fast, rare], long.arrivals, long.input_tokens, long.output_tokens, exits, margin=15_000)
+    assert np.mean(slow) == pytest.approx(np.percentile(many.stage_service[1], 95), rel=0.35)
+
+
 @given(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=3),
     thinning=st.floats(1.0, 50.0),
