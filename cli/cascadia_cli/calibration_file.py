@@ -63,7 +63,12 @@ def read_calibration(manifest: Manifest, file: str, path: str | None) -> tuple[C
         )
     except InputError as error:
         raise error.within(source) from None
-    return calibration, notes + ([rejected_rows_summary(problems, "calibration set")] if problems else [])
+    notes += [rejected_rows_summary(problems, "calibration set")] if problems else []
+    if calibration.scores_simulated:
+        notes.append(
+            "the set's scores are simulated: its thresholds and its bound are for trying things out, not to serve"
+        )
+    return calibration, notes
 
 
 def calibration_lines(path: str) -> Iterable[bytes | str | RowProblem]:

@@ -57,12 +57,14 @@ class CalibrationRow(Struct, rename="camel"):
         input_tokens: Length of the prompt.
         answers: By model name.
         needs: What it needs beyond text: ``tools``, ``images``, ``audio``, ``json-schema``.
+        scores_simulated: Whether nobody scored its answers: its scores are drawn, of a stated AUROC.
     """
 
     id: str
     input_tokens: float
     answers: dict[str, CalibrationAnswer]
     needs: list[str] | UnsetType = UNSET
+    scores_simulated: bool | UnsetType = UNSET
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class CalibrationSet:
         source: ``Calibration``, or ``Prior`` for a table that was made up from published accuracies.
         needs: What each request needs beyond text, as `ability.needs_mask` says [n]; None where no row says.
         able: Which models can take each request [n, C]; None: all of them, or not yet looked up.
+        scores_simulated: Whether some scores are drawn, not given by a scorer: good for trying things out.
     """
 
     ids: Sequence[str]
@@ -92,6 +95,7 @@ class CalibrationSet:
     source: str = field(default="Calibration")
     needs: NDArray[np.uint8] | None = None
     able: NDArray[np.bool_] | None = None
+    scores_simulated: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -136,6 +140,7 @@ def parse_calibration(
     problems: list[RowProblem] = []
     seen: set[str] = set()
     scorers: set[str] = set()
+    simulated = False
     for number, line in enumerate(lines, start=1):
         if isinstance(line, RowProblem):
             problems.append(line)
@@ -152,6 +157,7 @@ def parse_calibration(
             problems.append(RowProblem(number, _words(error, line)))
             continue
         seen.add(row.id)
+        simulated = simulated or row.scores_simulated is True
         rows.append((row.id, float(row.input_tokens), values))
         needs.append(needed)
     _check_rows(len(rows), problems, scorer, scorers)
@@ -165,6 +171,7 @@ def parse_calibration(
         scores=np.ascontiguousarray(columns[:, 1]),
         quality=np.ascontiguousarray(columns[:, 2]),
         needs=None if set(needs) == {None} else np.array([mask or 0 for mask in needs], dtype=np.uint8),
+        scores_simulated=simulated,
     )
     if np.ptp(result.quality) == 0:
         raise InputError(
@@ -189,9 +196,12 @@ def _words(error: Exception, line: bytes | str) -> str:
     return str(error)
 
 
-def calibration_line(identifier: str, input_tokens: float, answers: Mapping[str, CalibrationAnswer]) -> bytes:
+def calibration_line(
+    identifier: str, input_tokens: float, answers: Mapping[str, CalibrationAnswer], *, scores_simulated: bool = False
+) -> bytes:
     """Return one line of a calibration set, without the line end."""
-    return msgspec.json.encode(CalibrationRow(identifier, input_tokens, dict(answers)))
+    row = CalibrationRow(identifier, input_tokens, dict(answers), scores_simulated=scores_simulated or UNSET)
+    return msgspec.json.encode(row)
 
 
 def _values(row: CalibrationRow, models: Sequence[str], scorer: str, seen: Collection[str]) -> list[float]:

@@ -133,7 +133,7 @@ def _import(
             yield problems[-1]
             continue
         usable += 1
-        yield calibration_line(identifier, max(1, round(min(prompts))), answers)
+        yield calibration_line(identifier, max(1, round(min(prompts))), answers, scores_simulated=True)
     if not usable:
         summary = rejected_rows_summary(problems, "results") if problems else "it has no rows"
         raise InputError(

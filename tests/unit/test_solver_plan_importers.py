@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from cascadia_api.errors import InputError
+from cascadia_api.load import load_manifest
+from cascadia_cli.calibration_file import read_calibration
 from cascadia_solver.calibration import CalibrationRow, parse_calibration
 from cascadia_solver.importers import import_wildbench, import_zeroeval
 from tests.support.planning import data_file
@@ -92,6 +95,17 @@ def test_results_without_a_usable_question_are_refused() -> None:
         list(import_zeroeval([HEADER, "g,q,A-8B,7,1,9,9", "g,q,A-70B,1,1,9,9", "g,p,A-8B,1,1,9,9"], STAGES, auroc=0.8))
 
 
+def test_planning_says_that_imported_scores_are_simulated(tmp_path: Path) -> None:
+    manifest = load_manifest((Path(__file__).parents[2] / "examples" / "pair.yaml").read_text(), "pair.yaml")
+    path = tmp_path / "set.jsonl"
+    made = import_zeroeval(results(60), STAGES, auroc=0.8)
+    path.write_bytes(b"".join(line + b"\n" for line in made if isinstance(line, bytes)))
+    (note,) = read_calibration(manifest, "pair.yaml", str(path))[1]
+    assert note.startswith("the set's scores are simulated")
+    path.write_bytes(path.read_bytes().replace(b',"scoresSimulated":true', b""))
+    assert read_calibration(manifest, "pair.yaml", str(path))[1] == []
+
+
 def test_a_file_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match="lacks the columns id, model"):
         list(import_zeroeval(["a,b", "1,2"], STAGES, auroc=0.8))
@@ -108,6 +122,7 @@ def test_real_zeroeval_results() -> None:
             import_zeroeval(file, stages, auroc=0.75), models=list(stages), scorer="logprob-mean"
         )
     assert problems == []
+    assert table.scores_simulated
     assert len(table) > 1300
     assert table.quality.mean(axis=0) == pytest.approx([0.840, 0.942, 0.959], abs=0.01)
 
