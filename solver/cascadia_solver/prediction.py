@@ -257,8 +257,8 @@ def _check_load(concurrency: int | None, rate: float | None) -> None:
         raise InputError("give either a concurrency or a rate")
     if concurrency is not None and not 1 <= concurrency <= 100_000:
         raise InputError(Problem("concurrency", f"must be from 1 to 100000, not {concurrency}"))
-    if rate is not None and not 0.0 < rate < 1e6:
-        raise InputError(Problem("rate", f"must be positive and below 1000000 requests/s, not {rate:g}"))
+    if rate is not None and not 1e-9 <= rate < 1e6:  # times of slower ones have no milliseconds
+        raise InputError(Problem("rate", f"must be positive, from 1e-09 to 1000000 requests/s, not {rate:g}"))
 
 
 def _throughput(answers: Floats, first: Floats, finish: Floats, opened: float, closed: float) -> float:

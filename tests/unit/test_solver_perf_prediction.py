@@ -83,6 +83,7 @@ def test_what_does_not_fit_says_so() -> None:
         (10, 10, {}, "either a concurrency or a rate"),
         (10, 10, {"rate": 1.0, "concurrency": 1}, "either a concurrency or a rate"),
         (10, 10, {"rate": -1.0}, "rate: must be positive"),
+        (10, 10, {"rate": 1e-300}, "rate: must be positive, from 1e-09 to 1000000 requests/s, not 1e-300"),
         (10, 10, {"rate": float("nan")}, "rate: must be positive"),
         (10, 10, {"concurrency": 0}, "concurrency: must be from 1"),
         (0, 10, {"rate": 1.0}, "input: lengths must be at least 1"),

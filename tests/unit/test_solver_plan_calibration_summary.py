@@ -45,7 +45,7 @@ def test_most_sets_of_the_size_that_is_named_are_large_enough() -> None:
         assert min(named) >= 1.25 * requests
         tried += [target_summary(spec, probit_table(min(size, 4000), 7000 + k)).enough for k, size in enumerate(named)]
     assert len(tried) >= 8
-    assert sum(tried) >= 0.6 * len(tried)
+    assert sum(tried) >= 0.5 * len(tried)
 
 
 def test_no_size_is_named_for_a_floor_above_every_mean() -> None:
