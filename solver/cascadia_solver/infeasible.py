@@ -29,7 +29,9 @@ _A_LITTLE_MORE = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5)
 _FEWEST_GPUS = 64
 _MOST_GPUS = 4096
 """Of a pool in a manifest."""
-_STEPS = 8
+_STEPS = 16
+_LEVEL, _POINTS = 0.01, 0.004
+"""How near the highest rate, as a share of it, and the highest floor are found."""
 _MOST_REQUESTS = 1_000_000
 """A larger calibration set than this is not worth naming."""
 _NEAREST_ERRORS = 3.0
@@ -330,19 +332,25 @@ def _nearest(problem: Problem) -> str:
         aim = problem.objective.model_copy(update={"min_quality": f"{floor:.3f}"})
         return replace(problem, objective=aim, made={}, known={})
 
-    rate = _highest(problem.sample.requests_per_second, slower, lambda middle: float(f"{middle:.3g}"))
+    asked = problem.sample.requests_per_second
+    rate = _highest(asked, slower, lambda middle: float(f"{middle:.3g}"), lambda low, high: high - low <= _LEVEL * high)
     if rate > 0:
         return f"{rate:g} requests/s on the GPUs that there are"
-    floor = _highest(problem.floor, worse, lambda middle: round(middle, 3))
+    floor = _highest(problem.floor, worse, lambda middle: round(middle, 3), lambda low, high: high - low <= _POINTS)
     return f"minQuality {floor:g} on the GPUs that there are" if floor > 0 else ""
 
 
-def _highest(asked: float, at: Callable[[float], Problem], told: Callable[[float], float]) -> float:
+def _highest(
+    asked: float,
+    at: Callable[[float], Problem],
+    told: Callable[[float], float],
+    near: Callable[[float, float], bool],
+) -> float:
     """The highest figure below what was asked at which something fits, by bisection; 0 if none."""
     low, high = 0.0, asked
     for _ in range(_STEPS):
         middle = told((low + high) / 2)
-        if not low < middle < high:
+        if not low < middle < high or near(low, high):
             break
         low, high = (middle, high) if _fits(at(middle)) else (low, middle)
     return low

@@ -55,14 +55,20 @@ def pair(gpus: int, rate: str, floor: str = "0.78", **fields: Any) -> PlanningIn
 
 def test_a_need_of_many_times_the_gpus_is_told_in_full() -> None:
     with pytest.raises(InfeasibleError) as caught:
-        plan_cascade(pair(2, "800"))
+        plan_cascade(pair(8, "800"))
     (shortfall,) = caught.value.shortfalls
     needed = int(shortfall.needed)
     assert needed > 64
-    assert re.search(r"need at least \d+ GPUs of pool h100, has 2 \(", str(caught.value))
+    assert re.search(r"need at least \d+ GPUs of pool h100, has 8 \(", str(caught.value))
     # Among so many GPUs other thresholds are certified: the number was tried.
     assert f" {needed} " in str(caught.value)
     assert plan_cascade(pair(needed, "800")).gpus <= needed
+    # However far off the rate was that was asked for, the highest is found as closely.
+    rate, _, words = caught.value.nearest.partition(" ")
+    assert words == "requests/s on the GPUs that there are"
+    with pytest.raises(InfeasibleError) as nearer:
+        plan_cascade(pair(8, f"{1.5 * float(rate):g}"))
+    assert float(nearer.value.nearest.partition(" ")[0]) == pytest.approx(float(rate), rel=0.02)
 
 
 def test_where_no_rate_helps_the_nearest_floor_is_told() -> None:
