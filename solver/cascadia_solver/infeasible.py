@@ -30,8 +30,11 @@ _FEWEST_GPUS = 64
 _MOST_GPUS = 4096
 """Of a pool in a manifest."""
 _STEPS = 16
-_LEVEL, _POINTS = 0.01, 0.004
-"""How near the highest rate, as a share of it, and the highest floor are found."""
+_LEVEL, _ROUGHLY, _POINTS = 0.01, 0.05, 0.004
+"""How near the highest rate, as a share of it, and the highest floor are found; roughly if each try takes seconds."""
+_MANY_VECTORS = 5000
+_FAR_OFF = 8.0
+"""What is asked is lowered by this factor at a time, once half of it is too much."""
 _MOST_REQUESTS = 1_000_000
 """A larger calibration set than this is not worth naming."""
 _NEAREST_ERRORS = 3.0
@@ -333,7 +336,8 @@ def _nearest(problem: Problem) -> str:
         return replace(problem, objective=aim, made={}, known={})
 
     asked = problem.sample.requests_per_second
-    rate = _highest(asked, slower, lambda middle: float(f"{middle:.3g}"), lambda low, high: high - low <= _LEVEL * high)
+    level = _ROUGHLY if sum(len(grid) for grid in problem.grids) > _MANY_VECTORS else _LEVEL
+    rate = _highest(asked, slower, lambda middle: float(f"{middle:.3g}"), lambda low, high: high - low <= level * high)
     if rate > 0:
         return f"{rate:g} requests/s on the GPUs that there are"
     floor = _highest(problem.floor, worse, lambda middle: round(middle, 3), lambda low, high: high - low <= _POINTS)
@@ -348,8 +352,8 @@ def _highest(
 ) -> float:
     """The highest figure below what was asked at which something fits, by bisection; 0 if none."""
     low, high = 0.0, asked
-    for _ in range(_STEPS):
-        middle = told((low + high) / 2)
+    for step in range(_STEPS):
+        middle = told((low + high) / 2 if low or not step else high / _FAR_OFF)
         if not low < middle < high or near(low, high):
             break
         low, high = (middle, high) if _fits(at(middle)) else (low, middle)
