@@ -181,6 +181,14 @@ class QualityStudy:
         spread = float((self.weights**2).mean()) * max(best * (1 - best), 1 / len(self.table))
         return math.ceil(distance**2 * spread / (best - floor) ** 2)
 
+    def clear_of(self, floor: float) -> float:
+        """The estimate from which on a vector hardly fails to be certified for a floor."""
+        return floor + _SPARE * self._error(floor)
+
+    def _error(self, floor: float) -> float:
+        """About the standard error of a mean that is at the floor."""
+        return math.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
+
     def _path(
         self, values: Sequence[Floats], orders: Sequence[Integers], starts: Integers, floor: float, aims: int
     ) -> Integers:
@@ -198,7 +206,7 @@ class QualityStudy:
         value = np.concatenate(values)[path]
         order = np.lexsort((value, -guide))
         path, guide, value = path[order], guide[order], value[order]
-        error = np.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
+        error = self._error(floor)
         safe = guide > floor + _FAR * error
         aim = (np.searchsorted(starts, path, side="right") - 1) // (len(values) // aims)
         least = np.empty(len(path))
@@ -206,7 +214,7 @@ class QualityStudy:
             least[aim == of] = np.minimum.accumulate(value[aim == of])
         far = path[safe & (value <= _CLOSE_IF_SAFE * least)]
         hopeful = np.arange(len(path)) <= (guide >= floor - _HOPELESS * error).sum()
-        risky = (aim > 0) & (guide < floor + _SPARE * error)
+        risky = (aim > 0) & (guide < self.clear_of(floor))
         near = path[~safe & ~risky & hopeful & (value <= _CLOSE * least)]
         alone = self._singles(starts)
         alone = alone[np.concatenate(self.estimates)[alone] > floor + _FAR * error]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +32,8 @@ _SHRINKAGE = 0.3
 _NEAR = 0.35
 """Points that miss or keep the targets by more than this, in logarithms, or miss them by so much more than the nearest
 one, are not simulated."""
+_CLOSE, _MOST_DECISIVE = 0.2, 12
+"""How far from the targets points are of which some are simulated on all requests, and how many are."""
 _FURTHEST = 4.0
 """What is further off than this factor tells nothing of other points: it is saturated."""
 
@@ -78,12 +79,21 @@ def _corrected(problem: Problem, points: Screened, models: int) -> Screened:
                 checked[k] = _ratio(problem, points, k, models)
         off = np.exp(_regressed(features, np.array(list(checked)), np.log(np.stack(list(checked.values())))))
         better = replace(points, targeted=points.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
-    # How they differ shows on the few requests that all share; where they are, at one of them, on all requests.
-    nearest = min(checked, key=lambda k: abs(math.log(max(float(better.worst[k]), 1e-9))))
-    if abs(math.log(max(float(better.worst[nearest]), 1e-9))) > _NEAR:
+    # How they differ shows on the few requests that all share; where they are, and what is left, on all requests.
+    decisive = _decisive(better)
+    if not len(decisive):
         return better
-    level = _over(_simulated(problem, problem.sample, points, nearest, models), better.targeted[nearest])
-    return replace(better, targeted=better.targeted * np.clip(level, 1 / _FURTHEST, _FURTHEST))
+    left = [_over(_simulated(problem, problem.sample, points, k, models), better.targeted[k]) for k in decisive]
+    off = np.exp(_regressed(features, np.array(decisive), np.log(np.stack(left))))
+    return replace(better, targeted=better.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
+
+
+def _decisive(points: Screened) -> list[int]:
+    """Some of the points that just keep or just miss the targets, of all costs."""
+    close = np.flatnonzero(np.abs(points.worst - 1) <= _CLOSE)
+    order = close[np.lexsort((points.worst[close], points.cost[close]))]
+    share = (np.arange(_MOST_DECISIVE) + 0.5) / _MOST_DECISIVE
+    return [int(k) for k in np.unique(order[(share * len(order)).astype(np.int64)])] if len(order) else []
 
 
 def _to_check(points: Screened, most: int) -> list[int]:

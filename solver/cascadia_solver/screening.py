@@ -34,8 +34,8 @@ _LEAST_STEP = 0.02
 """Of the cost: smaller steps are not worth a look each, where GPUs are many."""
 _TAILS = 2.0
 """A stage that so many times the tail's share of requests get to counts in full for the percentile."""
-_PER_STAIR, _PER_FASTEST = 128, 256
-"""Vectors at the floor that are looked at: the cheapest on each stair, and the fastest."""
+_PER_STAIR, _PER_STAIR_FOR_TARGETS = 96, 384
+"""Vectors at the floor that are looked at: on each stair so many of the cheapest, and among equals of the fastest."""
 AS_GOOD_AS_KEPT = 0.03
 """What estimates are off by: a target that seems to be missed by no more may be kept, which the simulation will say."""
 
@@ -138,13 +138,15 @@ def screen(
     chosen = _staircases(needed, price, weights, levels_of, np.array(limits, dtype=np.int64), pools, _STAIRS)
     vectors, levels = [], []
     stages = np.arange(len(sites))
+    most = _PER_STAIR_FOR_TARGETS if targets else _PER_STAIR
     for place, row in enumerate(chosen):
         possible = np.flatnonzero(row[:, 0] >= 0)
+        slowness = (weights * levels_of[row]).sum(axis=1)
+        cost = needed[np.arange(len(grid))[:, None], stages, row] @ price
         if place < len(_STAIRS):
-            value, most = needed[np.arange(len(grid))[:, None], stages, row] @ price, _PER_STAIR
+            looked = _worth_a_look(possible, cost, slowness, estimate, floor, most)
         else:
-            value, most = (weights * levels_of[row]).sum(axis=1), _PER_FASTEST
-        looked = _worth_a_look(possible, value, estimate, floor, most)
+            looked = _worth_a_look(possible, slowness, cost, estimate, floor, 2 * most)
         vectors.append(looked)
         levels.append(row[looked])
     distinct = np.unique(np.column_stack([np.concatenate(vectors), np.concatenate(levels)]), axis=0)
@@ -263,10 +265,16 @@ def _needed(site: Site, rate: Floats, profile: Integers) -> Integers:
     return needed
 
 
-def _worth_a_look(possible: Integers, value: Floats, estimate: Floats, floor: float, most: int) -> Integers:
-    """The vectors of the least value at the floor, and those for each quality."""
+def _worth_a_look(
+    possible: Integers, value: Floats, ties: Floats, estimate: Floats, floor: float, most: int
+) -> Integers:
+    """The vectors of the least value at the floor, and those for each quality.
+
+    Many have the same value: of these the best ones, and those that are least in what decides ties.
+    """
     order = possible[np.lexsort((-estimate[possible], value[possible]))]
-    good = order[estimate[order] >= floor][:most]
     best_so_far = np.maximum.accumulate(np.concatenate([[-np.inf], estimate[order]]))[:-1]
     stairs = order[estimate[order] > best_so_far]
-    return np.unique(np.concatenate([good, stairs[:: max(1, len(stairs) // 32)]]))
+    good = order[estimate[order] >= floor]
+    other = good[np.lexsort((ties[good], value[good]))]
+    return np.unique(np.concatenate([good[:most], other[:most], stairs[:: max(1, len(stairs) // 32)]]))

@@ -214,7 +214,8 @@ def _aims(
 
     Beside what is minimised that which can be short: where little more than one vector keeps the targets, or can be
     carried at all, what an estimate is off by must not leave only vectors that do not. All are tested in one sequence,
-    at one level. Where no vector seems to keep the targets, those nearest to them are wanted.
+    at one level. Where no vector seems to keep the targets, those nearest to them are wanted, as far as they are nearer
+    than one that is sure to be certified.
 
     Returns:
         Of points [K] what is to be small, and by grid the vectors that are not far from the targets at their fastest.
@@ -233,9 +234,13 @@ def _aims(
     if not problem.targets:
         return [minimised] if problem.cheapest else [minimised, cost], every
     least = _least(problem, screened, target)
-    good = [of_grid[e >= problem.floor] for of_grid, e in zip(least, problem.study.estimates, strict=True)]
-    if np.concatenate(good).min(initial=np.inf) > 1 + AS_GOOD_AS_KEPT:
-        return [target], every
+
+    def nearest(estimated: float) -> float:
+        good = [of_grid[e >= estimated] for of_grid, e in zip(least, problem.study.estimates, strict=True)]
+        return float(np.concatenate(good).min(initial=np.inf))
+
+    if nearest(problem.floor) > 1 + AS_GOOD_AS_KEPT:
+        return [target], [of_grid <= nearest(problem.study.clear_of(problem.floor)) for of_grid in least]
     return [minimised, target], [of_grid <= _FAR_FROM_TARGETS for of_grid in least]
 
 
