@@ -63,9 +63,7 @@ test that may end it, but for those so far above the floor that they hardly can.
 _BAND_DRAWS = 2000
 _DRAWN_AT_ONCE = 32
 _SPARE = 2.5
-"""Of the vectors that are best under another aim than the first, those that are estimated at fewer standard errors
-above the floor are left off: they are there in case the others turn out not to do, and must not end the path for them.
-"""
+"""Vectors that are estimated at so many standard errors above the floor hardly fail."""
 _POWER = 0.8
 _HOPELESS = 2.0
 """Vectors estimated at more standard errors than this below the floor are left off the path."""
@@ -114,6 +112,7 @@ class QualityStudy:
         confidence: float,
         seed: int = 0,
         aims: int = 1,
+        foremost: int = 1,
     ) -> list[QualityOfGrid]:
         """Bound the quality of the path, of single models and of other kept vectors.
 
@@ -124,8 +123,10 @@ class QualityStudy:
             floor: Quality floor.
             confidence: Probability with which all that is said holds.
             seed: Of the band's draws.
-            aims: The grids are given so many times over, each time with another thing to be minimised, the foremost
-                first: the vectors that are best for one or the other make one path.
+            aims: The grids are given so many times over, each time with another thing to be minimised: the vectors
+                that are best for one or the other make one path.
+            foremost: Of the first so many aims all vectors are on it, of the others those well above the floor: they
+                are there in case the others turn out not to do, and must not end the path for these.
 
         Returns:
             Of each grid: bounds of the vectors that were looked at, 0 for the others; none under a prior.
@@ -134,7 +135,7 @@ class QualityStudy:
             return list(self.qualities)
         starts = np.cumsum([0, *(len(grid) for grid in self.grids)])
         orders = [np.lexsort((-guide[0], value)) for value, guide in zip(values, self.guides, strict=True)]
-        path = self._path(values, orders, starts, floor, aims)
+        path = self._path(values, orders, starts, floor, aims, foremost)
         others = np.setdiff1d(
             np.concatenate([self._singles(starts), *(k + s for k, s in zip(kept, starts, strict=False))]), path
         )
@@ -190,7 +191,13 @@ class QualityStudy:
         return math.sqrt(max(floor * (1 - floor), 1e-3) / len(self.table))
 
     def _path(
-        self, values: Sequence[Floats], orders: Sequence[Integers], starts: Integers, floor: float, aims: int
+        self,
+        values: Sequence[Floats],
+        orders: Sequence[Integers],
+        starts: Integers,
+        floor: float,
+        aims: int,
+        foremost: int,
     ) -> Integers:
         """Vectors to test, best estimate first [L].
 
@@ -214,7 +221,7 @@ class QualityStudy:
             least[aim == of] = np.minimum.accumulate(value[aim == of])
         far = path[safe & (value <= _CLOSE_IF_SAFE * least)]
         hopeful = np.arange(len(path)) <= (guide >= floor - _HOPELESS * error).sum()
-        risky = (aim > 0) & (guide < self.clear_of(floor))
+        risky = (aim >= foremost) & (guide < self.clear_of(floor))
         near = path[~safe & ~risky & hopeful & (value <= _CLOSE * least)]
         alone = self._singles(starts)
         alone = alone[np.concatenate(self.estimates)[alone] > floor + _FAR * error]

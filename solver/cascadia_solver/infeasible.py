@@ -13,12 +13,13 @@ from cascadia_api.errors import InfeasibleError, Shortfall
 from cascadia_solver.calibration import CalibrationSet
 from cascadia_solver.catalogue.models import ModelFacts
 from cascadia_solver.certification import QualityStudy
+from cascadia_solver.certified_vectors import certified
 from cascadia_solver.evaluation import PathTimes
 from cascadia_solver.packing import POD_SIZES
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.roofline import CostSource
 from cascadia_solver.screening import Screened
-from cascadia_solver.search import Problem, candidates, certified, pool_choices, screen_all
+from cascadia_solver.search import Problem, candidates, pool_choices, screen_all
 from cascadia_solver.set_size import floor_is_in_doubt, requests_needed
 from cascadia_solver.sites import find_sites
 

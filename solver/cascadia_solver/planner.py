@@ -21,6 +21,7 @@ from cascadia_api.plan import Plan, PlanAlternative, PlanSolver
 from cascadia_solver import plan_document as document
 from cascadia_solver.allocation import max_stage_allocation
 from cascadia_solver.certification import QualityStudy, estimate_quality
+from cascadia_solver.certified_vectors import certified
 from cascadia_solver.design import Design, Route
 from cascadia_solver.evaluation import Evaluation
 from cascadia_solver.frontier_simulation import FrontierPlan, simulated_frontier
@@ -30,7 +31,7 @@ from cascadia_solver.ladder import ladder
 from cascadia_solver.milp import MilpResult, SolverName, solve_allocation
 from cascadia_solver.replay import stage_loads, threshold_grids
 from cascadia_solver.screened_simulation import corrected
-from cascadia_solver.search import Problem, candidates, certified, design_route, lower_bound, pool_choices, screen_all
+from cascadia_solver.search import Problem, candidates, design_route, lower_bound, pool_choices, screen_all
 from cascadia_solver.selection import best_of, confirmed, improve, simulate_finalists, simulated
 from cascadia_solver.sites import find_sites, pool_budgets
 from cascadia_solver.sources import certainty

@@ -23,17 +23,19 @@ __all__ = ["SimulatedPoint", "corrected", "simulate_point", "simulate_replicas"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_FIRST_CHECKED = 3
-"""Points of each choice of stages and pools that are simulated first, to see how far the closed form is off …"""
-_MOST_CHECKED, _POINTS_PER_CHECK = 24, 6
-"""… and then, of those that are near the targets: one of so many, up to so many."""
+_FIRST, _NEARER, _DECISIVE = (3, 150), (24, 250), (12, 80)
+"""Points that are simulated, of each choice of stages and pools and of all of them together. First any that may keep
+the targets, to see how far the closed form is off; then those near the targets by that; then, on all requests, the
+nearest."""
+_POINTS_PER_CHECK = 6
+"""Of so many points one more at most is looked at among those near the targets."""
 _SHRINKAGE = 0.3
 """Of what the ratio's regression says of one point more than of another, per simulated point."""
 _NEAR = 0.35
 """Points that miss or keep the targets by more than this, in logarithms, or miss them by so much more than the nearest
 one, are not simulated."""
-_CLOSE, _MOST_DECISIVE = 0.2, 12
-"""How far from the targets points are of which some are simulated on all requests, and how many are."""
+_CLOSE = 0.2
+"""Points this near to the targets just keep or just miss them."""
 _FURTHEST = 4.0
 """What is further off than this factor tells nothing of other points: it is saturated."""
 
@@ -66,34 +68,38 @@ def corrected(problem: Problem, screened: Sequence[Screened], models: int) -> li
     """
     if not problem.targets:
         return list(screened)
-    return [_corrected(problem, points, models) if len(points.vector) else points for points in screened]
+    choices = sum(len(points.vector) > 0 for points in screened)
+    first, most, decisive = (min(each, in_all // max(1, choices)) for each, in_all in (_FIRST, _NEARER, _DECISIVE))
+    return [
+        _corrected(problem, points, models, max(1, first), most, decisive) if len(points.vector) else points
+        for points in screened
+    ]
 
 
-def _corrected(problem: Problem, points: Screened, models: int) -> Screened:
+def _corrected(problem: Problem, points: Screened, models: int, first: int, most: int, decisive: int) -> Screened:
+    """See `corrected`; of so many points first, so many more near the targets, and so many on all requests."""
     features = _features(points)
     checked: dict[int, Floats] = {}
     better = points
-    for most in (_FIRST_CHECKED, min(_MOST_CHECKED, _FIRST_CHECKED + len(points.vector) // _POINTS_PER_CHECK)):
-        for k in _to_check(better, most):
+    for count in (first, min(most, first + len(points.vector) // _POINTS_PER_CHECK)):
+        for k in _to_check(better, count):
             if k not in checked:
                 checked[k] = _ratio(problem, points, k, models)
         off = np.exp(_regressed(features, np.array(list(checked)), np.log(np.stack(list(checked.values())))))
         better = replace(points, targeted=points.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
     # How they differ shows on the few requests that all share; where they are, and what is left, on all requests.
-    decisive = _decisive(better)
-    if not len(decisive):
+    closest = _closest(better, decisive)
+    if not closest:
         return better
-    left = [_over(_simulated(problem, problem.sample, points, k, models), better.targeted[k]) for k in decisive]
-    off = np.exp(_regressed(features, np.array(decisive), np.log(np.stack(left))))
+    left = [_over(_simulated(problem, problem.sample, points, k, models), better.targeted[k]) for k in closest]
+    off = np.exp(_regressed(features, np.array(closest), np.log(np.stack(left))))
     return replace(better, targeted=better.targeted * np.clip(off, 1 / _FURTHEST, _FURTHEST))
 
 
-def _decisive(points: Screened) -> list[int]:
-    """Some of the points that just keep or just miss the targets, of all costs."""
+def _closest(points: Screened, most: int) -> list[int]:
+    """So many of the points that just keep or just miss the targets, of all costs."""
     close = np.flatnonzero(np.abs(points.worst - 1) <= _CLOSE)
-    order = close[np.lexsort((points.worst[close], points.cost[close]))]
-    share = (np.arange(_MOST_DECISIVE) + 0.5) / _MOST_DECISIVE
-    return [int(k) for k in np.unique(order[(share * len(order)).astype(np.int64)])] if len(order) else []
+    return _spread(close[np.lexsort((points.worst[close], points.cost[close]))], most)
 
 
 def _to_check(points: Screened, most: int) -> list[int]:
@@ -101,9 +107,13 @@ def _to_check(points: Screened, most: int) -> list[int]:
     worst = points.worst
     apart = np.abs(np.log(np.maximum(worst, 1e-9) / max(1.0, float(worst.min()))))
     near = np.flatnonzero(apart <= max(_NEAR, float(apart.min())))
-    order = near[np.lexsort((near, worst[near]))]
-    share = (np.arange(most) + 0.5) / max(1, most)
-    return [int(k) for k in np.unique(order[(share * len(order)).astype(np.int64)])]
+    return _spread(near[np.lexsort((near, worst[near]))], most)
+
+
+def _spread(order: Integers, most: int) -> list[int]:
+    """So many of them, evenly spread."""
+    count = min(most, len(order))
+    return [int(order[(2 * k + 1) * len(order) // (2 * count)]) for k in range(count)]
 
 
 def _ratio(problem: Problem, points: Screened, k: int, models: int) -> Floats:

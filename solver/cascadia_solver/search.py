@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice, product
 
 import numpy as np
@@ -13,26 +13,30 @@ from numpy.typing import NDArray
 from cascadia_api.cascade import LatencyTarget, Objective
 from cascadia_solver.certification import QualityStudy
 from cascadia_solver.design import Design, Route, StageMade, design, routed
-from cascadia_solver.frontier import frontier_picks
 from cascadia_solver.path_allocation import Ceiling, path_bound
 from cascadia_solver.quality import QualityOfGrid
 from cascadia_solver.replay import ThresholdGrid
-from cascadia_solver.screening import AS_GOOD_AS_KEPT, Screened, screen
+from cascadia_solver.screening import Screened, screen
 from cascadia_solver.simulation import StageTimes
 from cascadia_solver.sites import PoolBudget, Site, Sites
 from cascadia_solver.workload import RequestSample, first_requests
 
-__all__ = ["Problem", "candidates", "certified", "design_route", "lower_bound", "pool_choices", "routes", "screen_all"]
+__all__ = [
+    "PER_MISS",
+    "Problem",
+    "candidates",
+    "design_route",
+    "lower_bound",
+    "pool_choices",
+    "ranking",
+    "routes",
+    "screen_all",
+]
 
 Floats = NDArray[np.float64]
 
-_PER_MISS = 5.0
+PER_MISS = 5.0
 """A share by which a target seems to be missed counts as so many times that share of what is minimised."""
-_PER_STRAIN = 0.1
-"""And of thresholds that take as many GPUs as others, those that load them less or keep targets by more are certified
-too: the best of as many are at the brink of needing one more, which is for the exact tables to say."""
-_FAR_FROM_TARGETS = 1.1
-"""Vectors that seem to miss a target by more than this factor whatever GPUs they get are not certified."""
 _POOL_CHOICES = 256
 """About the most assignments of stages to pools, all choices of stages together: none is left out for up to
 four models on two pools or three models on three."""
@@ -175,92 +179,10 @@ def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable
     return found
 
 
-def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, list[Screened]]:
-    """Bound the quality of the vectors that matter: the best at each level of what is wanted, and the frontier."""
-    place = {grid.stages: g for g, grid in enumerate(problem.grids)}
-    kept: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64) for _ in problem.grids]
-    estimates = [problem.study.estimates[place[points.grid.stages]][points.vector] for points in screened]
-    if estimates:
-        rows = [np.stack([s.latency, s.cost, e], axis=1) for s, e in zip(screened, estimates, strict=True)]
-        origin = np.concatenate([np.full(len(s.vector), place[s.grid.stages]) for s in screened])
-        vector = np.concatenate([s.vector for s in screened])
-        picks = frontier_picks(np.concatenate(rows))
-        kept = [np.unique(vector[picks][origin[picks] == g]) for g in range(len(kept))]
-    aims, hopeful = _aims(problem, screened)
-    values = [
-        np.where(good, of_grid, np.inf)
-        for aim in aims
-        for of_grid, good in zip(_least(problem, screened, aim), hopeful, strict=True)
-    ]
-    every = problem.study.of([*range(len(problem.grids))] * len(aims)).certified(
-        values,
-        [*kept, *(k[:0] for _ in aims[1:] for k in kept)],
-        floor=problem.floor,
-        confidence=float(problem.objective.confidence),
-        seed=problem.seed,
-        aims=len(aims),
-    )
-    qualities = [reduce(_better_bound, every[g :: len(problem.grids)]) for g in range(len(problem.grids))]
-    return (
-        replace(problem, qualities=qualities),
-        [replace(points, quality=qualities[place[points.grid.stages]]) for points in screened],
-    )
-
-
-def _aims(
-    problem: Problem, screened: Sequence[Screened]
-) -> tuple[list[Callable[[Screened], Floats]], list[NDArray[np.bool_]]]:
-    """What the vectors that are certified are the best in, the foremost first, and which come into question [V].
-
-    Beside what is minimised that which can be short: where little more than one vector keeps the targets, or can be
-    carried at all, what an estimate is off by must not leave only vectors that do not. All are tested in one sequence,
-    at one level. Where no vector seems to keep the targets, those nearest to them are wanted, as far as they are nearer
-    than one that is sure to be certified.
-
-    Returns:
-        Of points [K] what is to be small, and by grid the vectors that are not far from the targets at their fastest.
-    """
-
-    def minimised(points: Screened) -> Floats:
-        return _ranking(problem, points)[0] * (1 + _PER_STRAIN * points.strain)
-
-    def target(points: Screened) -> Floats:
-        return points.worst
-
-    def cost(points: Screened) -> Floats:
-        return points.cost
-
-    every = [np.ones(len(grid), dtype=bool) for grid in problem.grids]
-    if not problem.targets:
-        return [minimised] if problem.cheapest else [minimised, cost], every
-    least = _least(problem, screened, target)
-
-    def nearest(estimated: float) -> float:
-        good = [of_grid[e >= estimated] for of_grid, e in zip(least, problem.study.estimates, strict=True)]
-        return float(np.concatenate(good).min(initial=np.inf))
-
-    if nearest(problem.floor) > 1 + AS_GOOD_AS_KEPT:
-        return [target], [of_grid <= nearest(problem.study.clear_of(problem.floor)) for of_grid in least]
-    return [minimised, target], [of_grid <= _FAR_FROM_TARGETS for of_grid in least]
-
-
-def _least(problem: Problem, screened: Sequence[Screened], figure: Callable[[Screened], Floats]) -> list[Floats]:
-    """The least of a figure that each vector of each grid can have; infinite where GPUs do not carry it [V]."""
-    place = {grid.stages: g for g, grid in enumerate(problem.grids)}
-    least = [np.full(len(grid), np.inf) for grid in problem.grids]
-    for points in screened:
-        np.minimum.at(least[place[points.grid.stages]], points.vector, figure(points))
-    return least
-
-
-def _better_bound(one: QualityOfGrid, other: QualityOfGrid) -> QualityOfGrid:
-    return one if one.bound is None or other.bound is None else replace(one, bound=np.maximum(one.bound, other.bound))
-
-
-def _ranking(problem: Problem, points: Screened) -> tuple[Floats, Floats]:
+def ranking(problem: Problem, points: Screened) -> tuple[Floats, Floats]:
     """What is minimised, with what missed targets add to it, and what decides ties [K]."""
     primary, ties = (points.cost, points.latency) if problem.cheapest else (points.latency, points.cost)
-    return primary * (1 + _PER_MISS * points.missed), ties
+    return primary * (1 + PER_MISS * points.missed), ties
 
 
 def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
@@ -271,7 +193,7 @@ def routes(problem: Problem, screened: Sequence[Screened]) -> Iterator[Route]:
     rows = []
     for place, points in enumerate(screened):
         good = np.flatnonzero(points.assured >= problem.floor)
-        primary, secondary = (figures[good] for figures in _ranking(problem, points))
+        primary, secondary = (figures[good] for figures in ranking(problem, points))
         order = np.lexsort((secondary, primary))
         seen: set[int] = set()
         for k in order:
