@@ -154,7 +154,7 @@ def _targeted(
     return result
 
 
-def rows_to_estimate_on(sample: RequestSample, model: int, points: int, *, targets: bool) -> Integers:
+def rows_to_estimate_on(sample: RequestSample, model: int, points: int, *, closely: bool) -> Integers:
     """Requests that so many points are estimated on, fewer the more points.
 
     Evenly spread over the lengths of the last stage's answers, which most of a high percentile is due to.
@@ -163,9 +163,9 @@ def rows_to_estimate_on(sample: RequestSample, model: int, points: int, *, targe
         sample: The traffic.
         model: That of the last stage.
         points: Number of points.
-        targets: Whether latency targets are to be kept, which takes more of them.
+        closely: Whether latency targets are to be kept, which takes more of them.
     """
-    most, in_all = _ROWS_FOR_TARGETS if targets else _ROWS
+    most, in_all = _ROWS_FOR_TARGETS if closely else _ROWS
     count = min(len(sample), int(np.clip(in_all // max(1, points), _LEAST_ROWS, most)))
     places = ((np.arange(count) + 0.5) / count * len(sample)).astype(np.int64)
     return sample.by_length[model][places]

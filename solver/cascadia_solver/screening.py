@@ -110,6 +110,7 @@ def screen(
     percentile: float,
     floor: float,
     targets: Sequence[LatencyTarget] = (),
+    closely: bool = True,
 ) -> Screened:
     """Screen every vector of a grid with its stages on given sites.
 
@@ -124,7 +125,9 @@ def screen(
         percentile: Of end-to-end latency.
         floor: Quality floor: vectors at or above it come first where not all are looked at.
         targets: Latency targets.
+        closely: Whether there is time to look at targets closely: not if there are many choices of sites.
     """
+    closely = closely and bool(targets)
     replay = Replay(grid, sample.scores, sample.able)
     rates, profiles = _stage_loads(replay, sites, sample)
     needed = np.stack(
@@ -138,7 +141,7 @@ def screen(
     chosen = _staircases(needed, price, weights, levels_of, np.array(limits, dtype=np.int64), pools, _STAIRS)
     vectors, levels = [], []
     stages = np.arange(len(sites))
-    most = _PER_STAIR_FOR_TARGETS if targets else _PER_STAIR
+    most = _PER_STAIR_FOR_TARGETS if closely else _PER_STAIR
     for place, row in enumerate(chosen):
         possible = np.flatnonzero(row[:, 0] >= 0)
         slowness = (weights * levels_of[row]).sum(axis=1)
@@ -154,7 +157,7 @@ def screen(
     gpus = needed[vector[:, None], stages, level]
     parts = np.stack([site.table.parts[profiles[vector, j], level[:, j]] for j, site in enumerate(sites)], axis=1)
     carried = [site.table.carried[gpus[:, j], profiles[vector, j], -1] for j, site in enumerate(sites)]
-    rows = rows_to_estimate_on(sample, grid.stages[-1], len(vector), targets=bool(targets))
+    rows = rows_to_estimate_on(sample, grid.stages[-1], len(vector), closely=closely)
     latency, targeted = estimated(grid, vector, parts, sample, rows, percentile, targets)
     return Screened(
         grid=grid,

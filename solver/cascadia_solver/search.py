@@ -41,6 +41,8 @@ _POOL_CHOICES = 256
 """About the most assignments of stages to pools, all choices of stages together: none is left out for up to
 four models on two pools or three models on three."""
 _LEAST_POOL_CHOICES = 4
+_FEW_CHOICES = 24
+"""With more choices of stages and pools than this, each is looked at less closely."""
 _CANDIDATES, _CANDIDATES_FOR_TOKENS = 10, 35
 """Designs; targets on tokens need those of every choice of stages."""
 _PER_CHOICE = 5
@@ -173,6 +175,7 @@ def screen_all(problem: Problem, expired: Callable[[], bool], progress: Callable
                 percentile=problem.percentile,
                 floor=problem.floor,
                 targets=problem.targets,
+                closely=len(work) <= _FEW_CHOICES,
             )
         )
         progress((done + 1) / len(work))
