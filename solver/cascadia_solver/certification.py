@@ -64,7 +64,6 @@ _BAND_DRAWS = 2000
 _DRAWN_AT_ONCE = 32
 _SPARE = 2.5
 """Vectors that are estimated at so many standard errors above the floor hardly fail."""
-_POWER = 0.8
 _HOPELESS = 2.0
 """Vectors estimated at more standard errors than this below the floor are left off the path."""
 
@@ -163,24 +162,6 @@ class QualityStudy:
             replace(quality, bound=flat[start : start + len(grid)])
             for quality, grid, start in zip(self.qualities, self.grids, starts, strict=False)
         ]
-
-    def requests_needed(self, floor: float, confidence: float) -> int | None:
-        """About the size of calibration set at which some vector is certified to keep a floor, four times out of five.
-
-        Args:
-            floor: Quality floor.
-            confidence: Of the certificate.
-
-        Returns:
-            Number of requests; None if no vector's mean is above the floor, or under a prior.
-        """
-        best = max(float(quality.mean.max()) for quality in self.qualities)
-        if best <= floor or self.table.source == "Prior":
-            return None
-        normal = NormalDist()
-        distance = normal.inv_cdf(1 - _PATH_SHARE * (1 - confidence)) + normal.inv_cdf(_POWER)
-        spread = float((self.weights**2).mean()) * max(best * (1 - best), 1 / len(self.table))
-        return math.ceil(distance**2 * spread / (best - floor) ** 2)
 
     def clear_of(self, floor: float) -> float:
         """The estimate from which on a vector hardly fails to be certified for a floor."""
