@@ -80,6 +80,8 @@ def _section(title: str, *lines: RenderableType) -> RenderableType:
 def _title(plan: Plan) -> RenderableType:
     solver = plan.solver
     found = f"{solver.status.lower()} for {solver.objective}, gap {percent(solver.gap)}"
+    if solver.status == "TimedOut":  # the gap is that of the thresholds found so far
+        found = f"the best for {solver.objective} until the deadline"
     return Text.assemble(
         ("Plan ", "bold"),
         (plan.plan_id, "bold cyan"),

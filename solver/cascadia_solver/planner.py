@@ -353,7 +353,12 @@ def _warnings(
         )
     for model, error in sorted(problem.sites.unfit.items()):
         said.append(f"planned without {spec.models[model].name}: {error}")
-    if best.saturated:
+    lost = float((~np.isfinite(best.end_to_end)).mean())
+    if lost > 0:
+        said.append(
+            f"{lost:.2%} of the requests have more tokens than a replica's key-value cache holds: they are refused"
+        )
+    elif best.saturated:
         said.append("the queue of a stage grew during the simulation: arrivals come in bursts beyond its capacity")
     last = best.design.route.stages[-1]
     refused = float(((best.design.routed.exits == last) & ~sample.taken_by(last)).mean())
