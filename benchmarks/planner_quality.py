@@ -148,16 +148,20 @@ def _least(draws: int) -> float:
     return round(CONFIDENCE - 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / draws), 4)
 
 
-def whole_plans(report: Report, draws: int, manifest: CascadeDeployment) -> bool:
+def whole_plans(report: Report, aims: Sequence[tuple[int, CascadeDeployment]]) -> bool:
     """Coverage of whole plans: search, certification, simulation and all.
 
     Args:
         report: Told each figure.
-        draws: Calibration sets drawn.
-        manifest: Of three models.
+        aims: Calibration sets drawn, and the manifest of three models that is planned for each.
     """
+    return all([_whole_plans(report, draws, manifest) for draws, manifest in aims])  # noqa: C419 - every one of them
+
+
+def _whole_plans(report: Report, draws: int, manifest: CascadeDeployment) -> bool:
+    aim = manifest.spec.objective
     population = _Population(0.0)
-    floor = float(manifest.spec.objective.min_quality)
+    floor = float(aim.min_quality)
     kept, refused = 0, 0
     for draw in range(draws):
         table = draw_calibration(1500, 50_000 + draw, ACCURACIES, names=NAMES)
@@ -169,7 +173,8 @@ def whole_plans(report: Report, draws: int, manifest: CascadeDeployment) -> bool
         stages = [k for k, stage in enumerate(plan.stages) if stage.gpus]
         thresholds = [-math.inf if (h := plan.thresholds[k]) is None else h for k in stages[:-1]]
         kept += population.of(stages, thresholds)[0] >= floor
-    of = f"whole plans, 1500 requests, floor {floor:g}, {draws} draws"
+    within = "".join(f", {t.metric} p{t.percentile} {t.milliseconds} ms" for t in aim.targets or ())
+    of = f"whole plans, least {aim.minimize}{within}, 1500 requests, floor {floor:g}, {draws} draws"
     report(f"refused: {of}", refused / draws, "share of draws")
     return report(f"quality holds: {of}", (kept + refused) / draws, "share of draws", _least(draws), least=True)
 

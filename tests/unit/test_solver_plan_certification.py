@@ -135,19 +135,6 @@ def test_a_prior_is_chosen_on_its_mean() -> None:
     assert (study.estimates[0] == qualities[0].mean).all()
 
 
-def test_the_size_that_is_named_is_about_the_size_that_certifies() -> None:
-    small = estimate_quality(probit_table(400, 4), grids_of(probit_table(400, 4)))
-    best = max(float(quality.mean.max()) for quality in small.qualities)
-    named = small.requests_needed(best - 0.02, CONFIDENCE)
-    assert named is not None
-    assert named > 400
-    # That many requests of which as many are answered well certify it, four times out of five.
-    random = np.random.default_rng(1)
-    error = math.sqrt(best * (1 - best) / named)
-    assert float(np.mean(random.normal(best, error, 4000) - 1.7 * error > best - 0.02)) == pytest.approx(0.8, abs=0.03)
-    assert small.requests_needed(best + 0.01, CONFIDENCE) is None
-
-
 def test_what_is_known_of_a_set_is_used_for_its_like_and_for_no_other() -> None:
     table = probit_table(400, 8)
     first = estimate_quality(table, grids_of(table))
