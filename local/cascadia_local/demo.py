@@ -247,7 +247,7 @@ def _verdict(console: Console, traffic: TrafficProcess) -> int:
 def _move_view(move: Replan, traffic: TrafficProcess, changed_at: float) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, title="Planned again under load", title_style="bold", title_justify="left")
     table.add_column("stage")
-    for name in ("threshold before", "after", "replicas before", "after", "reach before", "after"):
+    for name in ("threshold\nbefore", "\nafter", "replicas\nbefore", "\nafter", "reach\nbefore", "\nafter"):
         table.add_column(name, justify="right")
     after = {stage.name: stage for stage in move.after.stages}
     for stage in move.before.stages:
