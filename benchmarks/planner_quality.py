@@ -155,7 +155,10 @@ def whole_plans(report: Report, aims: Sequence[tuple[int, CascadeDeployment]]) -
         report: Told each figure.
         aims: Calibration sets drawn, and the manifest of three models that is planned for each.
     """
-    return all([_whole_plans(report, draws, manifest) for draws, manifest in aims])  # noqa: C419 - every one of them
+    good = True
+    for draws, manifest in aims:
+        good &= _whole_plans(report, draws, manifest)
+    return good
 
 
 def _whole_plans(report: Report, draws: int, manifest: CascadeDeployment) -> bool:

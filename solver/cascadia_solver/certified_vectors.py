@@ -44,7 +44,7 @@ def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, 
         for figure in aims.figures
         for of_grid, considered in zip(_least(problem, screened, figure), aims.considered, strict=True)
     ]
-    every = problem.study.of([*range(len(problem.grids))] * len(aims.figures)).certified(
+    bounded = problem.study.of([*range(len(problem.grids))] * len(aims.figures)).certified(
         values,
         [*kept, *(k[:0] for _ in aims.figures[1:] for k in kept)],
         floor=problem.floor,
@@ -53,7 +53,7 @@ def certified(problem: Problem, screened: Sequence[Screened]) -> tuple[Problem, 
         aims=len(aims.figures),
         foremost=aims.foremost,
     )
-    qualities = [reduce(_better_bound, every[g :: len(problem.grids)]) for g in range(len(problem.grids))]
+    qualities = [reduce(_better_bound, bounded[g :: len(problem.grids)]) for g in range(len(problem.grids))]
     return (
         replace(problem, qualities=qualities),
         [replace(points, quality=qualities[place[points.grid.stages]]) for points in screened],
@@ -81,7 +81,8 @@ def _aims(problem: Problem, screened: Sequence[Screened]) -> _Aims:
     Where little more than one vector can be carried, or keeps the targets, what an estimate is off by must not leave
     only vectors that do not. If the only ones that keep the targets are near the floor, what is minimised does not
     matter any more; if none seems to, those nearest to the targets are wanted, as far as they are nearer than one
-    that is sure to be certified.
+    that is sure to be certified. (Which of these cases it is depends on the estimates of quality, hence a little on the
+    answers that are tested; benchmarks hold the guarantee against draws in them.)
     """
 
     def minimised(points: Screened) -> Floats:

@@ -111,7 +111,7 @@ def _to_check(points: Screened, most: int) -> list[int]:
 
 
 def _spread(order: Integers, most: int) -> list[int]:
-    """So many of them, evenly spread."""
+    """So many of some points, evenly spread over their order."""
     count = min(most, len(order))
     return [int(order[(2 * k + 1) * len(order) // (2 * count)]) for k in range(count)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice, product
 
 import numpy as np
@@ -144,10 +144,7 @@ def pool_choices(problem: Problem, grid: ThresholdGrid) -> list[tuple[int, ...]]
         site = problem.sites.at[model, pool]
         return min(option.gpus for option in site.options) * problem.prices[pool]
 
-    ranked = [
-        sorted(problem.sites.pools_of(model), key=lambda pool, m=model: least_cost(m, pool))  # type: ignore[misc]
-        for model in grid.stages
-    ]
+    ranked = [sorted(problem.sites.pools_of(model), key=partial(least_cost, model)) for model in grid.stages]
     most = max(_LEAST_POOL_CHOICES, _POOL_CHOICES // len(problem.grids))
     places = sorted(product(*(range(len(pools)) for pools in ranked)), key=sum)
     return [tuple(pools[k] for pools, k in zip(ranked, place, strict=True)) for place in places[:most]]

@@ -134,8 +134,8 @@ def improve(
             if evaluation.design.route.stages == stages:
                 of_route.setdefault(evaluation.design.route, []).append(evaluation)
         best = {route: best_of(problem, alike) for route, alike in of_route.items()}
-        ranked = sorted(best, key=lambda route, best=best: _rank(problem, best[route]))  # type: ignore[misc]
-        for place, route in enumerate(ranked):
+        ranked = sorted(best.items(), key=lambda item: _rank(problem, item[1]))
+        for place, (route, _) in enumerate(ranked):
             alike = of_route[route]
             found += _improved(problem, alike, models, expired) if place < _ROUTES else alike
     return found

@@ -109,7 +109,7 @@ def _nearby(problem: Problem, plan: Design) -> list[list[ReplicaSet]]:
         limit = problem.limits[plan.route.pools[j]]
         # What makes the stage no faster than fewer GPUs do is of no use.
         counts = {int(steps[j][k]) for k in (np.searchsorted(steps[j], list(wanted), side="right") - 1) if k >= 0}
-        nearest = sorted(counts - {now}, key=lambda count, now=now: abs(count - now))[:_MOST_COUNTS]  # type: ignore[misc]
+        nearest = [count for _, count in sorted((abs(count - now), count) for count in counts - {now})][:_MOST_COUNTS]
         sets = []
         for count in (now, *nearest):
             if count <= limit:
